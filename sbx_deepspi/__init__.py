@@ -1,0 +1,1 @@
+"""Deep SPI for SB3, SBX and RL Zoo."""

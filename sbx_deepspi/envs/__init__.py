@@ -1,0 +1,1 @@
+"""Environments: the EnvPool adapter."""
