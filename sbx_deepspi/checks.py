@@ -1,0 +1,98 @@
+"""What can be wrong with the user's input, each in one sentence: what it is, what was given, what to do."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from gymnasium import spaces
+
+
+def not_supported(**arguments: tuple[Any, Any]) -> None:
+    """
+    :param arguments: name → (value given, the only value supported)
+    :raises ValueError: at the first that differs
+    """
+    for name, (given, supported) in arguments.items():
+        if given != supported:
+            raise ValueError(f"DeepSPI does not support {name}={given!r}: leave it at {supported!r}.")
+
+
+def in_unit_interval(**numbers: float) -> None:
+    """
+    :param numbers: name → value
+    :raises ValueError: at the first outside [0, 1]
+    """
+    for name, number in numbers.items():
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], but got {number!r}.")
+
+
+def positive_integer(**numbers: int) -> None:
+    """
+    :param numbers: name → value
+    :raises ValueError: at the first that is not a whole number of at least 1
+    """
+    for name, number in numbers.items():
+        if not (isinstance(number, (int, np.integer)) and number >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, but got {number!r}.")
+
+
+def jax_device(device: Any) -> jax.Device:
+    """
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``, ``"gpu"`` or a ``torch.device``
+    :return: the device on which JAX computes
+    :raises ValueError: JAX has no such device
+    """
+    name, _, index = str(device).partition(":")
+    if name == "auto":
+        return jax.devices()[0]
+    platform = {"cuda": "gpu"}.get(name, name)
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError):
+        raise ValueError(
+            f"JAX has no device {str(device)!r} here, only {', '.join(map(str, jax.devices()))}: "
+            "use device='auto', or install JAX for your accelerator (pip install 'jax[cuda12]')."
+        ) from None
+
+
+def supported_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """
+    :param observation_space: the environment's
+    :param action_space: the environment's
+    :raises ValueError: DeepSPI cannot learn from these spaces
+    """
+    if not isinstance(observation_space, spaces.Box):
+        raise ValueError(
+            f"DeepSPI needs Box observations (vectors or images), but got {observation_space}: "
+            "wrap the environment in gymnasium.wrappers.FlattenObservation."
+        )
+    match action_space:
+        case spaces.Discrete(start=0) | spaces.Box():
+            return
+        case spaces.MultiDiscrete() if action_space.nvec.ndim == 1:
+            return
+        case spaces.MultiBinary() if isinstance(action_space.n, int):
+            return
+    raise ValueError(
+        "DeepSPI needs Box, Discrete (from 0), one-dimensional MultiDiscrete or one-dimensional MultiBinary "
+        f"actions, but got {action_space}: wrap the environment so that its actions take one of these forms."
+    )
+
+
+def finite(name: str, values: np.ndarray, step: int) -> None:
+    """
+    :param name: what the values are, in the singular
+    :param values: one entry per environment, shape (N, ...)
+    :param step: how many steps each environment has made
+    :raises ValueError: naming the first environment with a value that is NaN or infinite
+    """
+    if not np.issubdtype(values.dtype, np.floating):
+        return
+    bad = ~np.isfinite(values)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"Environment {index[0]} returned a non-finite {name} ({values[index]}) at step {step}: nothing was "
+            "learned from this rollout; check the environment (stable_baselines3's VecCheckNan helps to find the cause)."
+        )

@@ -1,0 +1,555 @@
+"""DeepSPI: collect → advantages → update → log (Delgrange et al., ICLR 2026, arXiv 2510.12312)."""
+
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch as th
+from flax import struct
+from flax.core import FrozenDict
+from flax.training.train_state import TrainState
+from gymnasium import spaces
+from sbx import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sbx_deepspi import checks, objective
+from sbx_deepspi.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, action_dtype, action_shape, decide, predict_values
+from sbx_deepspi.rollout import Rollout, Transitions, to_transitions
+
+TRANSITIONS_PER_ROLLOUT = 1024
+
+SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
+
+
+class Hyperparameters(struct.PyTreeNode):
+    """
+    What an update depends on beside parameters and data.
+
+    Numbers are traced: changing them compiles nothing anew. The last three, and whether an optional one
+    is ``None``, shape the compiled program.
+
+    :param learning_rate: of the optimiser
+    :param gamma: discount factor γ
+    :param gae_lambda: λ of the advantages
+    :param clip_range: ε
+    :param clip_range_vf: largest change of a value; ``None``: no limit
+    :param ent_coef: c_e
+    :param vf_coef: c_v
+    :param reward_loss_coef: α_R
+    :param transition_loss_coef: α_P
+    :param target_kl: stop the update at 1.5 times this divergence; ``None``: never
+    :param batch_size: transitions in a minibatch
+    :param n_epochs: passes over the rollout
+    :param normalize_advantage: whether advantages are normalised per minibatch
+    """
+
+    learning_rate: float
+    gamma: float
+    gae_lambda: float
+    clip_range: float
+    clip_range_vf: float | None
+    ent_coef: float
+    vf_coef: float
+    reward_loss_coef: float
+    transition_loss_coef: float
+    target_kl: float | None
+    batch_size: int = struct.field(pytree_node=False)
+    n_epochs: int = struct.field(pytree_node=False)
+    normalize_advantage: bool = struct.field(pytree_node=False)
+
+
+class Metrics(struct.PyTreeNode):
+    """
+    What one minibatch tells the user, as scalars; over an update, their means (minimum, maximum, sum for
+    the last four).
+    """
+
+    loss: jax.Array
+    policy_gradient_loss: jax.Array
+    entropy_loss: jax.Array
+    value_loss: jax.Array
+    reward_loss: jax.Array
+    transition_loss: jax.Array
+    utility: jax.Array
+    approx_kl: jax.Array
+    clip_fraction: jax.Array
+    importance_ratio_min: jax.Array
+    importance_ratio_max: jax.Array
+
+
+class UpdateReport(struct.PyTreeNode):
+    """
+    What an update tells the user; scalars.
+
+    :param metrics: over the minibatches that ran
+    :param explained_variance: of the returns by the values at collection time
+    :param n_epochs: epochs that ran, fewer than asked for if ``target_kl`` stopped them
+    """
+
+    metrics: Metrics
+    explained_variance: jax.Array
+    n_epochs: jax.Array
+
+
+def loss(
+    params: FrozenDict, state: TrainState, transitions: Transitions, key: jax.Array, hyperparameters: Hyperparameters
+) -> tuple[jax.Array, Metrics]:
+    """
+    -J of a minibatch: J = E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] + c_e H(π) - c_v ½ (V - return)².
+
+    :param params: what J is differentiated by
+    :param state: how to apply them
+    :param transitions: B transitions
+    :param key: randomness of the latent samples
+    :param hyperparameters: ε, the coefficients, and whether to normalise
+    :return: -J, and what to tell the user
+    """
+    h = hyperparameters
+    evaluation = state.apply_fn(params, transitions, key, method="evaluate")
+
+    advantages = transitions.advantages
+    if h.normalize_advantage:
+        advantages = objective.normalize(advantages)
+    utilities = objective.utility(
+        advantages,
+        evaluation.reward_losses,
+        evaluation.transition_losses,
+        h.reward_loss_coef,
+        h.transition_loss_coef,
+    )
+    log_ratios = evaluation.log_probs - transitions.log_probs
+    ratios = objective.importance_ratio(evaluation.log_probs, transitions.log_probs)
+    policy_gradient_loss = -objective.clipped_surrogate(ratios, utilities, h.clip_range).mean()
+    entropy_loss = -evaluation.entropies.mean()
+    value_loss = objective.value_loss(
+        evaluation.values, transitions.returns, transitions.values, h.clip_range_vf
+    ).mean()
+    total = policy_gradient_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss
+    return total, Metrics(
+        loss=total,
+        policy_gradient_loss=policy_gradient_loss,
+        entropy_loss=entropy_loss,
+        value_loss=value_loss,
+        reward_loss=evaluation.reward_losses.mean(),
+        transition_loss=evaluation.transition_losses.mean(),
+        utility=utilities.mean(),
+        approx_kl=objective.approximate_kl(log_ratios),
+        clip_fraction=jnp.mean(jnp.abs(ratios - 1) > h.clip_range),
+        importance_ratio_min=ratios.min(),
+        importance_ratio_max=ratios.max(),
+    )
+
+
+class Progress(struct.PyTreeNode):
+    """
+    What goes from minibatch to minibatch.
+
+    :param state: parameters and optimiser
+    :param stopped: whether the divergence has passed its limit
+    """
+
+    state: TrainState
+    stopped: jax.Array
+
+
+@jax.jit
+def update(
+    state: TrainState,
+    rollout: Rollout,
+    last_observations: np.ndarray,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+) -> tuple[TrainState, UpdateReport]:
+    """
+    One whole update: advantages, epochs, minibatches, in one compiled program.
+
+    :param state: parameters and optimiser
+    :param rollout: T steps of N environments
+    :param last_observations: what follows the rollout's last step, shape (N, ...)
+    :param key: randomness of minibatches and latent samples, used up
+    :param hyperparameters: see :class:`Hyperparameters`
+    :return: the new parameters and optimiser, and what to tell the user
+    """
+    h = hyperparameters
+    last_values = predict_values(state, last_observations)
+    transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda)
+    n_transitions = transitions.rewards.size
+    n_full = n_transitions // h.batch_size
+    state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, learning_rate=h.learning_rate))
+
+    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, Metrics]:
+        minibatch = jax.tree.map(lambda array: array[indices], transitions)
+        gradients, metrics = jax.grad(loss, has_aux=True)(state.params, state, minibatch, key, h)
+        new_state = state.apply_gradients(grads=gradients)
+        if h.target_kl is not None:
+            too_far = metrics.approx_kl > 1.5 * h.target_kl
+            new_state = jax.tree.map(lambda new, old: jnp.where(too_far, old, new), new_state, state)
+        return new_state, metrics
+
+    def minibatch_step(progress: Progress, minibatch: tuple[jax.Array, jax.Array]) -> tuple[Progress, Any]:
+        indices, key = minibatch
+        if h.target_kl is None:
+            state, metrics = learn(progress.state, indices, key)
+            return progress.replace(state=state), (metrics, True)
+
+        nothing = jax.tree.map(
+            lambda shape: jnp.zeros(shape.shape, shape.dtype),
+            jax.eval_shape(learn, progress.state, indices, key)[1],
+        )
+        state, metrics = jax.lax.cond(
+            progress.stopped,
+            lambda: (progress.state, nothing),
+            lambda: learn(progress.state, indices, key),
+        )
+        stopped = progress.stopped | (metrics.approx_kl > 1.5 * h.target_kl)
+        return Progress(state, stopped), (metrics, ~progress.stopped)
+
+    def epoch_step(progress: Progress, key: jax.Array) -> tuple[Progress, Any]:
+        key, shuffle_key = jax.random.split(key)
+        indices = jax.random.permutation(shuffle_key, n_transitions)
+        keys = jax.random.split(key, n_full + 1)
+        full = indices[: n_full * h.batch_size].reshape(n_full, h.batch_size)
+        rest = indices[n_full * h.batch_size :]
+        outputs = []
+        if n_full:
+            progress, output = jax.lax.scan(minibatch_step, progress, (full, keys[:n_full]))
+            outputs.append(output)
+        if rest.size:
+            progress, output = minibatch_step(progress, (rest, keys[n_full]))
+            outputs.append(jax.tree.map(lambda scalar: jnp.asarray(scalar)[None], output))
+        return progress, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+    progress = Progress(state, jnp.asarray(False))
+    progress, (metrics, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
+
+    means = jax.tree.map(lambda values: jnp.mean(values, where=ran), metrics)
+    report = UpdateReport(
+        metrics=means.replace(
+            importance_ratio_min=jnp.min(metrics.importance_ratio_min, where=ran, initial=jnp.inf),
+            importance_ratio_max=jnp.max(metrics.importance_ratio_max, where=ran, initial=0.0),
+        ),
+        explained_variance=1 - jnp.var(transitions.returns - transitions.values) / jnp.var(transitions.returns),
+        n_epochs=ran.any(axis=1).sum(),
+    )
+    return progress.state, report
+
+
+class DeepSPI(PPO):
+    """
+    Safe policy improvement with a latent world model, clipped as PPO is.
+
+    Policy, values and world model share one encoder. The world model's losses, one number per transition,
+    are subtracted from the advantage inside PPO's clipped objective, so that the clip bounds how far an
+    update moves the representation as well as the policy. With ``reward_loss_coef = transition_loss_coef
+    = 0`` this is PPO.
+
+    Paper: https://arxiv.org/abs/2510.12312 (defaults: its Atari settings).
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a subclass of :class:`DeepSPIPolicy`
+    :param env: the environment to learn from (a Gymnasium id, an environment or a ``VecEnv``)
+    :param learning_rate: learning rate, or a function of the remaining progress (from 1 to 0)
+    :param n_steps: steps of each environment per update; ``None``: about 1,024 transitions an update,
+        spread over the environments there are
+    :param batch_size: minibatch size; the last minibatch of an epoch is smaller if it does not divide the rollout
+    :param n_epochs: passes over the rollout per update
+    :param gamma: discount factor
+    :param gae_lambda: bias-variance trade-off of the generalised advantages
+    :param clip_range: ε, or a function of the remaining progress; the neighbourhood's C is 1 + ε
+    :param clip_range_vf: largest change of a value in one update, or a function of the remaining progress;
+        ``None``: no limit. It depends on the scale of the rewards.
+    :param normalize_advantage: normalise advantages per minibatch
+    :param ent_coef: entropy coefficient
+    :param vf_coef: value coefficient, of ½(V - return)² as in the paper (SB3 has no ½)
+    :param max_grad_norm: bound of the global norm of all gradients
+    :param use_sde: not supported
+    :param sde_sample_freq: not supported
+    :param rollout_buffer_class: not supported
+    :param rollout_buffer_kwargs: not supported
+    :param target_kl: stop an update once the estimated divergence passes 1.5 times this; ``None``: never
+    :param stats_window_size: episodes over which the logged reward, length and success rate are averaged
+    :param tensorboard_log: where to log for TensorBoard; ``None``: nowhere
+    :param policy_kwargs: arguments of the policy, see :class:`DeepSPIPolicy`
+    :param verbose: 0 for no output, 1 for information, 2 for debugging
+    :param seed: seed of all pseudo-random generators
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"``: where JAX computes
+    :param reward_loss_coef: α_R, in [0, 1]
+    :param transition_loss_coef: α_P, in [0, 1]
+    :param _init_setup_model: whether to build the networks at once
+    """
+
+    policy_aliases: ClassVar[dict[str, type[DeepSPIPolicy]]] = {  # type: ignore[assignment]
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+    }
+    policy: DeepSPIPolicy  # type: ignore[assignment]
+    rollout_buffer: Rollout  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[DeepSPIPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = LinearSchedule(2.5e-4, 0.0, 1.0),  # noqa: B008 (stateless)
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        n_epochs: int = 4,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.1,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.01,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        reward_loss_coef: float = 0.01,
+        transition_loss_coef: float = 5e-4,
+        _init_setup_model: bool = True,
+    ):
+        checks.not_supported(
+            use_sde=(use_sde, False),
+            sde_sample_freq=(sde_sample_freq, -1),
+            rollout_buffer_class=(rollout_buffer_class, None),
+            rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
+        )
+        self.jax_device = checks.jax_device(device)
+        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=automatic_n_steps(n_envs) if n_steps is None else n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            _init_setup_model=False,
+        )
+        self._automatic_n_steps = self.n_steps if n_steps is None else None
+        self.target_kl = target_kl
+        self._stats_window_size = stats_window_size
+        self.reward_loss_coef = reward_loss_coef
+        self.transition_loss_coef = transition_loss_coef
+        if _init_setup_model:
+            self._setup_model()
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        checks.supported_spaces(env.observation_space, env.action_space)
+        return PPO._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        if self.n_steps is None or self.n_steps == self._automatic_n_steps:
+            self.n_steps = self._automatic_n_steps = automatic_n_steps(self.n_envs)
+        checks.positive_integer(n_steps=self.n_steps, batch_size=self.batch_size, n_epochs=self.n_epochs)
+        checks.in_unit_interval(
+            reward_loss_coef=self.reward_loss_coef,
+            transition_loss_coef=self.transition_loss_coef,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+        )
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.clip_range_schedule = FloatSchedule(self.clip_range)
+        self.clip_range_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
+        if getattr(self, "policy", None) is None:
+            self.policy = self.policy_class(  # type: ignore[assignment]
+                self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
+            )
+            with jax.default_device(self.jax_device):
+                self.key = self.policy.build(self.key, self.lr_schedule, self.max_grad_norm)
+        self.policy.state, self.key = jax.device_put((self.policy.state, self.key), self.jax_device)
+        self.rollout_buffer = Rollout.empty(
+            self.n_steps,
+            self.n_envs,
+            observation=(self.observation_space.shape, jax.dtypes.canonicalize_dtype(self.observation_space.dtype)),
+            action=(action_shape(self.action_space), action_dtype(self.action_space)),
+        )
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: Rollout,  # type: ignore[override]
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Run the behaviour policy and fill the rollout.
+
+        :param env: the environments
+        :param callback: called at every step, and at the rollout's start and end
+        :param rollout_buffer: what to fill
+        :param n_rollout_steps: steps of each environment
+        :return: False if the callback stopped the training
+        :raises ValueError: an observation or a reward is not finite
+        """
+        rollout = rollout_buffer
+        checks.finite("observation", self._last_obs, self.num_timesteps // env.num_envs)
+        callback.on_rollout_start()
+
+        for n_steps in range(n_rollout_steps):
+            decision, self.key = decide(self.policy.state, self._last_obs, self.key)
+            actions, log_probs, values = jax.device_get((decision.actions, decision.log_probs, decision.values))
+            clipped_actions = self._to_environment(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+
+            next_observations, truncated = true_next_observations(new_obs, dones, infos)
+            environment_step = self.num_timesteps // env.num_envs
+            checks.finite("reward", rewards, environment_step)
+            checks.finite("observation", next_observations, environment_step)
+            checks.finite("observation", new_obs, environment_step)
+            truncated_values = np.zeros_like(values)
+            if truncated.any():
+                truncated_values = np.where(truncated, predict_values(self.policy.state, next_observations), 0.0)
+
+            rollout.observations[n_steps] = self._last_obs
+            rollout.next_observations[n_steps] = next_observations
+            rollout.actions[n_steps] = actions
+            rollout.rewards[n_steps] = rewards
+            rollout.dones[n_steps] = dones
+            rollout.truncated_values[n_steps] = truncated_values
+            rollout.values[n_steps] = values
+            rollout.log_probs[n_steps] = log_probs
+            self._last_obs = new_obs
+            self._last_episode_starts = dones
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
+        actions = actions.reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
+        if isinstance(self.action_space, spaces.Box):
+            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        return actions
+
+    def train(self) -> None:
+        """Update policy, values and world model from the collected rollout, and log what happened."""
+        progress = self._current_progress_remaining
+        hyperparameters = Hyperparameters(
+            learning_rate=self.lr_schedule(progress),
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            clip_range=self.clip_range_schedule(progress),
+            clip_range_vf=None if self.clip_range_vf_schedule is None else self.clip_range_vf_schedule(progress),
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            reward_loss_coef=self.reward_loss_coef,
+            transition_loss_coef=self.transition_loss_coef,
+            target_kl=self.target_kl,
+            batch_size=self.batch_size,
+            n_epochs=self.n_epochs,
+            normalize_advantage=self.normalize_advantage,
+        )
+        self.key, update_key = jax.random.split(self.key)
+        self.policy.state, report = update(
+            self.policy.state, self.rollout_buffer, self._last_obs, update_key, hyperparameters
+        )
+        self._log(jax.device_get(report), hyperparameters)
+
+    def _log(self, report: UpdateReport, hyperparameters: Hyperparameters) -> None:
+        metrics = report.metrics
+        self._n_updates += int(report.n_epochs)
+        if report.n_epochs < self.n_epochs and self.verbose >= 1:
+            print(f"Early stopping at step {report.n_epochs - 1} due to reaching max kl: {metrics.approx_kl:.2f}")
+        record = self.logger.record
+        record("train/learning_rate", hyperparameters.learning_rate)
+        record("train/entropy_loss", metrics.entropy_loss.item())
+        record("train/policy_gradient_loss", metrics.policy_gradient_loss.item())
+        record("train/value_loss", metrics.value_loss.item())
+        record("train/approx_kl", metrics.approx_kl.item())
+        record("train/clip_fraction", metrics.clip_fraction.item())
+        record("train/loss", metrics.loss.item())
+        record("train/pg_loss", (metrics.policy_gradient_loss + self.ent_coef * metrics.entropy_loss).item())
+        record("train/explained_variance", report.explained_variance.item())
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
+        record("train/clip_range", hyperparameters.clip_range)
+        if hyperparameters.clip_range_vf is not None:
+            record("train/clip_range_vf", hyperparameters.clip_range_vf)
+        if isinstance(self.action_space, spaces.Box):
+            record("train/std", np.exp(self.policy.state.params["params"]["actor"]["log_std"]).mean().item())
+        record("world_model/reward_loss", metrics.reward_loss.item())
+        record("world_model/transition_loss", metrics.transition_loss.item())
+        record("spi/importance_ratio_min", metrics.importance_ratio_min.item())
+        record("spi/importance_ratio_max", metrics.importance_ratio_max.item())
+        record("spi/utility", metrics.utility.item())
+
+    def learn(
+        self: SelfDeepSPI,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "DeepSPI",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDeepSPI:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "jax_device"]
+
+
+def automatic_n_steps(n_envs: int) -> int:
+    """
+    :param n_envs: number of environments
+    :return: steps of each, for about 1,024 transitions in a rollout: 8 for 128 environments, 1,024 for one
+    """
+    return max(TRANSITIONS_PER_ROLLOUT // n_envs, 1)
+
+
+def true_next_observations(
+    new_obs: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    s' of one step. Where an episode ended, ``new_obs`` already belongs to the next one.
+
+    :param new_obs: what the environments returned, shape (N, ...)
+    :param dones: whether each episode ended, shape (N,)
+    :param infos: of each environment, with ``terminal_observation`` where an episode ended
+    :return: s' of shape (N, ...), and whether a time limit ended the episode, bools of shape (N,)
+    :raises ValueError: an environment ended an episode without its last observation
+    """
+    truncated = np.zeros(len(dones), bool)
+    if not dones.any():
+        return new_obs, truncated
+    next_observations = new_obs.copy()
+    for i in np.flatnonzero(dones):
+        if infos[i].get("terminal_observation") is None:
+            raise ValueError(
+                f"Environment {i} ended an episode without info['terminal_observation'], which DeepSPI's world model "
+                "learns from: use one of SB3's VecEnvs, or add it to yours."
+            )
+        next_observations[i] = infos[i]["terminal_observation"]
+        truncated[i] = infos[i].get("TimeLimit.truncated", False)
+    return next_observations, truncated

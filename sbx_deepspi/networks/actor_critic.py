@@ -1,0 +1,152 @@
+"""Encoders φ, torsos and the critic: observation → latent → features → value."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Activation = Callable[[jax.Array], jax.Array]
+
+CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Nature CNN (Mnih et al. 2015): (channels, kernel size, stride) of each layer."""
+
+
+def latent_map_size(size: int) -> int:
+    """
+    Rows (or columns) of the latent map of an image with ``size`` rows (or columns).
+
+    :param size: in pixels
+    :return: number of cells; below 1 when the image is too small
+    """
+    for _, kernel_size, stride in CONVOLUTIONS:
+        size = (size - kernel_size) // stride + 1
+    return size
+
+
+def kernel_init(ortho_init: bool, scale: float = np.sqrt(2)) -> nn.initializers.Initializer:
+    """
+    :param ortho_init: orthogonal kernels of the given scale; if not, flax's own initialisation
+    :param scale: gain of the orthogonal kernel
+    :return: an initialiser
+    """
+    return nn.initializers.orthogonal(scale) if ortho_init else nn.initializers.lecun_normal()
+
+
+class CnnEncoder(nn.Module):
+    """
+    φ for images: the Nature CNN's convolutions; the latent state is the last feature map.
+
+    :param channels_first: layout of the observations
+    :param normalize_images: divide by 255
+    :param activation_fn: after each convolution
+    :param ortho_init: orthogonal kernels of gain √2
+    """
+
+    channels_first: bool
+    normalize_images: bool
+    activation_fn: Activation
+    ortho_init: bool
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        """
+        :param observations: shape (B, C, H, W) or (B, H, W, C), integers or floats
+        :return: z, shape (B, H', W', 64), float32; (B, 7, 7, 64) for 84 × 84 images
+        """
+        latents = jnp.moveaxis(observations, 1, -1) if self.channels_first else observations
+        latents = latents.astype(jnp.float32)
+        if self.normalize_images:
+            latents = latents / 255.0
+        for features, kernel_size, stride in CONVOLUTIONS:
+            convolution = nn.Conv(
+                features,
+                (kernel_size, kernel_size),
+                (stride, stride),
+                padding="VALID",
+                kernel_init=kernel_init(self.ortho_init),
+            )
+            latents = self.activation_fn(convolution(latents))
+        return latents
+
+
+class CnnTorso(nn.Module):
+    """
+    Latent map → features for both heads: flatten, one dense layer.
+
+    :param features_dim: width of the layer
+    :param activation_fn: after the layer
+    :param ortho_init: orthogonal kernel of gain √2
+    """
+
+    features_dim: int
+    activation_fn: Activation
+    ortho_init: bool
+
+    @nn.compact
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """
+        :param latents: z, shape (B, H', W', C)
+        :return: shape (B, features_dim)
+        """
+        dense = nn.Dense(self.features_dim, kernel_init=kernel_init(self.ortho_init))
+        return self.activation_fn(dense(latents.reshape(len(latents), -1)))
+
+
+class MlpEncoder(nn.Module):
+    """
+    φ for vectors: one dense layer; the latent state is a vector.
+
+    :param features_dim: size of the latent state
+    :param activation_fn: after the layer
+    :param ortho_init: orthogonal kernel of gain √2
+    """
+
+    features_dim: int
+    activation_fn: Activation
+    ortho_init: bool
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        """
+        :param observations: shape (B, ...), flattened
+        :return: z, shape (B, features_dim), float32
+        """
+        vectors = observations.reshape(len(observations), -1).astype(jnp.float32)
+        return self.activation_fn(nn.Dense(self.features_dim, kernel_init=kernel_init(self.ortho_init))(vectors))
+
+
+class MlpTorso(nn.Module):
+    """Latent vectors are features already: the torso has nothing to add."""
+
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """
+        :param latents: z, shape (B, D)
+        :return: the same
+        """
+        return latents
+
+
+class Critic(nn.Module):
+    """
+    V(s) from the torso's features.
+
+    :param net_arch: widths of the hidden layers
+    :param activation_fn: after each hidden layer
+    :param ortho_init: orthogonal kernels, of gain √2 in hidden layers and 1 in the last
+    """
+
+    net_arch: tuple[int, ...]
+    activation_fn: Activation
+    ortho_init: bool
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """
+        :param features: shape (B, F)
+        :return: values, shape (B,)
+        """
+        for n_units in self.net_arch:
+            features = self.activation_fn(nn.Dense(n_units, kernel_init=kernel_init(self.ortho_init))(features))
+        return nn.Dense(1, kernel_init=kernel_init(self.ortho_init, 1.0))(features)[:, 0]

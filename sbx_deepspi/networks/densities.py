@@ -1,0 +1,99 @@
+"""Latent transition densities P̄(·|z, a): what the transition model predicts, and how a sample is scored."""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sbx_deepspi.objective import transition_loss
+
+
+class LatentDensity(Protocol):
+    """A density over next latents of shape (B, ..., D) that can tell its ℓ_P."""
+
+    def transition_losses(self, next_latents: jax.Array, key: jax.Array) -> jax.Array:
+        """
+        ℓ_P of observed next latents.
+
+        :param next_latents: φ(s'), shape (B, ..., D)
+        :param key: randomness of the reparameterised sample
+        :return: shape (B,)
+        """
+
+
+class Deterministic(struct.PyTreeNode):
+    """
+    A single point; ℓ_P is the *mean* Huber loss over the latent dimensions (DeepMDP, Gelada et al. 2019).
+
+    :param locations: ẑ', shape (B, ..., D)
+    """
+
+    locations: jax.Array
+
+    def transition_losses(self, next_latents: jax.Array, key: jax.Array) -> jax.Array:
+        n_dimensions = next_latents[0].size
+        return transition_loss(self.locations, next_latents) / n_dimensions
+
+
+class Mixture(struct.PyTreeNode):
+    """
+    A mixture of K diagonal normals whose noise is cut to [-1, 1]; with K = 1, one normal.
+
+    :param locations: shape (B, ..., D, K)
+    :param scales: positive, shape (B, ..., D, K)
+    :param logits: of the weights, shared by the D dimensions, shape (B, ..., K)
+    """
+
+    locations: jax.Array
+    scales: jax.Array
+    logits: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """
+        ẑ' = Σ_k softmax(logits)_k (location_k + scale_k ε_k), reparameterised (DeepSPI's mixture).
+
+        :param key: randomness of ε
+        :return: shape (B, ..., D)
+        """
+        noise = jnp.clip(jax.random.normal(key, self.locations.shape, self.locations.dtype), -1.0, 1.0)
+        weights = jax.nn.softmax(self.logits)[..., None, :]
+        return (weights * (self.locations + self.scales * noise)).sum(axis=-1)
+
+    def transition_losses(self, next_latents: jax.Array, key: jax.Array) -> jax.Array:
+        return transition_loss(self.sample(key), next_latents)
+
+
+def n_outputs(transition_density: str, n_components: int) -> int:
+    """
+    Numbers that a transition model gives per latent dimension.
+
+    :param transition_density: ``"mixture"``, ``"normal"`` or ``"deterministic"``
+    :param n_components: K of the mixture
+    :return: 2 K for a mixture, 2 for a normal, 1 for a point
+    """
+    return {"mixture": 2 * n_components, "normal": 2, "deterministic": 1}[transition_density]
+
+
+def from_outputs(outputs: jax.Array, logits: jax.Array | None, lipschitz_constant: float | None) -> LatentDensity:
+    """
+    Read a transition model's outputs as a density.
+
+    With 1-Lipschitz outputs every location and scale gets ½ L, so that both together are L-Lipschitz
+    for noise within [-1, 1]; a point gets L.
+
+    :param outputs: locations, then scales before their softplus: shape (B, ..., D, ``n_outputs``)
+    :param logits: of the mixture's weights, shape (B, ..., K); ``None``: one component
+    :param lipschitz_constant: L; ``None``: outputs are taken as they are
+    :return: the density
+    """
+    n_numbers = outputs.shape[-1]
+    constant = 1.0 if lipschitz_constant is None else lipschitz_constant
+    if n_numbers == 1:
+        return Deterministic(constant * outputs[..., 0])
+    if lipschitz_constant is not None:
+        constant = 0.5 * lipschitz_constant
+    locations, scales = jnp.split(outputs, 2, axis=-1)
+    if logits is None:
+        logits = jnp.zeros((*outputs.shape[:-2], n_numbers // 2))
+    return Mixture(constant * locations, constant * (jax.nn.softplus(scales) + 1e-6), logits)

@@ -1,0 +1,132 @@
+"""The world model on the latent space: P̄(·|z, a) and R̄(z, a), L-Lipschitz in z or plain.
+
+Discrete actions choose a slice of the last layer on latent maps; all others (and all on latent vectors)
+enter the hidden layer as an added embedding, which leaves the map as Lipschitz in z as it was.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sbx_deepspi.networks.densities import LatentDensity, from_outputs, n_outputs
+from sbx_deepspi.networks.lipschitz import (
+    Convolution,
+    Dense,
+    DensePerAction,
+    GroupedConvolutionPerAction,
+    group_sort,
+)
+
+N_GROUPS = 16
+
+
+class ActionEmbedding(nn.Module):
+    """
+    A linear embedding of the actions, to be added to hidden features or, broadcast, to a hidden map.
+
+    It is not divided by a norm: the world model has to be Lipschitz in z, not in a.
+
+    :param n_actions: number of discrete actions; ``None``: actions are vectors
+    """
+
+    n_actions: int | None
+
+    @nn.compact
+    def __call__(self, actions: jax.Array, hidden: jax.Array) -> jax.Array:
+        """
+        :param actions: integers of shape (B,) if ``n_actions`` is given, else floats of shape (B, A)
+        :param hidden: what the embedding is added to, shape (B, ..., C)
+        :return: shape (B, 1, ..., C)
+        """
+        vectors = actions if self.n_actions is None else jax.nn.one_hot(actions, self.n_actions)
+        embedding = nn.Dense(hidden.shape[-1], use_bias=False)(vectors)
+        return jnp.expand_dims(embedding, tuple(range(1, hidden.ndim - 1)))
+
+
+class TransitionModel(nn.Module):
+    """
+    P̄(·|z, a).
+
+    On latent maps: a 2 × 2 convolution to twice the channels, then a grouped one for the taken action.
+    On latent vectors: two dense layers.
+
+    :param n_actions: number of discrete actions; ``None``: actions are vectors
+    :param transition_density: ``"mixture"``, ``"normal"`` or ``"deterministic"``
+    :param n_components: K of the mixture
+    :param lipschitz_constant: L; ``None``: plain layers with ReLU
+    """
+
+    n_actions: int | None
+    transition_density: str
+    n_components: int
+    lipschitz_constant: float | None
+
+    @nn.compact
+    def __call__(self, latents: jax.Array, actions: jax.Array) -> LatentDensity:
+        """
+        :param latents: z, shape (B, H, W, C) or (B, D)
+        :param actions: integers of shape (B,) if ``n_actions`` is given, else floats of shape (B, A)
+        :return: a density over next latents, of the shape of ``latents``
+        """
+        lipschitz = self.lipschitz_constant is not None
+        activation = group_sort if lipschitz else nn.relu
+        n_dimensions = latents.shape[-1]
+        n_numbers = n_outputs(self.transition_density, self.n_components)
+        is_map = latents.ndim == 4
+        slices = self.n_actions if is_map and self.n_actions is not None else 1
+        taken = actions if slices > 1 else jnp.zeros(len(latents), jnp.int32)
+
+        if is_map:
+            hidden = Convolution(2 * n_dimensions, lipschitz, name="hidden")(latents)
+        else:
+            hidden = Dense(2 * n_dimensions, lipschitz, name="hidden")(latents)
+        if slices == 1:
+            hidden += ActionEmbedding(self.n_actions, name="actions")(actions, hidden)
+        hidden = activation(hidden)
+
+        features = n_dimensions * n_numbers
+        if is_map:
+            groups = N_GROUPS if n_dimensions % N_GROUPS == 0 else 1
+            last = GroupedConvolutionPerAction(slices, features, groups, lipschitz, name="outputs")
+            outputs = last(hidden, taken)
+        else:
+            outputs = Dense(features, lipschitz, name="outputs")(hidden)
+        logits = None
+        if self.transition_density == "mixture":
+            logits = DensePerAction(slices, self.n_components, lipschitz, name="logits")(hidden, taken)
+        outputs = outputs.reshape(*latents.shape, n_numbers)
+        return from_outputs(outputs, logits, self.lipschitz_constant)
+
+
+class RewardModel(nn.Module):
+    """
+    R̄(z, a): three dense layers, the last one with an output for each discrete action.
+
+    :param n_actions: number of discrete actions; ``None``: actions are vectors
+    :param n_units: width of the two hidden layers
+    :param lipschitz_constant: L; ``None``: plain layers with ReLU
+    """
+
+    n_actions: int | None
+    n_units: int
+    lipschitz_constant: float | None
+
+    @nn.compact
+    def __call__(self, latents: jax.Array, actions: jax.Array) -> jax.Array:
+        """
+        :param latents: z, shape (B, ...)
+        :param actions: integers of shape (B,) if ``n_actions`` is given, else floats of shape (B, A)
+        :return: predicted rewards, shape (B,)
+        """
+        lipschitz = self.lipschitz_constant is not None
+        activation = group_sort if lipschitz else nn.relu
+        slices = 1 if self.n_actions is None else self.n_actions
+        taken = actions if slices > 1 else jnp.zeros(len(latents), jnp.int32)
+
+        hidden = Dense(self.n_units, lipschitz, name="hidden_0")(latents.reshape(len(latents), -1))
+        if slices == 1:
+            hidden += ActionEmbedding(self.n_actions, name="actions")(actions, hidden)
+        hidden = activation(hidden)
+        hidden = activation(Dense(self.n_units, lipschitz, name="hidden_1")(hidden))
+        rewards = DensePerAction(slices, 1, lipschitz, name="outputs")(hidden, taken)[:, 0]
+        return rewards if self.lipschitz_constant is None else self.lipschitz_constant * rewards

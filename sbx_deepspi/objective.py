@@ -1,0 +1,126 @@
+"""DeepSPI's objective, one pure function per equation (Delgrange et al., ICLR 2026, arXiv 2510.12312).
+
+Every function takes and returns float arrays; ``B`` is the number of transitions in a minibatch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def huber(error: jax.Array) -> jax.Array:
+    """
+    Huber loss with δ = 1, element by element: ½e² where |e| ≤ 1, |e| - ½ elsewhere.
+
+    :param error: any shape
+    :return: same shape as ``error``, in the squared units of ``error`` near zero and its units far away
+    """
+    magnitude = jnp.abs(error)
+    quadratic = jnp.minimum(magnitude, 1.0)
+    return quadratic * (magnitude - 0.5 * quadratic)
+
+
+def reward_loss(predicted_rewards: jax.Array, rewards: jax.Array) -> jax.Array:
+    """
+    ℓ_R = huber(R̄(φ(s), a) - r), one number per transition.
+
+    :param predicted_rewards: R̄(φ(s), a), shape (B,)
+    :param rewards: r as the environment gave it, without any bootstrapped value, shape (B,)
+    :return: shape (B,)
+    """
+    return huber(predicted_rewards - rewards)
+
+
+def transition_loss(predicted_latents: jax.Array, next_latents: jax.Array) -> jax.Array:
+    """
+    ℓ_P = Σ huber(ẑ' - φ(s')), summed over the latent dimensions: one number per transition.
+
+    :param predicted_latents: ẑ', a reparameterised sample of P̄(·|φ(s), a), shape (B, ...)
+    :param next_latents: φ(s'), shape (B, ...)
+    :return: shape (B,)
+    """
+    losses = huber(predicted_latents - next_latents)
+    return losses.sum(axis=tuple(range(1, losses.ndim)))
+
+
+def normalize(advantages: jax.Array) -> jax.Array:
+    """
+    Advantages with mean 0 and standard deviation 1 over the minibatch.
+
+    :param advantages: Â, shape (B,)
+    :return: shape (B,); a single advantage is returned as it is
+    """
+    if advantages.size <= 1:
+        return advantages
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def utility(
+    advantages: jax.Array,
+    reward_losses: jax.Array,
+    transition_losses: jax.Array,
+    reward_loss_coef: float | jax.Array,
+    transition_loss_coef: float | jax.Array,
+) -> jax.Array:
+    """
+    U = Â - α_R ℓ_R - α_P ℓ_P, what DeepSPI puts in the place of the advantage.
+
+    The losses stay differentiable: that is how the clip bounds the encoder's step as well as the policy's.
+
+    :param advantages: Â, already normalised, shape (B,)
+    :param reward_losses: ℓ_R, shape (B,)
+    :param transition_losses: ℓ_P, shape (B,)
+    :param reward_loss_coef: α_R
+    :param transition_loss_coef: α_P
+    :return: shape (B,)
+    """
+    return advantages - reward_loss_coef * reward_losses - transition_loss_coef * transition_losses
+
+
+def importance_ratio(log_probs: jax.Array, old_log_probs: jax.Array) -> jax.Array:
+    """
+    ρ = D_IR of the sampled pair = π'(a|s) / π(a|s).
+
+    :param log_probs: log π'(a|s) under the policy being updated, shape (B,)
+    :param old_log_probs: log π(a|s) under the policy that collected the data, shape (B,)
+    :return: shape (B,)
+    """
+    return jnp.exp(log_probs - old_log_probs)
+
+
+def clipped_surrogate(ratios: jax.Array, utilities: jax.Array, clip_range: float | jax.Array) -> jax.Array:
+    """
+    min(ρ U, clip(ρ, 1-ε, 1+ε) U): PPO's clipped objective (Schulman et al. 2017, eq. 7) on the utility.
+
+    :param ratios: ρ, shape (B,)
+    :param utilities: U, shape (B,)
+    :param clip_range: ε
+    :return: shape (B,), to be maximised
+    """
+    return jnp.minimum(ratios * utilities, jnp.clip(ratios, 1 - clip_range, 1 + clip_range) * utilities)
+
+
+def value_loss(
+    values: jax.Array, returns: jax.Array, old_values: jax.Array, clip_range_vf: float | jax.Array | None
+) -> jax.Array:
+    """
+    ½(V - return)², with V kept within ``clip_range_vf`` of the value at collection time when that is given.
+
+    :param values: V(s) now, shape (B,)
+    :param returns: the TD(λ) targets, shape (B,)
+    :param old_values: V(s) when the data was collected, shape (B,)
+    :param clip_range_vf: largest change of a value, in the units of the return; ``None``: no limit
+    :return: shape (B,)
+    """
+    if clip_range_vf is not None:
+        values = old_values + jnp.clip(values - old_values, -clip_range_vf, clip_range_vf)
+    return 0.5 * (values - returns) ** 2
+
+
+def approximate_kl(log_ratios: jax.Array) -> jax.Array:
+    """
+    Estimate of KL(π ‖ π') from samples of π: the mean of (ρ - 1) - log ρ, never negative.
+
+    :param log_ratios: log ρ, shape (B,)
+    :return: scalar, in nats
+    """
+    return jnp.mean(jnp.expm1(log_ratios) - log_ratios)

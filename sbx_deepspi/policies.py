@@ -1,0 +1,421 @@
+"""DeepSPI's policies: encoder, torso, heads and world model as one SB3 policy with one parameter tree."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from flax.training.train_state import TrainState
+from gymnasium import spaces
+from sbx.common.policies import BaseJaxPolicy
+from sbx.ppo.policies import Actor
+from stable_baselines3.common.preprocessing import is_image_space_channels_first
+from stable_baselines3.common.type_aliases import Schedule
+
+from sbx_deepspi.networks.actor_critic import (
+    Activation,
+    CnnEncoder,
+    CnnTorso,
+    Critic,
+    MlpEncoder,
+    MlpTorso,
+    latent_map_size,
+)
+from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
+from sbx_deepspi.objective import reward_loss
+from sbx_deepspi.rollout import Transitions
+
+TRANSITION_DENSITIES = ("mixture", "normal", "deterministic")
+
+
+class Decision(struct.PyTreeNode):
+    """
+    What the behaviour policy did in ``N`` environments.
+
+    :param actions: shape (N, ...)
+    :param log_probs: log π(a|s), shape (N,)
+    :param values: V(s), shape (N,)
+    """
+
+    actions: jax.Array
+    log_probs: jax.Array
+    values: jax.Array
+
+
+class Evaluation(struct.PyTreeNode):
+    """
+    What the objective asks of the networks, for ``B`` transitions; every array is (B,).
+
+    :param log_probs: log π'(a|s)
+    :param entropies: H(π'(·|s)), in nats
+    :param values: V(s)
+    :param reward_losses: ℓ_R
+    :param transition_losses: ℓ_P
+    """
+
+    log_probs: jax.Array
+    entropies: jax.Array
+    values: jax.Array
+    reward_losses: jax.Array
+    transition_losses: jax.Array
+
+
+class Networks(nn.Module):
+    """
+    Everything that DeepSPI learns; one tree {encoder, torso, actor, critic, transition_model, reward_model}.
+
+    :param encoder: φ, observation → latent z
+    :param torso: z → features
+    :param actor: π̄, features → action distribution
+    :param critic: V, features → value
+    :param transition_model: P̄(·|z, a)
+    :param reward_model: R̄(z, a)
+    :param encode_actions: actions as the world model takes them
+    """
+
+    encoder: nn.Module
+    torso: nn.Module
+    actor: nn.Module
+    critic: nn.Module
+    transition_model: nn.Module
+    reward_model: nn.Module
+    encode_actions: Callable[[jax.Array], jax.Array]
+
+    def __call__(self, observations: jax.Array) -> tuple[Any, jax.Array]:
+        """
+        :param observations: shape (B, ...)
+        :return: the action distribution π(·|s), and the values V(s) of shape (B,)
+        """
+        features = self.torso(self.encoder(observations))
+        return self.actor(features), self.critic(features)
+
+    def evaluate(self, transitions: Transitions, key: jax.Array) -> Evaluation:
+        """
+        One pass over a minibatch. Gradient flows through both φ(s) and φ(s').
+
+        :param transitions: B transitions
+        :param key: randomness of the latent sample ẑ'
+        :return: policy, values and the world model's losses
+        """
+        latents = self.encoder(transitions.observations)
+        next_latents = self.encoder(transitions.next_observations)
+        features = self.torso(latents)
+        distribution = self.actor(features)
+        actions = self.encode_actions(transitions.actions)
+        return Evaluation(
+            log_probs=distribution.log_prob(transitions.actions),
+            entropies=distribution.entropy(),
+            values=self.critic(features),
+            reward_losses=reward_loss(self.reward_model(latents, actions), transitions.rewards),
+            transition_losses=self.transition_model(latents, actions).transition_losses(next_latents, key),
+        )
+
+
+@jax.jit
+def decide(state: TrainState, observations: np.ndarray, key: jax.Array) -> tuple[Decision, jax.Array]:
+    """
+    Sample actions, with what the update needs to know of them.
+
+    :param state: parameters of :class:`Networks`
+    :param observations: shape (N, ...)
+    :param key: randomness, used up
+    :return: the decision, and a key for the next one
+    """
+    key, sample_key = jax.random.split(key)
+    distribution, values = state.apply_fn(state.params, observations)
+    actions = distribution.sample(seed=sample_key)
+    return Decision(actions, distribution.log_prob(actions), values), key
+
+
+@jax.jit
+def predict_values(state: TrainState, observations: np.ndarray) -> jax.Array:
+    """
+    :param state: parameters of :class:`Networks`
+    :param observations: shape (N, ...)
+    :return: V(s), shape (N,)
+    """
+    return state.apply_fn(state.params, observations)[1]
+
+
+class DeepSPIPolicy(BaseJaxPolicy):
+    """
+    Encoder, torso, actor, critic and world model under one optimiser.
+
+    ``policy_kwargs`` are what SBX's PPO policies take, and the world model's four.
+
+    :param observation_space: a Box
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :param lr_schedule: learning rate as a function of the remaining progress
+    :param net_arch: hidden layers of actor and critic on top of the torso, one list for both or
+        ``dict(pi=[...], vf=[...])``
+    :param ortho_init: orthogonal initialisation; if not, flax's own
+    :param log_std_init: initial log standard deviation for Box actions
+    :param activation_fn: activation of encoder, torso, actor and critic
+    :param features_extractor_kwargs: ``dict(features_dim=...)``, the size of the torso's output for images
+        and of the latent state for vectors
+    :param normalize_images: divide 8-bit images by 255
+    :param optimizer_class: an optax optimiser that takes ``learning_rate``
+    :param optimizer_kwargs: further arguments of the optimiser; eps 1e-5 for Adam when not given
+    :param transition_density: P̄'s family: ``"mixture"``, ``"normal"`` or ``"deterministic"``
+    :param n_components: number of normals in the mixture
+    :param lipschitz_constant: L of the world model in z; ``None``: plain layers
+    :param unsupported: anything else is an error that names it
+    """
+
+    default_net_arch: tuple[int, ...]
+    default_features_dim: int
+    reward_model_units: int
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        ortho_init: bool = True,
+        log_std_init: float = 0.0,
+        activation_fn: Activation = nn.tanh,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: Callable[..., optax.GradientTransformation] = optax.adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        transition_density: str = "mixture",
+        n_components: int = 5,
+        lipschitz_constant: float | None = 1.0,
+        **unsupported: Any,
+    ):
+        if unsupported:
+            raise TypeError(_unsupported_message(unsupported))
+        if transition_density not in TRANSITION_DENSITIES:
+            raise ValueError(
+                f"transition_density must be one of {', '.join(map(repr, TRANSITION_DENSITIES))}, "
+                f"but got {transition_density!r}."
+            )
+        if not (isinstance(n_components, int) and n_components >= 1):
+            raise ValueError(f"n_components must be a whole number of at least 1, but got {n_components!r}.")
+        if lipschitz_constant is not None and not lipschitz_constant > 0:
+            raise ValueError(
+                f"lipschitz_constant must be positive, or None for plain layers, but got {lipschitz_constant!r}."
+            )
+        features_extractor_kwargs = features_extractor_kwargs or {}
+        if set(features_extractor_kwargs) - {"features_dim"}:
+            raise TypeError(
+                f"features_extractor_kwargs takes 'features_dim', but got {sorted(features_extractor_kwargs)}."
+            )
+        if optimizer_kwargs is None:
+            optimizer_kwargs = {"eps": 1e-5} if optimizer_class is optax.adam else {}
+
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_kwargs=features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        net_arch = list(self.default_net_arch) if net_arch is None else net_arch
+        self.net_arch = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "vf": net_arch}
+        self.ortho_init = ortho_init
+        self.log_std_init = log_std_init
+        self.activation_fn = activation_fn
+        self.features_dim = features_extractor_kwargs.get("features_dim", self.default_features_dim)
+        self.transition_density = transition_density
+        self.n_components = n_components
+        self.lipschitz_constant = lipschitz_constant
+
+    def make_encoder(self) -> nn.Module:
+        """
+        :return: φ, observation → latent
+        """
+        raise NotImplementedError
+
+    def make_torso(self) -> nn.Module:
+        """
+        :return: latent → features
+        """
+        raise NotImplementedError
+
+    def build(self, key: jax.Array, lr_schedule: Schedule, max_grad_norm: float) -> jax.Array:
+        """
+        Make the networks, their parameters and the optimiser, on the device of ``key``.
+
+        :param key: randomness
+        :param lr_schedule: its value at the start is the optimiser's first learning rate
+        :param max_grad_norm: bound of the global norm of all gradients
+        :return: a fresh key
+        """
+        key, init_key, self.key = jax.random.split(key, 3)
+        n_actions = int(self.action_space.n) if isinstance(self.action_space, spaces.Discrete) else None
+        world_model = dict(n_actions=n_actions, lipschitz_constant=self.lipschitz_constant)
+        self.networks = Networks(
+            encoder=self.make_encoder(),
+            torso=self.make_torso(),
+            actor=Actor(
+                net_arch=self.net_arch["pi"],
+                log_std_init=self.log_std_init,
+                activation_fn=self.activation_fn,
+                ortho_init=self.ortho_init,
+                **actor_kwargs(self.action_space),
+            ),
+            critic=Critic(tuple(self.net_arch["vf"]), self.activation_fn, self.ortho_init),
+            transition_model=TransitionModel(
+                transition_density=self.transition_density, n_components=self.n_components, **world_model
+            ),
+            reward_model=RewardModel(n_units=self.reward_model_units, **world_model),
+            encode_actions=action_encoder(self.action_space),
+        )
+        observations = jnp.zeros((1, *self.observation_space.shape), self.observation_space.dtype)
+        actions = jnp.zeros((1, *action_shape(self.action_space)), action_dtype(self.action_space))
+        example = Transitions(observations, observations, actions, *[jnp.zeros(1)] * 5)
+        params = jax.jit(self.networks.init, static_argnames="method")(init_key, example, init_key, method="evaluate")
+        # the learning rate is injected so that a schedule can change it without a new compilation
+        optimizer = optax.inject_hyperparams(self.optimizer_class)(
+            learning_rate=lr_schedule(1.0), **self.optimizer_kwargs
+        )
+        self.state = TrainState.create(
+            apply_fn=self.networks.apply,
+            params=params,
+            tx=optax.chain(optax.clip_by_global_norm(max_grad_norm), optimizer),
+        )
+        return key
+
+    def forward(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:  # type: ignore[override]
+        if deterministic:
+            return _most_likely_actions(self.state, observation)
+        decision, self.key = decide(self.state, observation, self.key)
+        return decision.actions
+
+
+@jax.jit
+def _most_likely_actions(state: TrainState, observations: np.ndarray) -> jax.Array:
+    return state.apply_fn(state.params, observations)[0].mode()
+
+
+class MlpPolicy(DeepSPIPolicy):
+    """DeepSPI's policy for vectors (other observations are flattened); see :class:`DeepSPIPolicy`."""
+
+    default_net_arch = (64, 64)
+    default_features_dim = 64
+    reward_model_units = 64
+
+    def make_encoder(self) -> nn.Module:
+        return MlpEncoder(self.features_dim, self.activation_fn, self.ortho_init)
+
+    def make_torso(self) -> nn.Module:
+        return MlpTorso()
+
+
+class CnnPolicy(DeepSPIPolicy):
+    """DeepSPI's policy for images, channels first or last; see :class:`DeepSPIPolicy`."""
+
+    default_net_arch = ()
+    default_features_dim = 512
+    reward_model_units = 256
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        activation_fn: Activation = nn.relu,
+        **kwargs: Any,
+    ):
+        shape = observation_space.shape or ()
+        if len(shape) != 3:
+            raise ValueError(
+                f"CnnPolicy needs images with three dimensions, but the observations have shape {shape}: "
+                "use 'MlpPolicy' for vectors."
+            )
+        self.channels_first = is_image_space_channels_first(observation_space)
+        height, width = shape[1:] if self.channels_first else shape[:2]
+        if min(latent_map_size(height), latent_map_size(width)) < 1:
+            raise ValueError(
+                f"CnnPolicy's convolutions need images of at least 36 x 36 pixels, but these have {height} x {width}: "
+                "resize them, or use 'MlpPolicy'."
+            )
+        super().__init__(observation_space, action_space, lr_schedule, activation_fn=activation_fn, **kwargs)
+
+    def make_encoder(self) -> nn.Module:
+        normalize_images = self.normalize_images and self.observation_space.dtype == np.uint8
+        return CnnEncoder(self.channels_first, normalize_images, self.activation_fn, self.ortho_init)
+
+    def make_torso(self) -> nn.Module:
+        return CnnTorso(self.features_dim, self.activation_fn, self.ortho_init)
+
+
+def action_dtype(action_space: spaces.Space) -> type[np.generic]:
+    """
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :return: the dtype of sampled actions
+    """
+    return np.float32 if isinstance(action_space, spaces.Box) else np.int32
+
+
+def action_shape(action_space: spaces.Space) -> tuple[int, ...]:
+    """
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :return: shape of one action as the policy samples it: Box actions are flat vectors
+    """
+    return (int(np.prod(action_space.shape)),) if isinstance(action_space, spaces.Box) else action_space.shape
+
+
+def actor_kwargs(action_space: spaces.Space) -> dict[str, Any]:
+    """
+    How SBX's actor is told of an action space.
+
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :return: ``action_dim`` and, for all but Box, ``num_discrete_choices``
+    """
+    match action_space:
+        case spaces.Box():
+            return {"action_dim": int(np.prod(action_space.shape))}
+        case spaces.Discrete():
+            return {"action_dim": int(action_space.n), "num_discrete_choices": int(action_space.n)}
+        case spaces.MultiDiscrete():
+            return {"action_dim": int(action_space.nvec.sum()), "num_discrete_choices": action_space.nvec}
+        case spaces.MultiBinary():
+            return {"action_dim": 2 * action_space.n, "num_discrete_choices": np.full(action_space.n, 2)}
+    raise NotImplementedError(action_space)
+
+
+def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Array]:
+    """
+    How the world model reads actions: Discrete ones as they are, Box ones as the environment saw them
+    (clipped to their bounds), the others as one-hot vectors side by side.
+
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :return: a function of actions of shape (B, ...) to integers (B,) for Discrete, else to floats (B, A)
+    """
+    match action_space:
+        case spaces.Discrete():
+            return lambda actions: actions
+        case spaces.Box():
+            low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
+            return lambda actions: jnp.clip(actions, low, high)
+        case spaces.MultiDiscrete():
+            sizes = [int(n) for n in action_space.nvec]
+            return lambda actions: jnp.concatenate(
+                [jax.nn.one_hot(actions[:, i], n) for i, n in enumerate(sizes)], axis=-1
+            )
+        case spaces.MultiBinary():
+            return lambda actions: actions.astype(jnp.float32)
+    raise NotImplementedError(action_space)
+
+
+def _unsupported_message(unsupported: dict[str, Any]) -> str:
+    taken = [
+        "net_arch", "ortho_init", "log_std_init", "activation_fn", "features_extractor_kwargs", "normalize_images",
+        "optimizer_class", "optimizer_kwargs", "transition_density", "n_components", "lipschitz_constant",
+    ]  # fmt: skip
+    name = next(iter(unsupported))
+    nearest = difflib.get_close_matches(name, taken, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"they take {', '.join(taken)}."
+    return f"DeepSPI's policies do not support the policy_kwargs {name!r}: {hint}"

@@ -1,0 +1,150 @@
+"""What one rollout holds, and the advantages that come from it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+Array = jax.Array | np.ndarray
+
+
+class Rollout(struct.PyTreeNode):
+    """
+    ``T`` steps of ``N`` environments under the behaviour policy π_b; every array is (T, N, ...).
+
+    The fields are NumPy arrays while a rollout is collected and JAX arrays inside the update.
+
+    :param observations: s, in the environment's own dtype
+    :param next_observations: s'; where an episode ended, its real last observation
+    :param actions: a, as sampled (before Box actions are clipped to their bounds)
+    :param rewards: r, float32, as the environment gave them
+    :param dones: whether the episode ended with this step
+    :param truncated_values: V(s') where a time limit cut the episode, 0 elsewhere, float32
+    :param values: V(s), float32
+    :param log_probs: log π_b(a|s), float32
+    """
+
+    observations: Array
+    next_observations: Array
+    actions: Array
+    rewards: Array
+    dones: Array
+    truncated_values: Array
+    values: Array
+    log_probs: Array
+
+    @classmethod
+    def empty(
+        cls,
+        n_steps: int,
+        n_envs: int,
+        observation: tuple[tuple[int, ...], Any],
+        action: tuple[tuple[int, ...], Any],
+    ) -> "Rollout":
+        """
+        A rollout of zeros, to be filled step by step.
+
+        :param n_steps: T
+        :param n_envs: N
+        :param observation: shape and dtype of one observation
+        :param action: shape and dtype of one action
+        :return: NumPy arrays of the shapes above
+        """
+
+        def zeros(shape: tuple[int, ...] = (), dtype: Any = np.float32) -> np.ndarray:
+            return np.zeros((n_steps, n_envs, *shape), dtype)
+
+        return cls(
+            observations=zeros(*observation),
+            next_observations=zeros(*observation),
+            actions=zeros(*action),
+            rewards=zeros(),
+            dones=zeros(dtype=bool),
+            truncated_values=zeros(),
+            values=zeros(),
+            log_probs=zeros(),
+        )
+
+
+class Transitions(struct.PyTreeNode):
+    """
+    What the objective needs of ``B`` transitions; every array is (B, ...).
+
+    :param observations: s
+    :param next_observations: s'
+    :param actions: a
+    :param rewards: r
+    :param values: V(s) at collection time
+    :param log_probs: log π_b(a|s)
+    :param advantages: Â
+    :param returns: Â + V(s)
+    """
+
+    observations: jax.Array
+    next_observations: jax.Array
+    actions: jax.Array
+    rewards: jax.Array
+    values: jax.Array
+    log_probs: jax.Array
+    advantages: jax.Array
+    returns: jax.Array
+
+
+def generalized_advantages(
+    rollout: Rollout, last_values: Array, gamma: float | jax.Array, gae_lambda: float | jax.Array
+) -> jax.Array:
+    """
+    Generalised advantage estimation (Schulman et al. 2016, eq. 16).
+
+    δ_t = r_t + γ V(s_{t+1}) - V(s_t) and Â_t = δ_t + γλ Â_{t+1}, where an episode's end stops the sum;
+    V(s_{t+1}) is 0 after a terminal state and V of the real last observation after a time limit.
+
+    :param rollout: T steps of N environments
+    :param last_values: V of the observations that follow the rollout's last step, shape (N,)
+    :param gamma: discount factor γ
+    :param gae_lambda: λ
+    :return: Â, shape (T, N)
+    """
+    following_values = jnp.concatenate([rollout.values[1:], last_values[None]])
+    next_values = jnp.where(rollout.dones, rollout.truncated_values, following_values)
+    deltas = rollout.rewards + gamma * next_values - rollout.values
+    decays = gamma * gae_lambda * (1.0 - rollout.dones)
+
+    def backward(advantage: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        delta, decay = step
+        advantage = delta + decay * advantage
+        return advantage, advantage
+
+    _, advantages = jax.lax.scan(backward, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True)
+    return advantages
+
+
+def to_transitions(
+    rollout: Rollout, last_values: Array, gamma: float | jax.Array, gae_lambda: float | jax.Array
+) -> Transitions:
+    """
+    Flatten a rollout into its T · N transitions, with their advantages and returns.
+
+    :param rollout: T steps of N environments
+    :param last_values: V of the observations that follow the rollout's last step, shape (N,)
+    :param gamma: discount factor γ
+    :param gae_lambda: λ
+    :return: T · N transitions, in time-major order
+    """
+    advantages = generalized_advantages(rollout, last_values, gamma, gae_lambda)
+
+    def flatten(array: Array) -> jax.Array:
+        return jnp.asarray(array).reshape(-1, *array.shape[2:])
+
+    return Transitions(
+        observations=flatten(rollout.observations),
+        next_observations=flatten(rollout.next_observations),
+        actions=flatten(rollout.actions),
+        rewards=flatten(rollout.rewards),
+        values=flatten(rollout.values),
+        log_probs=flatten(rollout.log_probs),
+        advantages=flatten(advantages),
+        returns=flatten(advantages + rollout.values),
+    )
