@@ -327,6 +327,7 @@ class DeepSPI(PPO):
             rollout_buffer_class=(rollout_buffer_class, None),
             rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
         )
+        checks.positive_integer(n_steps=1 if n_steps is None else n_steps, batch_size=batch_size, n_epochs=n_epochs)
         self.jax_device = checks.jax_device(device)
         n_envs = env.num_envs if isinstance(env, VecEnv) else 1
         super().__init__(

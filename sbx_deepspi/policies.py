@@ -222,7 +222,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
         self.net_arch = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "vf": net_arch}
         self.ortho_init = ortho_init
         self.log_std_init = log_std_init
-        self.activation_fn = activation_fn
+        self.activation_fn = as_activation(activation_fn)
         self.features_dim = features_extractor_kwargs.get("features_dim", self.default_features_dim)
         self.transition_density = transition_density
         self.n_components = n_components
@@ -349,6 +349,24 @@ class CnnPolicy(DeepSPIPolicy):
 
     def make_torso(self) -> nn.Module:
         return CnnTorso(self.features_dim, self.activation_fn, self.ortho_init)
+
+
+def as_activation(activation_fn: Any) -> Activation:
+    """
+    SB3 scripts name activations by their ``torch.nn`` class, SBX scripts by a JAX function: both are taken.
+
+    :param activation_fn: a function of arrays, or a class such as ``torch.nn.Tanh``
+    :return: a function of arrays
+    :raises ValueError: JAX has no such activation
+    """
+    if not isinstance(activation_fn, type):
+        return activation_fn
+    names = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu", "LeakyReLU": "leaky_relu", "SiLU": "silu", "GELU": "gelu"}
+    if activation_fn.__name__ not in names:
+        raise ValueError(
+            f"activation_fn must be a JAX function or one of torch.nn's {', '.join(names)}, but got {activation_fn!r}."
+        )
+    return getattr(jax.nn, names[activation_fn.__name__])
 
 
 def action_dtype(action_space: spaces.Space) -> type[np.generic]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from importlib.util import find_spec
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
     RL Zoo's experiment manager. For our algorithms only, it reads ``rl_zoo_hyperparams/`` and trains Atari on
     EnvPool where the hyperparameters say ``envpool: true``.
 
-    :param args: The command line, to be saved beside the model
-    :param algo: Name of the algorithm
+    :param args: the command line, to be saved beside the model
+    :param algo: name of the algorithm
     :param others: RL Zoo's other arguments
-    :param kwargs: And those by name: ``config`` is the user's own hyperparameter file
+    :param kwargs: and those by name: ``config`` is the user's own hyperparameter file
     """
 
     use_envpool = False
@@ -69,12 +68,14 @@ class ExperimentManager(exp_manager.ExperimentManager):
         """
         EnvPool only replaces ALE where both play the same game, so that ``enjoy``, which uses ALE, does too.
 
-        :param env_wrapper: The environment wrapper as the hyperparameters have it
-        :return: What speaks against EnvPool, if anything
+        :param env_wrapper: the environment wrapper as the hyperparameters have it
+        :return: what speaks against EnvPool, if anything
         """
         unknown_kwargs = {*self.env_kwargs, *self.eval_env_kwargs} - SHARED_ENV_KWARGS
-        if find_spec("envpool") is None:
-            return "it is not installed (pip install 'sbx-deepspi[atari]')"
+        try:
+            import envpool  # noqa: F401
+        except ImportError:
+            return "it cannot be imported (pip install 'sbx-deepspi[atari]')"
         if "NoFrameskip" not in self.env_name.gym_id:
             return f"it has no counterpart of {self.env_name.gym_id}"
         if env_wrapper not in (ATARI_WRAPPER, [ATARI_WRAPPER]):
@@ -88,15 +89,14 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         if not self.use_envpool:
             return super().create_envs(n_envs, eval_env, no_log)
-        env_id = self.env_name.gym_id
-        env_kwargs = gym.spec(env_id).kwargs | (self.eval_env_kwargs if eval_env else self.env_kwargs)
         env: VecEnv = make_envpool_env(
-            env_id.split("NoFrameskip")[0] + "-v5",
+            self.env_name.gym_id,
             n_envs=n_envs,
-            seed=self.seed + self.n_envs * eval_env,  # each environment gets the seed after its neighbour's
+            # The environments' seeds count up from this one: evaluate on others than those of training
+            seed=self.seed + self.n_envs if eval_env else self.seed,
             monitor_dir=None if eval_env or no_log else self.save_path,
             stack_num=self.frame_stack or 1,
-            **{name: env_kwargs[name] for name in SHARED_ENV_KWARGS & env_kwargs.keys()},
+            **(self.eval_env_kwargs if eval_env else self.env_kwargs),
         )
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)
@@ -107,8 +107,8 @@ def flatten_dict(env: gym.Env) -> gym.Env:
     """
     Turn dictionaries of arrays, dm_control's observations, into vectors; leave all others alone.
 
-    :param env: Any environment
-    :return: The environment without dictionaries
+    :param env: any environment
+    :return: the environment without dictionaries
     """
     is_dict = isinstance(env.observation_space, gym.spaces.Dict)
     return gym.wrappers.FlattenObservation(env) if is_dict else env
@@ -120,11 +120,11 @@ def sample_hyperparams(
     """
     One point of the search space; a rollout has 256 to 8,192 transitions however many environments there are.
 
-    :param trial: Optuna's trial
-    :param n_actions: Unused: number of actions, if they are continuous
-    :param n_envs: Number of environments
-    :param additional_args: Unused: what other algorithms need
-    :return: Arguments for the algorithm
+    :param trial: the trial that draws it
+    :param n_actions: number of actions, if they are continuous; not used
+    :param n_envs: number of environments
+    :param additional_args: what the samplers of other algorithms need; not used
+    :return: arguments for the algorithm
     """
     shortest = max(ceil(log2(256 / n_envs)), 0)
     trial.suggest_int("n_steps_pow", shortest, shortest + 5)
@@ -154,8 +154,8 @@ def convert_hyperparams(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     Read a trial's parameters back, for ``--trial-id``.
 
-    :param sampled_params: The parameters of a trial
-    :return: Hyperparameters as in a YAML file, where RL Zoo saves them: no JAX function could be saved
+    :param sampled_params: the parameters of a trial
+    :return: hyperparameters as in a YAML file, where RL Zoo saves them: no JAX function could be saved
     """
     hyperparams = dict(sampled_params)
     for name in ("n_steps", "batch_size"):
@@ -174,13 +174,14 @@ def run_enjoy_from_any_folder(call: Callable[..., int]) -> Callable[..., int]:
     missing, run the module that it stands for.
 
     :param call: ``subprocess.call``
-    :return: The same, but for that command
+    :return: the same, but for that command
     """
 
-    def patched_call(command: list[str], **kwargs: Any) -> int:
-        if command[:2] == ["python", "enjoy.py"] and not os.path.exists("enjoy.py"):
+    def patched_call(command: Any, *args: Any, **kwargs: Any) -> int:
+        is_enjoy = isinstance(command, list) and command[:2] == ["python", "enjoy.py"]
+        if is_enjoy and not os.path.exists("enjoy.py"):
             command = [sys.executable, "-m", "rl_zoo3.enjoy", *command[2:]]
-        return call(command, **kwargs)
+        return call(command, *args, **kwargs)
 
     return patched_call
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sbx_deepspi.networks.convolution import convolution
+
 Activation = Callable[[jax.Array], jax.Array]
 
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -59,15 +61,11 @@ class CnnEncoder(nn.Module):
         latents = latents.astype(jnp.float32)
         if self.normalize_images:
             latents = latents / 255.0
-        for features, kernel_size, stride in CONVOLUTIONS:
-            convolution = nn.Conv(
-                features,
-                (kernel_size, kernel_size),
-                (stride, stride),
-                padding="VALID",
-                kernel_init=kernel_init(self.ortho_init),
-            )
-            latents = self.activation_fn(convolution(latents))
+        for i, (features, size, stride) in enumerate(CONVOLUTIONS):
+            shape = (size, size, latents.shape[-1], features)
+            kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), shape)
+            bias = self.param(f"bias_{i}", nn.initializers.zeros, (features,))
+            latents = self.activation_fn(convolution(latents, kernel, stride) + bias)
         return latents
 
 

@@ -1,0 +1,69 @@
+"""VALID convolutions in the form that each backend runs fast: the one place where that is decided.
+
+XLA's own convolution is right for accelerators. On CPUs it is slow, and slower still inside the loops over
+epochs and minibatches (jax issue 12868), while matrix products run near the machine's peak; there a
+convolution is space-to-depth, one matrix product, and a sum of shifted slices, or a product of patches.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """
+    Convolution without padding.
+
+    :param images: shape (B, H, W, C)
+    :param kernel: square, its size a multiple of ``stride``: shape (k, k, C, O)
+    :param stride: in both directions
+    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O)
+    """
+    return jax.lax.platform_dependent(
+        images,
+        kernel,
+        cpu=lambda images, kernel: matrix_convolution(images, kernel, stride),
+        default=lambda images, kernel: plain_convolution(images, kernel, stride),
+    )
+
+
+def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """XLA's convolution; see :func:`convolution`."""
+    return jax.lax.conv_general_dilated(
+        images, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same from one matrix product; see :func:`convolution`."""
+    size, _, channels, features = kernel.shape
+    taps = size // stride
+    batch, height, width, _ = images.shape
+    rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
+    # blocks of stride x stride pixels become channels, which leaves a convolution with stride 1
+    images = images[:, : (rows - 1) * stride + size, : (columns - 1) * stride + size]
+    blocks = space_to_depth(images, stride)
+    kernel = kernel.reshape(taps, stride, taps, stride, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(taps, taps, stride * stride * channels, features)
+
+    def shifted(array: jax.Array, row: int, column: int) -> jax.Array:
+        return array[:, row : row + rows, column : column + columns]
+
+    offsets = [(row, column) for row in range(taps) for column in range(taps)]
+    if stride == 1:  # many taps, few channels: products of patches move the fewest bytes
+        windows = jnp.concatenate([shifted(blocks, *offset) for offset in offsets], axis=-1)
+        return windows @ kernel.reshape(-1, features)
+    products = jnp.einsum("bhwc,ijcf->bhwijf", blocks, kernel)
+    return sum(shifted(products, row, column)[..., row, column, :] for row, column in offsets)  # type: ignore[return-value]
+
+
+def space_to_depth(images: jax.Array, size: int) -> jax.Array:
+    """
+    Turn blocks of ``size`` × ``size`` pixels into one pixel with that many times the channels.
+
+    :param images: shape (B, H, W, C), H and W multiples of ``size``
+    :param size: of the blocks
+    :return: shape (B, H / size, W / size, size² · C)
+    """
+    batch, height, width, channels = images.shape
+    blocks = images.reshape(batch, height // size, size, width // size, size, channels)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, -1)

@@ -1,0 +1,182 @@
+"""Layers, densities and world model against plain NumPy versions: values, gradients and norms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sbx_deepspi.networks import densities, lipschitz
+from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
+from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
+
+KEY = jax.random.key(0)
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (40, 40), (2, 3, 6, 4)])
+def test_spectral_norm_bound_is_above_the_norm_and_close(shape: tuple[int, ...]) -> None:
+    matrices = normal(1, *shape)
+    true = np.linalg.norm(matrices, 2, axis=(-2, -1))
+    bound = np.asarray(lipschitz.spectral_norm_bound(matrices))
+    assert (bound >= true * (1 - 1e-5)).all()
+    assert (bound <= 1.1 * true).all()
+
+
+def unrolled(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The matrix of a SAME convolution, column by column."""
+    channels = kernel.shape[2]
+    units = np.eye(height * width * channels, dtype=np.float32).reshape(-1, height, width, channels)
+    images = jax.lax.conv_general_dilated(
+        units, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return np.asarray(images).reshape(len(units), -1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (3, 5), (1, 1)])
+def test_convolution_norm_bound_is_above_the_norm_and_close(height: int, width: int) -> None:
+    kernel = normal(2, 2, 2, 4, 6)
+    true = np.linalg.norm(unrolled(kernel, height, width), 2)
+    bound = float(lipschitz.convolution_norm_bound(kernel, height, width))
+    assert true * (1 - 1e-5) <= bound
+    if min(height, width) > 1:
+        assert bound <= 1.2 * true
+
+
+def test_norm_bound_gradient_is_that_of_the_norm() -> None:
+    matrix = normal(3, 6, 4)
+    u, _, vt = np.linalg.svd(matrix)
+    gradient = jax.grad(lambda m: lipschitz.spectral_norm_bound(m, n_iterations=8))(matrix)
+    np.testing.assert_allclose(gradient, np.outer(u[:, 0], vt[0]), atol=1e-3)
+    assert jnp.isfinite(jax.grad(lipschitz.spectral_norm_bound)(jnp.zeros((3, 3)))).all()
+
+
+def test_group_sort_by_hand() -> None:
+    np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([3.0, 1.0, -2.0, 5.0])), [1, 3, -2, 5])
+
+
+@pytest.mark.parametrize("lipschitz_layers", [False, True])
+def test_convolution_layer_equals_xlas(lipschitz_layers: bool) -> None:
+    layer = lipschitz.Convolution(6, lipschitz_layers)
+    images = normal(4, 3, 5, 7, 4)
+    params = layer.init(KEY, images)
+
+    def plain(params: dict, images: jax.Array) -> jax.Array:
+        kernel = params["params"]["kernel"]
+        if lipschitz_layers:
+            kernel = kernel / lipschitz.convolution_norm_bound(kernel, 5, 7)
+        return params["params"]["bias"] + jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert_same_function(layer.apply, plain, params, images)
+
+
+@pytest.mark.parametrize(("n_actions", "groups"), [(1, 2), (3, 1), (18, 2)])
+def test_grouped_convolution_per_action_equals_all_actions_then_selection(n_actions: int, groups: int) -> None:
+    layer = lipschitz.GroupedConvolutionPerAction(n_actions, 6, groups, lipschitz=False)
+    images = normal(5, 9, 3, 4, 8)
+    actions = jax.random.randint(KEY, (9,), 0, n_actions)
+    params = layer.init(KEY, images, actions)
+
+    def plain(params: dict, images: jax.Array) -> jax.Array:
+        kernel, bias = params["params"]["kernel"], params["params"]["bias"]
+
+        def one_action(kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            kernel = jnp.moveaxis(kernel, 0, 3).reshape(2, 2, 8 // groups, 6)
+            return bias + jax.lax.conv_general_dilated(
+                images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+            )
+
+        every_action = jax.vmap(one_action)(kernel, bias)
+        return every_action[actions, jnp.arange(9)]
+
+    assert_same_function(lambda p, x: layer.apply(p, x, actions), plain, params, images)
+
+
+@pytest.mark.parametrize(("size", "stride", "height", "width"), [(8, 4, 84, 84), (8, 4, 37, 45), (4, 2, 9, 20), (3, 1, 3, 9)])
+def test_matrix_convolution_equals_xlas(size: int, stride: int, height: int, width: int) -> None:
+    images, kernel = normal(6, 2, height, width, 3), normal(7, size, size, 3, 5)
+    assert_same_function(
+        lambda k, x: matrix_convolution(x, k, stride), lambda k, x: plain_convolution(x, k, stride), kernel, images
+    )
+
+
+def assert_same_function(fast, plain, params, inputs) -> None:  # noqa: ANN001
+    """Values and all gradients to 1e-4 relative to their largest entry."""
+    outputs, fast_vjp = jax.vjp(fast, params, inputs)
+    expected, plain_vjp = jax.vjp(plain, params, inputs)
+    cotangent = jax.random.normal(KEY, expected.shape)
+    for ours, theirs in zip(
+        jax.tree.leaves((outputs, fast_vjp(cotangent))), jax.tree.leaves((expected, plain_vjp(cotangent))), strict=True
+    ):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-12)
+
+
+def test_mixture_sample_by_numpy() -> None:
+    locations, scales, logits = normal(1, 2, 3, 4), jnp.exp(normal(2, 2, 3, 4)), normal(3, 2, 4)
+    sample = densities.Mixture(locations, scales, logits).sample(KEY)
+    noise = np.clip(jax.random.normal(KEY, (2, 3, 4)), -1, 1)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(sample, (weights[:, None] * (locations + scales * noise)).sum(-1), rtol=1e-5)
+
+
+def test_densities_from_outputs() -> None:
+    outputs = normal(1, 2, 3, 2)
+    density = densities.from_outputs(outputs, None, lipschitz_constant=3.0)
+    assert isinstance(density, densities.Mixture)
+    np.testing.assert_allclose(density.locations, 1.5 * outputs[..., :1])
+    np.testing.assert_allclose(density.scales, 1.5 * (np.log1p(np.exp(outputs[..., 1:])) + 1e-6), rtol=1e-5)
+    point = densities.from_outputs(outputs[..., :1], None, lipschitz_constant=3.0)
+    assert isinstance(point, densities.Deterministic)
+    next_latents = jnp.zeros((2, 3))
+    losses = point.transition_losses(next_latents, KEY)
+    errors = np.abs(3.0 * outputs[..., 0])
+    np.testing.assert_allclose(losses, np.where(errors <= 1, errors**2 / 2, errors - 0.5).mean(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("latent_shape", [(3, 3, 16), (10,)])
+@pytest.mark.parametrize("density", ["mixture", "normal", "deterministic"])
+@pytest.mark.parametrize("n_actions", [3, None])
+def test_world_model_is_lipschitz_in_the_latent(
+    latent_shape: tuple[int, ...], density: str, n_actions: int | None
+) -> None:
+    constant = 2.0
+    latents = normal(1, 6, *latent_shape)
+    actions = jnp.arange(6) % 3 if n_actions else normal(2, 6, 4)
+    transition = TransitionModel(n_actions, density, 4, constant)
+    reward = RewardModel(n_actions, 8, constant)
+    transition_params, reward_params = transition.init(KEY, latents, actions), reward.init(KEY, latents, actions)
+
+    # weights far from their initialisation, as training would leave them
+    transition_params, reward_params = jax.tree.map(lambda p: 3 * p + 0.1, (transition_params, reward_params))
+    direction = normal(3, 6, *latent_shape)
+    for scale in (1e-2, 1.0, 10.0):
+        moved = latents + scale * direction
+        distance = np.linalg.norm((moved - latents).reshape(6, -1), axis=1)
+        change = reward.apply(reward_params, moved, actions) - reward.apply(reward_params, latents, actions)
+        assert (np.abs(change) <= constant * distance * (1 + 1e-3)).all()
+        before = transition.apply(transition_params, latents, actions)
+        after = transition.apply(transition_params, moved, actions)
+        maps = [(before.locations, after.locations, constant)]
+        if density != "deterministic":
+            maps = [(before.locations, after.locations, constant / 2), (before.scales, after.scales, constant / 2)]
+        for first, second, bound in maps:
+            change = np.linalg.norm(np.asarray(second - first).reshape(6, -1), axis=1)
+            assert (change <= bound * distance * (1 + 1e-3)).all()
+
+
+def test_world_model_sees_the_action() -> None:
+    latents = normal(1, 4, 3, 3, 16)
+    for n_actions, first, second in ((2, jnp.zeros(4, int), jnp.ones(4, int)), (None, jnp.zeros((4, 2)), jnp.ones((4, 2)))):
+        for model in (TransitionModel(n_actions, "normal", 1, 1.0), RewardModel(n_actions, 8, 1.0)):
+            params = model.init(KEY, latents, first)
+            pairs = zip(
+                jax.tree.leaves(model.apply(params, latents, first)),
+                jax.tree.leaves(model.apply(params, latents, second)),
+                strict=True,
+            )
+            assert any(not np.allclose(a, b) for a, b in pairs)

@@ -1,0 +1,54 @@
+"""Advantages against SB3's own buffer, and s' and r as the environment gave them."""
+
+import jax
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sbx_deepspi.rollout import Rollout, generalized_advantages, to_transitions
+
+GAMMA, GAE_LAMBDA = 0.9, 0.8
+
+
+def random_rollout(n_steps: int, n_envs: int) -> tuple[Rollout, np.ndarray]:
+    rng = np.random.default_rng(0)
+    rollout = Rollout.empty(n_steps, n_envs, observation=((3,), np.float32), action=((), np.int32))
+    rollout = jax.tree.map(
+        lambda a: (rng.random(a.shape) < 0.3 if a.dtype == bool else rng.normal(size=a.shape) * 3).astype(a.dtype), rollout
+    )
+    truncated = rollout.dones & (rng.random(rollout.dones.shape) < 0.5)
+    rollout = rollout.replace(truncated_values=np.where(truncated, rollout.truncated_values, 0).astype(np.float32))
+    return rollout, rng.normal(size=n_envs).astype(np.float32)
+
+
+def test_advantages_equal_sb3s() -> None:
+    rollout, last_values = random_rollout(n_steps=11, n_envs=5)
+    assert rollout.dones.any() and rollout.truncated_values.any()
+    buffer = RolloutBuffer(
+        11, spaces.Box(-1, 1, (3,)), spaces.Discrete(2), gamma=GAMMA, gae_lambda=GAE_LAMBDA, n_envs=5
+    )
+    starts = np.concatenate([np.zeros((1, 5)), rollout.dones[:-1]])
+    for t in range(11):
+        bootstrapped = rollout.rewards[t] + GAMMA * rollout.truncated_values[t]
+        buffer.add(
+            rollout.observations[t], rollout.actions[t], bootstrapped, starts[t],
+            th.as_tensor(rollout.values[t]), th.as_tensor(rollout.log_probs[t]),
+        )  # fmt: skip
+    buffer.compute_returns_and_advantage(th.as_tensor(last_values), rollout.dones[-1])
+
+    advantages = generalized_advantages(rollout, last_values, GAMMA, GAE_LAMBDA)
+    np.testing.assert_allclose(advantages, buffer.advantages, rtol=1e-5, atol=1e-5)
+    transitions = to_transitions(rollout, last_values, GAMMA, GAE_LAMBDA)
+    np.testing.assert_allclose(transitions.returns, buffer.returns.reshape(-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(transitions.rewards, rollout.rewards.reshape(-1))
+
+
+def test_advantages_by_hand() -> None:
+    """Two steps, then a terminal state: δ = (1 + 0.9·2 - 1, 3 - 2) and Â_0 = δ_0 + 0.72 δ_1."""
+    rollout = Rollout.empty(2, 1, observation=((), np.float32), action=((), np.int32))
+    rollout.rewards[:, 0] = 1, 3
+    rollout.values[:, 0] = 1, 2
+    rollout.dones[1] = True
+    advantages = generalized_advantages(rollout, np.array([100.0]), GAMMA, GAE_LAMBDA)
+    np.testing.assert_allclose(advantages[:, 0], [1.8 + 0.72, 1.0], rtol=1e-6)
