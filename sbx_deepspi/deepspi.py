@@ -31,7 +31,7 @@ class Hyperparameters(struct.PyTreeNode):
     """
     What an update depends on beside parameters and data.
 
-    Numbers are traced: changing them compiles nothing anew. The last three, and whether an optional one
+    Numbers are traced: changing them compiles nothing anew. The last four, and whether an optional one
     is ``None``, shape the compiled program.
 
     :param learning_rate: of the optimiser
@@ -47,6 +47,7 @@ class Hyperparameters(struct.PyTreeNode):
     :param batch_size: transitions in a minibatch
     :param n_epochs: passes over the rollout
     :param normalize_advantage: whether advantages are normalised per minibatch
+    :param microbatch_size: transitions that go through the networks at a time
     """
 
     learning_rate: float
@@ -62,13 +63,11 @@ class Hyperparameters(struct.PyTreeNode):
     batch_size: int = struct.field(pytree_node=False)
     n_epochs: int = struct.field(pytree_node=False)
     normalize_advantage: bool = struct.field(pytree_node=False)
+    microbatch_size: int = struct.field(pytree_node=False)
 
 
 class Metrics(struct.PyTreeNode):
-    """
-    What one minibatch tells the user, as scalars; over an update, their means (minimum, maximum, sum for
-    the last four).
-    """
+    """What some transitions tell the user: scalars, or several of each along one axis."""
 
     loss: jax.Array
     policy_gradient_loss: jax.Array
@@ -81,6 +80,18 @@ class Metrics(struct.PyTreeNode):
     clip_fraction: jax.Array
     importance_ratio_min: jax.Array
     importance_ratio_max: jax.Array
+
+    def summary(self, where: jax.Array | None = None) -> "Metrics":
+        """
+        Several as one: their means, the least and the greatest importance ratio.
+
+        :param where: which of them count; ``None``: all
+        :return: scalars
+        """
+        return jax.tree.map(lambda values: jnp.mean(values, where=where), self).replace(
+            importance_ratio_min=jnp.min(self.importance_ratio_min, where=where, initial=jnp.inf),
+            importance_ratio_max=jnp.max(self.importance_ratio_max, where=where, initial=0.0),
+        )
 
 
 class UpdateReport(struct.PyTreeNode):
@@ -101,29 +112,24 @@ def loss(
     params: FrozenDict, state: TrainState, transitions: Transitions, key: jax.Array, hyperparameters: Hyperparameters
 ) -> tuple[jax.Array, Metrics]:
     """
-    -J of a minibatch: J = E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] + c_e H(π) - c_v ½ (V - return)².
+    -J of some transitions: J = E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] + c_e H(π) - c_v ½ (V - return)².
 
-    :param params: what J is differentiated by
+    :param params: what J is differentiated by, constrained
     :param state: how to apply them
-    :param transitions: B transitions
+    :param transitions: B transitions, their advantages already normalised
     :param key: randomness of the latent samples
-    :param hyperparameters: ε, the coefficients, and whether to normalise
+    :param hyperparameters: ε and the coefficients
     :return: -J, and what to tell the user
     """
     h = hyperparameters
     evaluation = state.apply_fn(params, transitions, key, method="evaluate")
-
-    advantages = transitions.advantages
-    if h.normalize_advantage:
-        advantages = objective.normalize(advantages)
     utilities = objective.utility(
-        advantages,
+        transitions.advantages,
         evaluation.reward_losses,
         evaluation.transition_losses,
         h.reward_loss_coef,
         h.transition_loss_coef,
     )
-    log_ratios = evaluation.log_probs - transitions.log_probs
     ratios = objective.importance_ratio(evaluation.log_probs, transitions.log_probs)
     policy_gradient_loss = -objective.clipped_surrogate(ratios, utilities, h.clip_range).mean()
     entropy_loss = -evaluation.entropies.mean()
@@ -139,11 +145,41 @@ def loss(
         reward_loss=evaluation.reward_losses.mean(),
         transition_loss=evaluation.transition_losses.mean(),
         utility=utilities.mean(),
-        approx_kl=objective.approximate_kl(log_ratios),
+        approx_kl=objective.approximate_kl(evaluation.log_probs - transitions.log_probs),
         clip_fraction=jnp.mean(jnp.abs(ratios - 1) > h.clip_range),
         importance_ratio_min=ratios.min(),
         importance_ratio_max=ratios.max(),
     )
+
+
+def loss_gradients(
+    state: TrainState, minibatch: Transitions, key: jax.Array, hyperparameters: Hyperparameters
+) -> tuple[FrozenDict, Metrics]:
+    """
+    The gradient of -J of a minibatch, summed over parts that fit the processor's cache.
+
+    :param state: the parameters
+    :param minibatch: B transitions
+    :param key: randomness of the latent samples
+    :param hyperparameters: see :class:`Hyperparameters`
+    :return: the gradient by the (unconstrained) parameters, and what to tell the user
+    """
+    if hyperparameters.normalize_advantage:
+        minibatch = minibatch.replace(advantages=objective.normalize(minibatch.advantages))
+    constrained, pull_back = jax.vjp(lambda params: state.apply_fn(params, method="constrain"), state.params)
+    n_parts = max(minibatch.rewards.size // hyperparameters.microbatch_size, 1)
+    if minibatch.rewards.size % n_parts:
+        n_parts = 1
+
+    def add_part(total: FrozenDict, part: tuple[Transitions, jax.Array]) -> tuple[FrozenDict, Metrics]:
+        gradients, metrics = jax.grad(loss, has_aux=True)(constrained, state, *part, hyperparameters)
+        return jax.tree.map(jnp.add, total, gradients), metrics
+
+    parts = jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), minibatch)
+    nothing = jax.tree.map(jnp.zeros_like, constrained)
+    total, metrics = jax.lax.scan(add_part, nothing, (parts, jax.random.split(key, n_parts)))
+    (gradients,) = pull_back(jax.tree.map(lambda gradient: gradient / n_parts, total))
+    return gradients, metrics.summary()
 
 
 class Progress(struct.PyTreeNode):
@@ -185,7 +221,7 @@ def update(
 
     def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, Metrics]:
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params, state, minibatch, key, h)
+        gradients, metrics = loss_gradients(state, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)
         if h.target_kl is not None:
             too_far = metrics.approx_kl > 1.5 * h.target_kl
@@ -228,12 +264,8 @@ def update(
     progress = Progress(state, jnp.asarray(False))
     progress, (metrics, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
 
-    means = jax.tree.map(lambda values: jnp.mean(values, where=ran), metrics)
     report = UpdateReport(
-        metrics=means.replace(
-            importance_ratio_min=jnp.min(metrics.importance_ratio_min, where=ran, initial=jnp.inf),
-            importance_ratio_max=jnp.max(metrics.importance_ratio_max, where=ran, initial=0.0),
-        ),
+        metrics=metrics.summary(where=ran),
         explained_variance=1 - jnp.var(transitions.returns - transitions.values) / jnp.var(transitions.returns),
         n_epochs=ran.any(axis=1).sum(),
     )
@@ -472,6 +504,7 @@ class DeepSPI(PPO):
             batch_size=self.batch_size,
             n_epochs=self.n_epochs,
             normalize_advantage=self.normalize_advantage,
+            microbatch_size=microbatch_size(self.jax_device.platform, self.observation_space.shape),
         )
         self.key, update_key = jax.random.split(self.key)
         self.policy.state, report = update(
@@ -527,6 +560,19 @@ def automatic_n_steps(n_envs: int) -> int:
     :return: steps of each, for about 1,024 transitions in a rollout: 8 for 128 environments, 1,024 for one
     """
     return max(TRANSITIONS_PER_ROLLOUT // n_envs, 1)
+
+
+def microbatch_size(platform: str, observation_shape: tuple[int, ...]) -> int:
+    """
+    How many transitions go through the networks at a time.
+
+    On CPUs, image networks are bound by memory: 32 images keep what they compute within the cache.
+
+    :param platform: of the device, ``"cpu"`` or another
+    :param observation_shape: of one observation
+    :return: number of transitions
+    """
+    return 32 if platform == "cpu" and len(observation_shape) == 3 else 2**31
 
 
 def true_next_observations(

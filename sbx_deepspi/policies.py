@@ -18,6 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.type_aliases import Schedule
 
 from sbx_deepspi.networks.actor_critic import (
+    CONVOLUTIONS,
     Activation,
     CnnEncoder,
     CnnTorso,
@@ -26,6 +27,7 @@ from sbx_deepspi.networks.actor_critic import (
     MlpTorso,
     latent_map_size,
 )
+from sbx_deepspi.networks.lipschitz import normalize_kernels
 from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
 from sbx_deepspi.objective import reward_loss
 from sbx_deepspi.rollout import Transitions
@@ -76,6 +78,7 @@ class Networks(nn.Module):
     :param transition_model: P̄(·|z, a)
     :param reward_model: R̄(z, a)
     :param encode_actions: actions as the world model takes them
+    :param latent_shape: of one latent state
     """
 
     encoder: nn.Module
@@ -85,6 +88,7 @@ class Networks(nn.Module):
     transition_model: nn.Module
     reward_model: nn.Module
     encode_actions: Callable[[jax.Array], jax.Array]
+    latent_shape: tuple[int, ...]
 
     def __call__(self, observations: jax.Array) -> tuple[Any, jax.Array]:
         """
@@ -94,9 +98,21 @@ class Networks(nn.Module):
         features = self.torso(self.encoder(observations))
         return self.actor(features), self.critic(features)
 
+    def constrain(self) -> dict[str, Any]:
+        """
+        The parameters with a world model that is Lipschitz, as :meth:`evaluate` wants them.
+
+        :return: a tree of the parameters' structure; with plain layers, the parameters themselves
+        """
+        params = dict(self.variables["params"])
+        if self.transition_model.lipschitz_constant is not None:
+            for model in ("transition_model", "reward_model"):
+                params[model] = normalize_kernels(params[model], *self.latent_shape[:-1])
+        return {"params": params}
+
     def evaluate(self, transitions: Transitions, key: jax.Array) -> Evaluation:
         """
-        One pass over a minibatch. Gradient flows through both φ(s) and φ(s').
+        One pass over a minibatch, with constrained parameters. Gradient flows through both φ(s) and φ(s').
 
         :param transitions: B transitions
         :param key: randomness of the latent sample ẑ'
@@ -228,6 +244,13 @@ class DeepSPIPolicy(BaseJaxPolicy):
         self.n_components = n_components
         self.lipschitz_constant = lipschitz_constant
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """
+        :return: shape of one latent state z
+        """
+        raise NotImplementedError
+
     def make_encoder(self) -> nn.Module:
         """
         :return: φ, observation → latent
@@ -268,6 +291,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
             ),
             reward_model=RewardModel(n_units=self.reward_model_units, **world_model),
             encode_actions=action_encoder(self.action_space),
+            latent_shape=self.latent_shape,
         )
         observations = jnp.zeros((1, *self.observation_space.shape), self.observation_space.dtype)
         actions = jnp.zeros((1, *action_shape(self.action_space)), action_dtype(self.action_space))
@@ -306,6 +330,10 @@ class MlpPolicy(DeepSPIPolicy):
     default_features_dim = 64
     reward_model_units = 64
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.features_dim,)
+
     def make_encoder(self) -> nn.Module:
         return MlpEncoder(self.features_dim, self.activation_fn, self.ortho_init)
 
@@ -336,12 +364,17 @@ class CnnPolicy(DeepSPIPolicy):
             )
         self.channels_first = is_image_space_channels_first(observation_space)
         height, width = shape[1:] if self.channels_first else shape[:2]
-        if min(latent_map_size(height), latent_map_size(width)) < 1:
+        self.latent_map = latent_map_size(height), latent_map_size(width)
+        if min(self.latent_map) < 1:
             raise ValueError(
                 f"CnnPolicy's convolutions need images of at least 36 x 36 pixels, but these have {height} x {width}: "
                 "resize them, or use 'MlpPolicy'."
             )
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=activation_fn, **kwargs)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (*self.latent_map, CONVOLUTIONS[-1][0])
 
     def make_encoder(self) -> nn.Module:
         normalize_images = self.normalize_images and self.observation_space.dtype == np.uint8

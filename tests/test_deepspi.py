@@ -130,7 +130,7 @@ def collected(model: DeepSPI) -> tuple[Any, Any]:
     hyperparameters = Hyperparameters(
         learning_rate=1e-3, gamma=0.9, gae_lambda=0.8, clip_range=0.1, clip_range_vf=None, ent_coef=0.01, vf_coef=0.5,
         reward_loss_coef=0.0, transition_loss_coef=0.0, target_kl=None, batch_size=16, n_epochs=3,
-        normalize_advantage=True,
+        normalize_advantage=True, microbatch_size=2**31,
     )  # fmt: skip
     return model.rollout_buffer, hyperparameters
 

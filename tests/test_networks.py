@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
+import scipy.stats
 
 from sbx_deepspi.networks import densities, lipschitz
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
+from sbx_deepspi.networks.noise import LARGEST, clipped_normal, clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
 
 KEY = jax.random.key(0)
@@ -57,18 +60,14 @@ def test_group_sort_by_hand() -> None:
     np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([3.0, 1.0, -2.0, 5.0])), [1, 3, -2, 5])
 
 
-@pytest.mark.parametrize("lipschitz_layers", [False, True])
-def test_convolution_layer_equals_xlas(lipschitz_layers: bool) -> None:
-    layer = lipschitz.Convolution(6, lipschitz_layers)
+def test_convolution_layer_equals_xlas() -> None:
+    layer = lipschitz.Convolution(6)
     images = normal(4, 3, 5, 7, 4)
     params = layer.init(KEY, images)
 
     def plain(params: dict, images: jax.Array) -> jax.Array:
-        kernel = params["params"]["kernel"]
-        if lipschitz_layers:
-            kernel = kernel / lipschitz.convolution_norm_bound(kernel, 5, 7)
         return params["params"]["bias"] + jax.lax.conv_general_dilated(
-            images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            images, params["params"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
     assert_same_function(layer.apply, plain, params, images)
@@ -76,7 +75,7 @@ def test_convolution_layer_equals_xlas(lipschitz_layers: bool) -> None:
 
 @pytest.mark.parametrize(("n_actions", "groups"), [(1, 2), (3, 1), (18, 2)])
 def test_grouped_convolution_per_action_equals_all_actions_then_selection(n_actions: int, groups: int) -> None:
-    layer = lipschitz.GroupedConvolutionPerAction(n_actions, 6, groups, lipschitz=False)
+    layer = lipschitz.GroupedConvolutionPerAction(n_actions, 6, groups)
     images = normal(5, 9, 3, 4, 8)
     actions = jax.random.randint(KEY, (9,), 0, n_actions)
     params = layer.init(KEY, images, actions)
@@ -119,7 +118,7 @@ def assert_same_function(fast, plain, params, inputs) -> None:  # noqa: ANN001
 def test_mixture_sample_by_numpy() -> None:
     locations, scales, logits = normal(1, 2, 3, 4), jnp.exp(normal(2, 2, 3, 4)), normal(3, 2, 4)
     sample = densities.Mixture(locations, scales, logits).sample(KEY)
-    noise = np.clip(jax.random.normal(KEY, (2, 3, 4)), -1, 1)
+    noise = clipped_normal(KEY, (2, 3, 4))
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(sample, (weights[:, None] * (locations + scales * noise)).sum(-1), rtol=1e-5)
 
@@ -153,6 +152,9 @@ def test_world_model_is_lipschitz_in_the_latent(
 
     # weights far from their initialisation, as training would leave them
     transition_params, reward_params = jax.tree.map(lambda p: 3 * p + 0.1, (transition_params, reward_params))
+    transition_params, reward_params = (
+        {"params": lipschitz.normalize_kernels(p["params"], *latent_shape[:-1])} for p in (transition_params, reward_params)
+    )
     direction = normal(3, 6, *latent_shape)
     for scale in (1e-2, 1.0, 10.0):
         moved = latents + scale * direction
@@ -180,3 +182,34 @@ def test_world_model_sees_the_action() -> None:
                 strict=True,
             )
             assert any(not np.allclose(a, b) for a, b in pairs)
+
+
+def test_clipped_normal_is_the_inverse_normal_distribution_cut_off() -> None:
+    bits = jnp.arange(0, 2**32, 2**20 - 1, dtype=jnp.uint32)
+    uniform = ((np.asarray(bits) >> 8).astype(float) + 0.5) / 2**24
+    expected = np.clip(scipy.stats.norm.ppf(uniform), -1, 1)
+    np.testing.assert_allclose(clipped_normal_of(bits), expected, atol=2e-6)
+    assert pytest.approx(scipy.stats.norm.cdf(1) - 0.5, rel=1e-9) == LARGEST
+
+
+def test_hashed_bits_are_uniform_and_independent() -> None:
+    """Each bit, its neighbour in the word and in the array, and the bits of the next key."""
+    first, second = (hashed_bits(key, (100_000,)) for key in jax.random.split(KEY))
+    as_bits = lambda words: np.unpackbits(np.asarray(words).view(np.uint8)).reshape(-1, 32).astype(float)  # noqa: E731
+    bits, others = as_bits(first), as_bits(second)
+    tolerance = 5 / np.sqrt(len(bits))  # of a correlation, five standard deviations
+    signs, other_signs = 2 * bits - 1, 2 * others - 1
+    assert np.abs(signs.mean(0)).max() < tolerance
+    products = np.abs(signs.T @ signs / len(bits) - np.eye(32))
+    assert products.max() < tolerance
+    assert np.abs(signs[1:].T @ signs[:-1] / len(bits)).max() < tolerance
+    assert np.abs(signs.T @ other_signs / len(bits)).max() < tolerance
+    assert scipy.stats.kstest(np.asarray(first) / 2**32, "uniform").pvalue > 1e-3
+
+
+def test_clipped_normal_moments() -> None:
+    """A normal cut to [-1, 1] has mean 0 and variance 1 - 2 φ(1) + ... = 0.5161 (by numerical integration)."""
+    noise = np.asarray(clipped_normal(KEY, (1000, 200)))
+    inside = scipy.integrate.quad(lambda x: x**2 * scipy.stats.norm.pdf(x), -1, 1)[0]
+    assert noise.mean() == pytest.approx(0, abs=0.01)
+    assert noise.var() == pytest.approx(inside + 2 * scipy.stats.norm.sf(1), abs=0.01)

@@ -128,7 +128,8 @@ class EnvPoolVecEnv(VecEnv):
     step, its last observation is ``info["terminal_observation"]``, and ``info["TimeLimit.truncated"]`` tells
     a time limit from an end. As under SB3's ``Monitor``, ``info["episode"]`` comes at the end of a whole
     game, however many lives it took, with the sum of the rewards from before their clipping. Its length
-    counts the agent's steps (SB3's ``make_atari_env`` counts frames). ``reset()`` always begins new games.
+    counts frames where EnvPool skips some (Atari: four a step), as it does with SB3's ``make_atari_env``, whose
+    ``Monitor`` sits below the frame-skip. ``reset()`` always begins new games.
 
     :param task: EnvPool's id of the environment
     :param n_envs: how many copies to run
@@ -163,6 +164,8 @@ class EnvPoolVecEnv(VecEnv):
         self._pool: Any = None  # made by reset(), which knows the seeds
         self._lowest_action, self._highest_action = _action_bounds(self.action_space)
         self._episodic_life: bool = getattr(spec.config, "episodic_life", False)
+        is_atari = import_envpool().registration.registry.specs[task][0] == "envpool.atari"
+        self._frames_per_step: int = spec.config.frame_skip if is_atari else 1
         self._scores = np.zeros(n_envs)
         self._lengths = np.zeros(n_envs, dtype=int)
         self._start_time = time.time()
@@ -248,7 +251,7 @@ class EnvPoolVecEnv(VecEnv):
         seconds = time.time() - self._start_time
         episode = {
             "r": round(float(self._scores[env]), 6),
-            "l": int(self._lengths[env]),
+            "l": int(self._lengths[env]) * self._frames_per_step,
             "t": round(seconds, 6),
         }
         if self._results_writer is not None:

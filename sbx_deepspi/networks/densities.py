@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sbx_deepspi.networks.noise import clipped_normal
 from sbx_deepspi.objective import transition_loss
 
 
@@ -56,7 +57,7 @@ class Mixture(struct.PyTreeNode):
         :param key: randomness of ε
         :return: shape (B, ..., D)
         """
-        noise = jnp.clip(jax.random.normal(key, self.locations.shape, self.locations.dtype), -1.0, 1.0)
+        noise = clipped_normal(key, self.locations.shape)
         weights = jax.nn.softmax(self.logits)[..., None, :]
         return (weights * (self.locations + self.scales * noise)).sum(axis=-1)
 

@@ -2,6 +2,9 @@
 
 Discrete actions choose a slice of the last layer on latent maps; all others (and all on latent vectors)
 enter the hidden layer as an added embedding, which leaves the map as Lipschitz in z as it was.
+
+The models are L-Lipschitz for parameters that :func:`~sbx_deepspi.networks.lipschitz.normalize_kernels` has
+made so.
 """
 
 import flax.linen as nn
@@ -39,8 +42,9 @@ class ActionEmbedding(nn.Module):
         :return: shape (B, 1, ..., C)
         """
         vectors = actions if self.n_actions is None else jax.nn.one_hot(actions, self.n_actions)
-        embedding = nn.Dense(hidden.shape[-1], use_bias=False)(vectors)
-        return jnp.expand_dims(embedding, tuple(range(1, hidden.ndim - 1)))
+        shape = (vectors.shape[-1], hidden.shape[-1])
+        embedding = self.param("embedding", nn.initializers.lecun_normal(), shape)
+        return jnp.expand_dims(vectors @ embedding, tuple(range(1, hidden.ndim - 1)))
 
 
 class TransitionModel(nn.Module):
@@ -68,8 +72,7 @@ class TransitionModel(nn.Module):
         :param actions: integers of shape (B,) if ``n_actions`` is given, else floats of shape (B, A)
         :return: a density over next latents, of the shape of ``latents``
         """
-        lipschitz = self.lipschitz_constant is not None
-        activation = group_sort if lipschitz else nn.relu
+        activation = nn.relu if self.lipschitz_constant is None else group_sort
         n_dimensions = latents.shape[-1]
         n_numbers = n_outputs(self.transition_density, self.n_components)
         is_map = latents.ndim == 4
@@ -77,9 +80,9 @@ class TransitionModel(nn.Module):
         taken = actions if slices > 1 else jnp.zeros(len(latents), jnp.int32)
 
         if is_map:
-            hidden = Convolution(2 * n_dimensions, lipschitz, name="hidden")(latents)
+            hidden = Convolution(2 * n_dimensions, name="hidden")(latents)
         else:
-            hidden = Dense(2 * n_dimensions, lipschitz, name="hidden")(latents)
+            hidden = Dense(2 * n_dimensions, name="hidden")(latents)
         if slices == 1:
             hidden += ActionEmbedding(self.n_actions, name="actions")(actions, hidden)
         hidden = activation(hidden)
@@ -87,13 +90,13 @@ class TransitionModel(nn.Module):
         features = n_dimensions * n_numbers
         if is_map:
             groups = N_GROUPS if n_dimensions % N_GROUPS == 0 else 1
-            last = GroupedConvolutionPerAction(slices, features, groups, lipschitz, name="outputs")
+            last = GroupedConvolutionPerAction(slices, features, groups, name="outputs")
             outputs = last(hidden, taken)
         else:
-            outputs = Dense(features, lipschitz, name="outputs")(hidden)
+            outputs = Dense(features, name="outputs")(hidden)
         logits = None
         if self.transition_density == "mixture":
-            logits = DensePerAction(slices, self.n_components, lipschitz, name="logits")(hidden, taken)
+            logits = DensePerAction(slices, self.n_components, name="logits")(hidden, taken)
         outputs = outputs.reshape(*latents.shape, n_numbers)
         return from_outputs(outputs, logits, self.lipschitz_constant)
 
@@ -118,15 +121,14 @@ class RewardModel(nn.Module):
         :param actions: integers of shape (B,) if ``n_actions`` is given, else floats of shape (B, A)
         :return: predicted rewards, shape (B,)
         """
-        lipschitz = self.lipschitz_constant is not None
-        activation = group_sort if lipschitz else nn.relu
+        activation = nn.relu if self.lipschitz_constant is None else group_sort
         slices = 1 if self.n_actions is None else self.n_actions
         taken = actions if slices > 1 else jnp.zeros(len(latents), jnp.int32)
 
-        hidden = Dense(self.n_units, lipschitz, name="hidden_0")(latents.reshape(len(latents), -1))
+        hidden = Dense(self.n_units, name="hidden_0")(latents.reshape(len(latents), -1))
         if slices == 1:
             hidden += ActionEmbedding(self.n_actions, name="actions")(actions, hidden)
         hidden = activation(hidden)
-        hidden = activation(Dense(self.n_units, lipschitz, name="hidden_1")(hidden))
-        rewards = DensePerAction(slices, 1, lipschitz, name="outputs")(hidden, taken)[:, 0]
+        hidden = activation(Dense(self.n_units, name="hidden_1")(hidden))
+        rewards = DensePerAction(slices, 1, name="outputs")(hidden, taken)[:, 0]
         return rewards if self.lipschitz_constant is None else self.lipschitz_constant * rewards
