@@ -94,5 +94,5 @@ def finite(name: str, values: np.ndarray, step: int) -> None:
         index = tuple(np.argwhere(bad)[0])
         raise ValueError(
             f"Environment {index[0]} returned a non-finite {name} ({values[index]}) at step {step}: nothing was "
-            "learned from this rollout; check the environment (stable_baselines3's VecCheckNan helps to find the cause)."
+            "learned from this rollout; check the environment (SB3's VecCheckNan helps to find the cause)."
         )

@@ -319,7 +319,9 @@ class DeepSPI(PPO):
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
     }
+    observation_space: spaces.Box
     policy: DeepSPIPolicy  # type: ignore[assignment]
+    _last_obs: np.ndarray  # type: ignore[assignment]
     rollout_buffer: Rollout  # type: ignore[assignment]
 
     def __init__(
@@ -450,6 +452,7 @@ class DeepSPI(PPO):
             actions, log_probs, values = jax.device_get((decision.actions, decision.log_probs, decision.values))
             clipped_actions = self._to_environment(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
+            assert isinstance(new_obs, np.ndarray)
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -482,7 +485,7 @@ class DeepSPI(PPO):
         return True
 
     def _to_environment(self, actions: np.ndarray) -> np.ndarray:
-        actions = actions.reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
+        actions = actions.reshape(-1, *(self.action_space.shape or ())).astype(self.action_space.dtype)
         if isinstance(self.action_space, spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         return actions

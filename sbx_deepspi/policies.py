@@ -189,7 +189,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Box,
         action_space: spaces.Space,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -274,7 +274,6 @@ class DeepSPIPolicy(BaseJaxPolicy):
         """
         key, init_key, self.key = jax.random.split(key, 3)
         n_actions = int(self.action_space.n) if isinstance(self.action_space, spaces.Discrete) else None
-        world_model = dict(n_actions=n_actions, lipschitz_constant=self.lipschitz_constant)
         self.networks = Networks(
             encoder=self.make_encoder(),
             torso=self.make_torso(),
@@ -287,13 +286,13 @@ class DeepSPIPolicy(BaseJaxPolicy):
             ),
             critic=Critic(tuple(self.net_arch["vf"]), self.activation_fn, self.ortho_init),
             transition_model=TransitionModel(
-                transition_density=self.transition_density, n_components=self.n_components, **world_model
+                n_actions, self.transition_density, self.n_components, self.lipschitz_constant
             ),
-            reward_model=RewardModel(n_units=self.reward_model_units, **world_model),
+            reward_model=RewardModel(n_actions, self.reward_model_units, self.lipschitz_constant),
             encode_actions=action_encoder(self.action_space),
             latent_shape=self.latent_shape,
         )
-        observations = jnp.zeros((1, *self.observation_space.shape), self.observation_space.dtype)
+        observations = jnp.zeros((1, *(self.observation_space.shape or ())), self.observation_space.dtype)
         actions = jnp.zeros((1, *action_shape(self.action_space)), action_dtype(self.action_space))
         example = Transitions(observations, observations, actions, *[jnp.zeros(1)] * 5)
         params = jax.jit(self.networks.init, static_argnames="method")(init_key, example, init_key, method="evaluate")
@@ -350,13 +349,13 @@ class CnnPolicy(DeepSPIPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Box,
         action_space: spaces.Space,
         lr_schedule: Schedule,
         activation_fn: Activation = nn.relu,
         **kwargs: Any,
     ):
-        shape = observation_space.shape or ()
+        shape = observation_space.shape
         if len(shape) != 3:
             raise ValueError(
                 f"CnnPolicy needs images with three dimensions, but the observations have shape {shape}: "
@@ -415,7 +414,8 @@ def action_shape(action_space: spaces.Space) -> tuple[int, ...]:
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
     :return: shape of one action as the policy samples it: Box actions are flat vectors
     """
-    return (int(np.prod(action_space.shape)),) if isinstance(action_space, spaces.Box) else action_space.shape
+    shape = action_space.shape or ()
+    return (int(np.prod(shape)),) if isinstance(action_space, spaces.Box) else shape
 
 
 def actor_kwargs(action_space: spaces.Space) -> dict[str, Any]:

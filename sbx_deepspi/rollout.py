@@ -112,9 +112,9 @@ def generalized_advantages(
     deltas = rollout.rewards + gamma * next_values - rollout.values
     decays = gamma * gae_lambda * (1.0 - rollout.dones)
 
-    def backward(advantage: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def backward(advantage: jax.Array, step: tuple[Array, Array]) -> tuple[jax.Array, jax.Array]:
         delta, decay = step
-        advantage = delta + decay * advantage
+        advantage = jnp.asarray(delta + decay * advantage)
         return advantage, advantage
 
     _, advantages = jax.lax.scan(backward, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True)

@@ -457,4 +457,4 @@ def test_a_vec_env_without_terminal_observations_is_refused() -> None:
 
 
 def test_tiny_is_far_below_any_norm() -> None:
-    assert TINY < np.finfo(np.float32).eps
+    assert np.finfo(np.float32).eps > TINY

@@ -32,9 +32,7 @@ def unrolled(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
     """The matrix of a SAME convolution, column by column."""
     channels = kernel.shape[2]
     units = np.eye(height * width * channels, dtype=np.float32).reshape(-1, height, width, channels)
-    images = jax.lax.conv_general_dilated(
-        units, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    images = jax.lax.conv_general_dilated(units, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return np.asarray(images).reshape(len(units), -1)
 
 
@@ -95,7 +93,9 @@ def test_grouped_convolution_per_action_equals_all_actions_then_selection(n_acti
     assert_same_function(lambda p, x: layer.apply(p, x, actions), plain, params, images)
 
 
-@pytest.mark.parametrize(("size", "stride", "height", "width"), [(8, 4, 84, 84), (8, 4, 37, 45), (4, 2, 9, 20), (3, 1, 3, 9)])
+@pytest.mark.parametrize(
+    ("size", "stride", "height", "width"), [(8, 4, 84, 84), (8, 4, 37, 45), (4, 2, 9, 20), (3, 1, 3, 9)]
+)
 def test_matrix_convolution_equals_xlas(size: int, stride: int, height: int, width: int) -> None:
     images, kernel = normal(6, 2, height, width, 3), normal(7, size, size, 3, 5)
     assert_same_function(
@@ -103,7 +103,7 @@ def test_matrix_convolution_equals_xlas(size: int, stride: int, height: int, wid
     )
 
 
-def assert_same_function(fast, plain, params, inputs) -> None:  # noqa: ANN001
+def assert_same_function(fast, plain, params, inputs) -> None:
     """Values and all gradients to 1e-4 relative to their largest entry."""
     outputs, fast_vjp = jax.vjp(fast, params, inputs)
     expected, plain_vjp = jax.vjp(plain, params, inputs)
@@ -153,7 +153,8 @@ def test_world_model_is_lipschitz_in_the_latent(
     # weights far from their initialisation, as training would leave them
     transition_params, reward_params = jax.tree.map(lambda p: 3 * p + 0.1, (transition_params, reward_params))
     transition_params, reward_params = (
-        {"params": lipschitz.normalize_kernels(p["params"], *latent_shape[:-1])} for p in (transition_params, reward_params)
+        {"params": lipschitz.normalize_kernels(p["params"], *latent_shape[:-1])}
+        for p in (transition_params, reward_params)
     )
     direction = normal(3, 6, *latent_shape)
     for scale in (1e-2, 1.0, 10.0):
@@ -173,7 +174,10 @@ def test_world_model_is_lipschitz_in_the_latent(
 
 def test_world_model_sees_the_action() -> None:
     latents = normal(1, 4, 3, 3, 16)
-    for n_actions, first, second in ((2, jnp.zeros(4, int), jnp.ones(4, int)), (None, jnp.zeros((4, 2)), jnp.ones((4, 2)))):
+    for n_actions, first, second in (
+        (2, jnp.zeros(4, int), jnp.ones(4, int)),
+        (None, jnp.zeros((4, 2)), jnp.ones((4, 2))),
+    ):
         for model in (TransitionModel(n_actions, "normal", 1, 1.0), RewardModel(n_actions, 8, 1.0)):
             params = model.init(KEY, latents, first)
             pairs = zip(

@@ -27,7 +27,9 @@ def test_huber_is_quadratic_then_linear(errors: np.ndarray) -> None:
 
 
 def test_reward_loss_by_hand() -> None:
-    np.testing.assert_allclose(objective.reward_loss(jnp.array([1.0, 0.5, -1.0]), jnp.array([1.0, 0.0, 1.0])), [0, 0.125, 1.5])
+    np.testing.assert_allclose(
+        objective.reward_loss(jnp.array([1.0, 0.5, -1.0]), jnp.array([1.0, 0.0, 1.0])), [0, 0.125, 1.5]
+    )
 
 
 def test_transition_loss_sums_over_latent_dimensions() -> None:

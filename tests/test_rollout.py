@@ -15,7 +15,8 @@ def random_rollout(n_steps: int, n_envs: int) -> tuple[Rollout, np.ndarray]:
     rng = np.random.default_rng(0)
     rollout = Rollout.empty(n_steps, n_envs, observation=((3,), np.float32), action=((), np.int32))
     rollout = jax.tree.map(
-        lambda a: (rng.random(a.shape) < 0.3 if a.dtype == bool else rng.normal(size=a.shape) * 3).astype(a.dtype), rollout
+        lambda a: (rng.random(a.shape) < 0.3 if a.dtype == bool else rng.normal(size=a.shape) * 3).astype(a.dtype),
+        rollout,
     )
     truncated = rollout.dones & (rng.random(rollout.dones.shape) < 0.5)
     rollout = rollout.replace(truncated_values=np.where(truncated, rollout.truncated_values, 0).astype(np.float32))

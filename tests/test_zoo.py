@@ -85,9 +85,7 @@ def test_train(folder: Path) -> None:
 
 
 def test_continue_training(folder: Path) -> None:
-    first, second = (
-        DeepSPI.load(folder / f"logs/deepspi/CartPole-v1_{run}/CartPole-v1.zip") for run in (1, 2)
-    )
+    first, second = (DeepSPI.load(folder / f"logs/deepspi/CartPole-v1_{run}/CartPole-v1.zip") for run in (1, 2))
     assert (first._n_updates, second._n_updates) == (1, 2)
 
 
@@ -170,9 +168,7 @@ class TestEnvPool:
         assert (train.reset() != evaluation.reset()).any()
 
     def test_env_kwargs(self) -> None:
-        experiment = manager(
-            env_kwargs={"full_action_space": True}, eval_env_kwargs={"full_action_space": False}
-        )
+        experiment = manager(env_kwargs={"full_action_space": True}, eval_env_kwargs={"full_action_space": False})
         assert experiment.create_envs(1).action_space == gym.spaces.Discrete(18)
         assert experiment.create_envs(1, eval_env=True).action_space == gym.spaces.Discrete(4)
 
@@ -185,9 +181,7 @@ class TestEnvPool:
             ({"env_kwargs": {"sound_obs": False}}, "env_kwargs sound_obs"),
         ],
     )
-    def test_gives_way_to_ale(
-        self, options: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_gives_way_to_ale(self, options: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert not manager(**options).use_envpool
         notice = capsys.readouterr().out.splitlines()[-1]
         assert notice.startswith("Using ALE instead of EnvPool: ")
@@ -227,9 +221,7 @@ def test_dictionaries_become_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyP
         action_space = gym.spaces.Discrete(2)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(
-        gym.registry, "Dictionaries-v0", EnvSpec("Dictionaries-v0", lambda **kwargs: Dictionaries())
-    )
+    monkeypatch.setitem(gym.registry, "Dictionaries-v0", EnvSpec("Dictionaries-v0", lambda **kwargs: Dictionaries()))
     env = manager(env_id="Dictionaries-v0").create_envs(1)
     assert env.observation_space.shape == (5,)
 
@@ -299,9 +291,7 @@ def test_other_algorithms_are_untouched(tmp_path: Path) -> None:
         output, _ = python(command + name, tmp_path, **environ)
         run = tmp_path / name / "ppo/CartPole-v1_1"
         episodes = load_results(str(run))[["r", "l"]].to_string()
-        read_from = next(
-            line for line in output.splitlines() if line.startswith("Loading hyperparameters from")
-        )
+        read_from = next(line for line in output.splitlines() if line.startswith("Loading hyperparameters from"))
         runs.append((read_from, (run / "CartPole-v1/config.yml").read_text(), episodes))
     assert runs[0] == runs[1]
 

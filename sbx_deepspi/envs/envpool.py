@@ -97,9 +97,7 @@ def resolve_env_id(env_id: str) -> tuple[str, dict[str, Any]]:
     if game in games and rest.startswith("ram"):
         raise ValueError(f"EnvPool shows Atari's screen, not the RAM of '{env_id}': use '{game}-v5'.")
     if game in games and rest in ("v0", "v4"):
-        raise ValueError(
-            f"'{env_id}' skips frames at random, EnvPool cannot: use '{game}NoFrameskip-{rest}'."
-        )
+        raise ValueError(f"'{env_id}' skips frames at random, EnvPool cannot: use '{game}NoFrameskip-{rest}'.")
     known = [*registered, *(form.format(game) for form in ATARI_IDS for game in games)]
     raise ValueError(f"EnvPool has no environment '{env_id}'{_did_you_mean(env_id, known)}")
 

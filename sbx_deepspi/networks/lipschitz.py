@@ -107,10 +107,8 @@ def normalize_kernels(params: Mapping[str, Any], height: int = 1, width: int = 1
     def normalize(path: tuple[Any, ...], kernel: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
             return kernel
-        if kernel.ndim <= 3:  # Dense, DensePerAction
-            norm = spectral_norm_bound(kernel)
-        else:  # Convolution, GroupedConvolutionPerAction
-            norm = convolution_norm_bound(kernel, height, width)
+        is_dense = kernel.ndim <= 3
+        norm = spectral_norm_bound(kernel) if is_dense else convolution_norm_bound(kernel, height, width)
         if kernel.ndim == 6:  # groups share no channel: the largest of their norms is the norm of the whole
             norm = norm.max(axis=1)
         return kernel / (norm.reshape(norm.shape + (1,) * (kernel.ndim - norm.ndim)) + TINY)
