@@ -10,7 +10,9 @@ eval_env = make_envpool_env("Breakout-v5", n_envs=8, seed=1000)
 model = DeepSPI("CnnPolicy", env, verbose=1, tensorboard_log="logs")
 model.learn(
     10_000_000,
-    callback=EvalCallback(eval_env, n_eval_episodes=8, eval_freq=1000, best_model_save_path="logs", deterministic=False),
+    callback=EvalCallback(
+        eval_env, n_eval_episodes=8, eval_freq=1000, best_model_save_path="logs", deterministic=False
+    ),
     progress_bar=True,
 )
 model.save("breakout")

@@ -513,9 +513,11 @@ class DeepSPI(PPO):
         self.policy.state, report = update(
             self.policy.state, self.rollout_buffer, self._last_obs, update_key, hyperparameters
         )
-        self._log(jax.device_get(report), hyperparameters)
+        # None unless actions are Box; what the user sees comes to the host in one transfer
+        log_std = self.policy.state.params["params"]["actor"].get("log_std")
+        self._log(*jax.device_get((report, log_std)), hyperparameters)
 
-    def _log(self, report: UpdateReport, hyperparameters: Hyperparameters) -> None:
+    def _log(self, report: UpdateReport, log_std: np.ndarray | None, hyperparameters: Hyperparameters) -> None:
         metrics = report.metrics
         self._n_updates += int(report.n_epochs)
         if report.n_epochs < self.n_epochs and self.verbose >= 1:
@@ -534,8 +536,8 @@ class DeepSPI(PPO):
         record("train/clip_range", hyperparameters.clip_range)
         if hyperparameters.clip_range_vf is not None:
             record("train/clip_range_vf", hyperparameters.clip_range_vf)
-        if isinstance(self.action_space, spaces.Box):
-            record("train/std", np.exp(self.policy.state.params["params"]["actor"]["log_std"]).mean().item())
+        if log_std is not None:
+            record("train/std", np.exp(log_std).mean().item())
         record("world_model/reward_loss", metrics.reward_loss.item())
         record("world_model/transition_loss", metrics.transition_loss.item())
         record("spi/importance_ratio_min", metrics.importance_ratio_min.item())

@@ -218,6 +218,10 @@ class DeepSPIPolicy(BaseJaxPolicy):
             raise ValueError(
                 f"lipschitz_constant must be positive, or None for plain layers, but got {lipschitz_constant!r}."
             )
+        if isinstance(optimizer_class, type):
+            raise ValueError(
+                f"optimizer_class must be an optax optimiser such as optax.adam, but got {optimizer_class}."
+            )
         features_extractor_kwargs = features_extractor_kwargs or {}
         if set(features_extractor_kwargs) - {"features_dim"}:
             raise TypeError(

@@ -5,9 +5,11 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -19,6 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.results_plotter import load_results
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
+from sbx_deepspi import DeepSPI
 from sbx_deepspi.envs import EnvPoolVecEnv, make_envpool_env
 from sbx_deepspi.envs.envpool import resolve_env_id
 
@@ -472,3 +475,20 @@ def test_rendering() -> None:
     env.reset()
     image = env.render()
     assert image is not None and image.shape == (420, 160, 3)
+
+
+def test_deepspi_trains_and_is_evaluated_on_it(tmp_path: Path) -> None:
+    def run() -> DeepSPI:
+        model = DeepSPI("CnnPolicy", make_envpool_env("Breakout-v5", n_envs=4), n_steps=8, batch_size=16, seed=5)
+        evaluation = EvalCallback(
+            make_envpool_env("Breakout-v5", n_envs=2, seed=9, max_episode_steps=40),
+            n_eval_episodes=2,
+            eval_freq=8,
+            best_model_save_path=str(tmp_path),
+            verbose=0,
+        )
+        return model.learn(64, callback=evaluation)
+
+    first, second = run().policy.state.params, run().policy.state.params
+    assert (tmp_path / "best_model.zip").is_file()
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first, second)))
