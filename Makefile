@@ -20,7 +20,7 @@ INSTALL_TORCH = $(PYTHON) -m uv pip install --python $(PYTHON) --quiet --torch-b
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test pytest lint type format commit-checks lock bench clean
+.PHONY: train test pytest lint type format commit-checks lock clean
 
 train: $(VENV)/installed
 	$(PYTHON) -m rl_zoo3.train --algo deepspi --env $(ENV) -P $(if $(N),-n $(N)) $(ARGS)
