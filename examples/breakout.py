@@ -7,7 +7,7 @@ from sbx_deepspi import DeepSPI, make_envpool_env
 env = make_envpool_env("Breakout-v5", n_envs=128, seed=0)
 eval_env = make_envpool_env("Breakout-v5", n_envs=8, seed=1000)
 
-model = DeepSPI("CnnPolicy", env, verbose=1, tensorboard_log="logs")
+model = DeepSPI("CnnPolicy", env, verbose=1)
 model.learn(
     10_000_000,
     callback=EvalCallback(

@@ -1,5 +1,6 @@
 """What can be wrong with the user's input, each in one sentence: what it is, what was given, what to do."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -37,6 +38,35 @@ def positive_integer(**numbers: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, but got {number!r}.")
 
 
+def positive(**numbers: Any) -> None:
+    """
+    :param numbers: name → value; ``None`` and schedules are left to themselves
+    :raises ValueError: at the first that is not positive
+    """
+    for name, number in numbers.items():
+        if isinstance(number, (int, float)) and not number > 0:
+            raise ValueError(f"{name} must be positive, but got {number!r}.")
+
+
+def batch_size(batch_size: int, n_steps: int, n_envs: int) -> None:
+    """
+    SB3's warning where a rollout does not come out even.
+
+    :param batch_size: transitions in a minibatch
+    :param n_steps: of each environment in a rollout
+    :param n_envs: number of environments
+    """
+    buffer_size = n_steps * n_envs
+    if buffer_size % batch_size:
+        warnings.warn(
+            f"You have specified a mini-batch size of {batch_size}, but because a rollout has `n_steps * n_envs = "
+            f"{buffer_size}` transitions, after every {buffer_size // batch_size} untruncated mini-batches there will "
+            f"be a truncated mini-batch of size {buffer_size % batch_size}. We recommend a `batch_size` that is a "
+            f"factor of `n_steps * n_envs` (n_steps={n_steps} and n_envs={n_envs}).",
+            stacklevel=4,
+        )
+
+
 def jax_device(device: Any) -> jax.Device:
     """
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``, ``"gpu"`` or a ``torch.device``
@@ -65,17 +95,17 @@ def supported_spaces(observation_space: spaces.Space, action_space: spaces.Space
     if not isinstance(observation_space, spaces.Box):
         raise ValueError(
             f"DeepSPI needs Box observations (vectors or images), but got {observation_space}: "
-            "wrap the environment in gymnasium.wrappers.FlattenObservation."
+            "wrap each environment in gymnasium.wrappers.FlattenObservation before it goes into a VecEnv."
         )
     match action_space:
         case spaces.Discrete(start=0) | spaces.Box():
             return
-        case spaces.MultiDiscrete() if action_space.nvec.ndim == 1:
+        case spaces.MultiDiscrete() if action_space.nvec.ndim == 1 and not action_space.start.any():
             return
         case spaces.MultiBinary() if isinstance(action_space.n, int):
             return
     raise ValueError(
-        "DeepSPI needs Box, Discrete (from 0), one-dimensional MultiDiscrete or one-dimensional MultiBinary "
+        "DeepSPI needs Box, Discrete (from 0), one-dimensional MultiDiscrete (from 0) or one-dimensional MultiBinary "
         f"actions, but got {action_space}: wrap the environment so that its actions take one of these forms."
     )
 

@@ -1,5 +1,8 @@
 """DeepSPI: collect → advantages → update → log (Delgrange et al., ICLR 2026, arXiv 2510.12312)."""
 
+import copy
+import math
+import warnings
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -35,6 +38,7 @@ class Hyperparameters(struct.PyTreeNode):
     is ``None``, shape the compiled program.
 
     :param learning_rate: of the optimiser
+    :param max_grad_norm: bound of the global norm of all gradients
     :param gamma: discount factor γ
     :param gae_lambda: λ of the advantages
     :param clip_range: ε
@@ -47,10 +51,11 @@ class Hyperparameters(struct.PyTreeNode):
     :param batch_size: transitions in a minibatch
     :param n_epochs: passes over the rollout
     :param normalize_advantage: whether advantages are normalised per minibatch
-    :param microbatch_size: transitions that go through the networks at a time
+    :param microbatch_size: the most transitions that go through the networks at a time
     """
 
     learning_rate: float
+    max_grad_norm: float
     gamma: float
     gae_lambda: float
     clip_range: float
@@ -100,12 +105,16 @@ class UpdateReport(struct.PyTreeNode):
 
     :param metrics: over the minibatches that ran
     :param explained_variance: of the returns by the values at collection time
-    :param n_epochs: epochs that ran, fewer than asked for if ``target_kl`` stopped them
+    :param n_epochs: epochs that ran
+    :param stopped: whether ``target_kl`` stopped the update
+    :param last_kl: divergence estimated in the last minibatch that ran
     """
 
     metrics: Metrics
     explained_variance: jax.Array
     n_epochs: jax.Array
+    stopped: jax.Array
+    last_kl: jax.Array
 
 
 def loss(
@@ -167,9 +176,8 @@ def loss_gradients(
     if hyperparameters.normalize_advantage:
         minibatch = minibatch.replace(advantages=objective.normalize(minibatch.advantages))
     constrained, pull_back = jax.vjp(lambda params: state.apply_fn(params, method="constrain"), state.params)
-    n_parts = max(minibatch.rewards.size // hyperparameters.microbatch_size, 1)
-    if minibatch.rewards.size % n_parts:
-        n_parts = 1
+    size = minibatch.rewards.size
+    n_parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= hyperparameters.microbatch_size)
 
     def add_part(total: FrozenDict, part: tuple[Transitions, jax.Array]) -> tuple[FrozenDict, Metrics]:
         gradients, metrics = jax.grad(loss, has_aux=True)(constrained, state, *part, hyperparameters)
@@ -217,7 +225,10 @@ def update(
     transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda)
     n_transitions = transitions.rewards.size
     n_full = n_transitions // h.batch_size
-    state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, learning_rate=h.learning_rate))
+    opt_state = optax.tree_utils.tree_set(
+        state.opt_state, learning_rate=jnp.float32(h.learning_rate), max_norm=jnp.float32(h.max_grad_norm)
+    )
+    state = state.replace(opt_state=opt_state)
 
     def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, Metrics]:
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
@@ -268,6 +279,8 @@ def update(
         metrics=metrics.summary(where=ran),
         explained_variance=1 - jnp.var(transitions.returns - transitions.values) / jnp.var(transitions.returns),
         n_epochs=ran.any(axis=1).sum(),
+        stopped=progress.stopped,
+        last_kl=metrics.approx_kl.reshape(-1)[ran.sum() - 1],
     )
     return progress.state, report
 
@@ -361,31 +374,36 @@ class DeepSPI(PPO):
             rollout_buffer_class=(rollout_buffer_class, None),
             rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
         )
-        checks.positive_integer(n_steps=1 if n_steps is None else n_steps, batch_size=batch_size, n_epochs=n_epochs)
         self.jax_device = checks.jax_device(device)
         n_envs = env.num_envs if isinstance(env, VecEnv) else 1
-        super().__init__(
-            policy,  # type: ignore[arg-type]
-            env,  # type: ignore[arg-type]
-            learning_rate=learning_rate,
-            n_steps=automatic_n_steps(n_envs) if n_steps is None else n_steps,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            _init_setup_model=False,
-        )
-        self._automatic_n_steps = self.n_steps if n_steps is None else None
+        with warnings.catch_warnings():
+            # load() comes here with default arguments: _setup_model warns when it knows the real ones
+            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+            super().__init__(
+                policy,  # type: ignore[arg-type]
+                env,  # type: ignore[arg-type]
+                learning_rate=learning_rate,
+                n_steps=automatic_n_steps(n_envs, batch_size) if n_steps is None else n_steps,
+                batch_size=batch_size,
+                n_epochs=n_epochs,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                clip_range=clip_range,
+                clip_range_vf=clip_range_vf,
+                normalize_advantage=normalize_advantage,
+                ent_coef=ent_coef,
+                vf_coef=vf_coef,
+                max_grad_norm=max_grad_norm,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                _init_setup_model=False,
+            )
+        self.device = th.device("cpu")  # where SB3 holds tensors; jax_device is where DeepSPI computes
+        if verbose >= 1:
+            print(f"DeepSPI computes on {self.jax_device}")
+        self._automatic_n_steps = n_steps is None
         self.target_kl = target_kl
         self._stats_window_size = stats_window_size
         self.reward_loss_coef = reward_loss_coef
@@ -399,9 +417,11 @@ class DeepSPI(PPO):
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
-        if self.n_steps is None or self.n_steps == self._automatic_n_steps:
-            self.n_steps = self._automatic_n_steps = automatic_n_steps(self.n_envs)
+        if self._automatic_n_steps:
+            self.n_steps = automatic_n_steps(self.n_envs, self.batch_size)
         checks.positive_integer(n_steps=self.n_steps, batch_size=self.batch_size, n_epochs=self.n_epochs)
+        checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
+        checks.positive(clip_range=self.clip_range, clip_range_vf=self.clip_range_vf, max_grad_norm=self.max_grad_norm)
         checks.in_unit_interval(
             reward_loss_coef=self.reward_loss_coef,
             transition_loss_coef=self.transition_loss_coef,
@@ -451,8 +471,7 @@ class DeepSPI(PPO):
             decision, self.key = decide(self.policy.state, self._last_obs, self.key)
             actions, log_probs, values = jax.device_get((decision.actions, decision.log_probs, decision.values))
             clipped_actions = self._to_environment(actions)
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-            assert isinstance(new_obs, np.ndarray)
+            new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -461,10 +480,7 @@ class DeepSPI(PPO):
             self._update_info_buffer(infos, dones)
 
             next_observations, truncated = true_next_observations(new_obs, dones, infos)
-            environment_step = self.num_timesteps // env.num_envs
-            checks.finite("reward", rewards, environment_step)
-            checks.finite("observation", next_observations, environment_step)
-            checks.finite("observation", new_obs, environment_step)
+            checks.finite("observation", next_observations, self.num_timesteps // env.num_envs)
             truncated_values = np.zeros_like(values)
             if truncated.any():
                 truncated_values = np.where(truncated, predict_values(self.policy.state, next_observations), 0.0)
@@ -485,16 +501,46 @@ class DeepSPI(PPO):
         return True
 
     def _to_environment(self, actions: np.ndarray) -> np.ndarray:
-        actions = actions.reshape(-1, *(self.action_space.shape or ())).astype(self.action_space.dtype)
+        actions = actions.reshape(-1, *(self.action_space.shape or ()))
         if isinstance(self.action_space, spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        return actions
+        return actions.astype(self.action_space.dtype)
+
+    def _checked_step(
+        self, env: VecEnv, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """
+        One step of the environments. Where they are normalised, a number that is not finite is looked for in
+        what they gave, and kept out of the running statistics.
+
+        :param env: the environments
+        :param actions: shape (N, ...)
+        :return: observations, rewards, dones and infos
+        :raises ValueError: an observation or a reward is not finite
+        """
+        normalizer = self._vec_normalize_env
+        kept = {name: copy.copy(vars(normalizer)[name]) for name in ("obs_rms", "ret_rms")} if normalizer else {}
+        new_obs, rewards, dones, infos = env.step(actions)
+        assert isinstance(new_obs, np.ndarray)
+        step = self.num_timesteps // env.num_envs + 1
+        try:
+            if normalizer is not None:
+                checks.finite("reward", normalizer.get_original_reward(), step)
+                checks.finite("observation", np.asarray(normalizer.get_original_obs()), step)
+            checks.finite("reward", rewards, step)
+            checks.finite("observation", new_obs, step)
+        except ValueError:
+            if normalizer is not None:
+                vars(normalizer).update(kept)
+            raise
+        return new_obs, rewards, dones, infos
 
     def train(self) -> None:
         """Update policy, values and world model from the collected rollout, and log what happened."""
         progress = self._current_progress_remaining
         hyperparameters = Hyperparameters(
             learning_rate=self.lr_schedule(progress),
+            max_grad_norm=self.max_grad_norm,
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             clip_range=self.clip_range_schedule(progress),
@@ -515,13 +561,14 @@ class DeepSPI(PPO):
         )
         # None unless actions are Box; what the user sees comes to the host in one transfer
         log_std = self.policy.state.params["params"]["actor"].get("log_std")
-        self._log(*jax.device_get((report, log_std)), hyperparameters)
+        report, log_std = jax.device_get((report, log_std))
+        self._log(report, log_std, hyperparameters)
 
     def _log(self, report: UpdateReport, log_std: np.ndarray | None, hyperparameters: Hyperparameters) -> None:
         metrics = report.metrics
         self._n_updates += int(report.n_epochs)
-        if report.n_epochs < self.n_epochs and self.verbose >= 1:
-            print(f"Early stopping at step {report.n_epochs - 1} due to reaching max kl: {metrics.approx_kl:.2f}")
+        if report.stopped and self.verbose >= 1:
+            print(f"Early stopping at step {report.n_epochs - 1} due to reaching max kl: {report.last_kl:.2f}")
         record = self.logger.record
         record("train/learning_rate", hyperparameters.learning_rate)
         record("train/entropy_loss", metrics.entropy_loss.item())
@@ -555,16 +602,60 @@ class DeepSPI(PPO):
     ) -> SelfDeepSPI:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Not supported: the parameters come with the policy, see :meth:`load`.
+
+        :param load_path_or_dict: nothing, which is what ``load`` has left to set
+        :param exact_match: not used
+        :param device: not used
+        :raises NotImplementedError: there is something to set
+        """
+        if load_path_or_dict:
+            raise NotImplementedError("DeepSPI cannot set parameters in place: use DeepSPI.load(path, env=env).")
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfDeepSPI],
+        path: Any,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfDeepSPI:
+        """
+        Load a saved model; see SB3's ``BaseAlgorithm.load``.
+
+        :param path: of the file
+        :param env: what to go on learning from; ``None``: for predictions only
+        :param device: where JAX computes
+        :param custom_objects: attributes to take from here instead of from the file
+        :param print_system_info: print the system that saved the model, and this one
+        :param force_reset: reset the environment before learning goes on
+        :param kwargs: attributes to change; ``n_steps=None`` chooses it for the environments that there are
+        :return: the model
+        """
+        if "n_steps" in kwargs:
+            kwargs["_automatic_n_steps"] = kwargs["n_steps"] is None
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "jax_device"]
 
 
-def automatic_n_steps(n_envs: int) -> int:
+def automatic_n_steps(n_envs: int, batch_size: int) -> int:
     """
     :param n_envs: number of environments
+    :param batch_size: divides the rollout, if that needs no more than twice as many transitions
     :return: steps of each, for about 1,024 transitions in a rollout: 8 for 128 environments, 1,024 for one
     """
-    return max(TRANSITIONS_PER_ROLLOUT // n_envs, 1)
+    multiple = batch_size // math.gcd(batch_size, n_envs)
+    n_steps = max(round(TRANSITIONS_PER_ROLLOUT / n_envs / multiple), 1) * multiple
+    return n_steps if n_steps * n_envs <= 2 * TRANSITIONS_PER_ROLLOUT else max(TRANSITIONS_PER_ROLLOUT // n_envs, 1)
 
 
 def microbatch_size(platform: str, observation_shape: tuple[int, ...]) -> int:

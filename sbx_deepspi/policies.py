@@ -1,6 +1,7 @@
 """DeepSPI's policies: encoder, torso, heads and world model as one SB3 policy with one parameter tree."""
 
 import difflib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,10 @@ from flax.training.train_state import TrainState
 from gymnasium import spaces
 from sbx.common.policies import BaseJaxPolicy
 from sbx.ppo.policies import Actor
-from stable_baselines3.common.preprocessing import is_image_space_channels_first
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import Schedule
 
+from sbx_deepspi import checks
 from sbx_deepspi.networks.actor_critic import (
     CONVOLUTIONS,
     Activation,
@@ -162,14 +164,15 @@ class DeepSPIPolicy(BaseJaxPolicy):
     """
     Encoder, torso, actor, critic and world model under one optimiser.
 
-    ``policy_kwargs`` are what SBX's PPO policies take, and the world model's four.
+    ``policy_kwargs`` are what SBX's PPO policies take, and the world model's three.
 
     :param observation_space: a Box
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
     :param lr_schedule: learning rate as a function of the remaining progress
     :param net_arch: hidden layers of actor and critic on top of the torso, one list for both or
         ``dict(pi=[...], vf=[...])``
-    :param ortho_init: orthogonal initialisation; if not, flax's own
+    :param ortho_init: orthogonal initialisation of encoder, torso, critic and the actor's last layer; if not,
+        flax's own
     :param log_std_init: initial log standard deviation for Box actions
     :param activation_fn: activation of encoder, torso, actor and critic
     :param features_extractor_kwargs: ``dict(features_dim=...)``, the size of the torso's output for images
@@ -205,6 +208,9 @@ class DeepSPIPolicy(BaseJaxPolicy):
         lipschitz_constant: float | None = 1.0,
         **unsupported: Any,
     ):
+        # what SB3 and SBX scripts may spell out, and DeepSPI does anyway
+        idle = {"use_sde": False, "share_features_extractor": True, "features_extractor_class": None}
+        unsupported = {name: value for name, value in unsupported.items() if value != idle.get(name, ...)}
         if unsupported:
             raise TypeError(_unsupported_message(unsupported))
         if transition_density not in TRANSITION_DENSITIES:
@@ -212,9 +218,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
                 f"transition_density must be one of {', '.join(map(repr, TRANSITION_DENSITIES))}, "
                 f"but got {transition_density!r}."
             )
-        if not (isinstance(n_components, int) and n_components >= 1):
-            raise ValueError(f"n_components must be a whole number of at least 1, but got {n_components!r}.")
-        if lipschitz_constant is not None and not lipschitz_constant > 0:
+        if lipschitz_constant is not None and not 0 < lipschitz_constant < np.inf:
             raise ValueError(
                 f"lipschitz_constant must be positive, or None for plain layers, but got {lipschitz_constant!r}."
             )
@@ -239,7 +243,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
         net_arch = list(self.default_net_arch) if net_arch is None else net_arch
-        self.net_arch = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "vf": net_arch}
+        shared = {"pi": net_arch, "vf": net_arch} if isinstance(net_arch, list) else net_arch
+        self.net_arch = {head: shared.get(head, []) for head in ("pi", "vf")}
         self.ortho_init = ortho_init
         self.log_std_init = log_std_init
         self.activation_fn = as_activation(activation_fn)
@@ -247,6 +252,18 @@ class DeepSPIPolicy(BaseJaxPolicy):
         self.transition_density = transition_density
         self.n_components = n_components
         self.lipschitz_constant = lipschitz_constant
+        checks.positive_integer(
+            n_components=n_components,
+            features_dim=self.features_dim,
+            **{f"net_arch[{head!r}]": width for head, widths in self.net_arch.items() for width in widths},
+        )
+
+    @property
+    def divides_images(self) -> bool:
+        """
+        :return: whether observations are 8-bit images that are to be divided by 255
+        """
+        return self.normalize_images and is_image_space(self.observation_space)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -300,16 +317,23 @@ class DeepSPIPolicy(BaseJaxPolicy):
         actions = jnp.zeros((1, *action_shape(self.action_space)), action_dtype(self.action_space))
         example = Transitions(observations, observations, actions, *[jnp.zeros(1)] * 5)
         params = jax.jit(self.networks.init, static_argnames="method")(init_key, example, init_key, method="evaluate")
-        # the learning rate is injected so that a schedule can change it without a new compilation
+        # injected, so that they can change without a new compilation
         optimizer = optax.inject_hyperparams(self.optimizer_class)(
             learning_rate=lr_schedule(1.0), **self.optimizer_kwargs
         )
         self.state = TrainState.create(
             apply_fn=self.networks.apply,
             params=params,
-            tx=optax.chain(optax.clip_by_global_norm(max_grad_norm), optimizer),
+            tx=optax.chain(optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=max_grad_norm), optimizer),
         )
         return key
+
+    def predict_values(self, obs: np.ndarray) -> jax.Array:
+        """
+        :param obs: shape (N, ...)
+        :return: V(s), shape (N,)
+        """
+        return predict_values(self.state, obs)
 
     def forward(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
         return self._predict(obs, deterministic)
@@ -327,7 +351,11 @@ def _most_likely_actions(state: TrainState, observations: np.ndarray) -> jax.Arr
 
 
 class MlpPolicy(DeepSPIPolicy):
-    """DeepSPI's policy for vectors (other observations are flattened); see :class:`DeepSPIPolicy`."""
+    """
+    DeepSPI's policy for vectors (other observations are flattened); see :class:`DeepSPIPolicy`.
+
+    One dense layer makes the latent state, which both heads share; each has ``net_arch`` on top of it.
+    """
 
     default_net_arch = (64, 64)
     default_features_dim = 64
@@ -338,7 +366,7 @@ class MlpPolicy(DeepSPIPolicy):
         return (self.features_dim,)
 
     def make_encoder(self) -> nn.Module:
-        return MlpEncoder(self.features_dim, self.activation_fn, self.ortho_init)
+        return MlpEncoder(self.features_dim, self.divides_images, self.activation_fn, self.ortho_init)
 
     def make_torso(self) -> nn.Module:
         return MlpTorso()
@@ -380,8 +408,7 @@ class CnnPolicy(DeepSPIPolicy):
         return (*self.latent_map, CONVOLUTIONS[-1][0])
 
     def make_encoder(self) -> nn.Module:
-        normalize_images = self.normalize_images and self.observation_space.dtype == np.uint8
-        return CnnEncoder(self.channels_first, normalize_images, self.activation_fn, self.ortho_init)
+        return CnnEncoder(self.channels_first, self.divides_images, self.activation_fn, self.ortho_init)
 
     def make_torso(self) -> nn.Module:
         return CnnTorso(self.features_dim, self.activation_fn, self.ortho_init)
@@ -466,10 +493,7 @@ def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Arra
 
 
 def _unsupported_message(unsupported: dict[str, Any]) -> str:
-    taken = [
-        "net_arch", "ortho_init", "log_std_init", "activation_fn", "features_extractor_kwargs", "normalize_images",
-        "optimizer_class", "optimizer_kwargs", "transition_density", "n_components", "lipschitz_constant",
-    ]  # fmt: skip
+    taken = [*inspect.signature(DeepSPIPolicy).parameters][3:-1]
     name = next(iter(unsupported))
     nearest = difflib.get_close_matches(name, taken, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"they take {', '.join(taken)}."

@@ -82,6 +82,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
             return f"it has no counterpart of env_wrapper {env_wrapper}"
         if self.vec_env_class is SubprocVecEnv:
             return "--vec-env subproc was asked for"
+        if self.monitor_kwargs:
+            return "monitor_kwargs were asked for"
+        if self.normalize:
+            return "ALE normalises frames before it stacks them"
         if unknown_kwargs:
             return f"it has no counterpart of env_kwargs {', '.join(sorted(unknown_kwargs))}"
         return None

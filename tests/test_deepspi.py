@@ -17,8 +17,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepSPI
-from sbx_deepspi.deepspi import Hyperparameters, update
-from sbx_deepspi.networks.lipschitz import TINY
+from sbx_deepspi.deepspi import Hyperparameters, automatic_n_steps, loss, loss_gradients, update
+from sbx_deepspi.rollout import to_transitions
 
 # a constant rate: the default schedule has come down to 0 when a run's last update is made
 TINY_RUN: dict[str, Any] = dict(learning_rate=1e-3, n_steps=8, batch_size=8, n_epochs=2, seed=0)
@@ -120,7 +120,18 @@ def test_float_images_and_images_that_are_not_divided() -> None:
         )
         for normalize in (True, False)
     ]
-    assert [model.policy.networks.encoder.normalize_images for model in models] == [True, False]
+    image = CHANNELS_FIRST.sample()[None]
+    divided, raw = (model.policy.predict_values(image) for model in models)
+    np.testing.assert_allclose(models[1].policy.predict_values(image / np.float32(255)), divided, rtol=1e-4)
+    assert not np.allclose(divided, raw)
+
+
+def test_mlp_policy_divides_images() -> None:
+    model = DeepSPI("MlpPolicy", ToyEnv(CHANNELS_FIRST, spaces.Discrete(2)), **TINY_RUN)
+    latents = model.policy.networks.apply(
+        model.policy.state.params, CHANNELS_FIRST.sample()[None], method=lambda networks, image: networks.encoder(image)
+    )
+    assert np.abs(latents).max() < 0.999  # else tanh is saturated
 
 
 def collected(model: DeepSPI) -> tuple[Any, Any]:
@@ -128,7 +139,8 @@ def collected(model: DeepSPI) -> tuple[Any, Any]:
     _, callback = model._setup_learn(10_000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     hyperparameters = Hyperparameters(
-        learning_rate=1e-3, gamma=0.9, gae_lambda=0.8, clip_range=0.1, clip_range_vf=None, ent_coef=0.01, vf_coef=0.5,
+        learning_rate=1e-3, max_grad_norm=0.5, gamma=0.9, gae_lambda=0.8, clip_range=0.1, clip_range_vf=None,
+        ent_coef=0.01, vf_coef=0.5,
         reward_loss_coef=0.0, transition_loss_coef=0.0, target_kl=None, batch_size=16, n_epochs=3,
         normalize_advantage=True, microbatch_size=2**31,
     )  # fmt: skip
@@ -164,8 +176,9 @@ def test_update_at_alpha_zero_is_ppo(action_space: spaces.Space) -> None:
 
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3, eps=1e-5))
     expected, opt_state = state.params, optimizer.init(state.params)
+    gradient = jax.jit(jax.grad(ppo_loss))
     for _ in range(3):
-        updates, opt_state = optimizer.update(jax.grad(ppo_loss)(expected), opt_state)
+        updates, opt_state = optimizer.update(gradient(expected), opt_state)
         expected = optax.apply_updates(expected, updates)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new_state.params, expected)
@@ -178,9 +191,6 @@ def test_gradient_of_the_losses_is_scaled_by_the_clipped_ratio() -> None:
     env = DummyVecEnv([lambda: ToyEnv(VECTOR, spaces.Discrete(3))] * 2)
     model = DeepSPI("MlpPolicy", env, n_steps=8, batch_size=16, seed=1)
     rollout, h = collected(model)
-    from sbx_deepspi.deepspi import loss
-    from sbx_deepspi.rollout import to_transitions
-
     state = model.policy.state
     transitions = to_transitions(rollout, np.zeros(2, np.float32), 0.9, 0.8)
     # ratios of 0.7, 1.0 and 1.5: beyond, inside and beyond the neighbourhood
@@ -188,9 +198,9 @@ def test_gradient_of_the_losses_is_scaled_by_the_clipped_ratio() -> None:
     transitions = transitions.replace(log_probs=transitions.log_probs - shifts)
     h = h.replace(reward_loss_coef=0.3, transition_loss_coef=0.2, normalize_advantage=False)
     key = jax.random.PRNGKey(0)
-    gradient = jax.grad(lambda p: loss(p, state, transitions, key, h)[0])(state.params)["params"]
+    gradient = jax.jit(jax.grad(lambda p: loss(p, state, transitions, key, h)[0]))(state.params)["params"]
 
-    evaluation = state.apply_fn(state.params, transitions, key, method="evaluate")
+    evaluation = jax.jit(lambda p: state.apply_fn(p, transitions, key, method="evaluate"))(state.params)
     utilities = transitions.advantages - 0.3 * evaluation.reward_losses - 0.2 * evaluation.transition_losses
     ratio = np.resize([0.7, 1.0, 1.5], 16)
     clipped = np.clip(ratio, 0.9, 1.1)
@@ -201,18 +211,39 @@ def test_gradient_of_the_losses_is_scaled_by_the_clipped_ratio() -> None:
         e = state.apply_fn(parameters, transitions, key, method="evaluate")
         return (weight * (0.3 * e.reward_losses + 0.2 * e.transition_losses)).mean()
 
-    expected = jax.grad(weighted)(state.params)["params"]
+    expected = jax.jit(jax.grad(weighted))(state.params)["params"]
     for part in ("reward_model", "transition_model"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient[part], expected[part]
         )
 
 
+def test_gradients_in_parts_are_those_of_the_whole() -> None:
+    """Sums over parts of a minibatch, pulled back through the kernels' normalisation, against plain autodiff."""
+    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 2)
+    kwargs = dict(transition_density="deterministic", features_extractor_kwargs=dict(features_dim=8))
+    model = DeepSPI("CnnPolicy", env, n_steps=6, batch_size=12, seed=1, policy_kwargs=kwargs)
+    rollout, h = collected(model)
+    h = h.replace(reward_loss_coef=1.0, transition_loss_coef=1.0)
+    state, key = model.policy.state, jax.random.PRNGKey(0)
+    transitions = to_transitions(rollout, np.zeros(2, np.float32), 0.9, 0.8)
+    advantages = transitions.advantages
+    normalized = transitions.replace(advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8))
+
+    def whole(params: Any) -> jax.Array:
+        return loss(state.apply_fn(params, method="constrain"), state, normalized, key, h)[0]
+
+    expected_loss, expected = jax.jit(jax.value_and_grad(whole))(state.params)
+    for size in (5, 99):  # parts of 4, since 5 does not divide 12, and one part
+        gradients, metrics = jax.jit(loss_gradients)(state, transitions, key, h.replace(microbatch_size=size))
+        assert metrics.loss == pytest.approx(float(expected_loss), rel=1e-4)
+        for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-9)
+
+
 def test_gradient_flows_through_both_latents() -> None:
     model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, spaces.Discrete(2)), **TINY_RUN)
     rollout, _ = collected(model)
-    from sbx_deepspi.rollout import to_transitions
-
     transitions = to_transitions(rollout, np.zeros(1, np.float32), 0.9, 0.8)
     state = model.policy.state
 
@@ -220,7 +251,7 @@ def test_gradient_flows_through_both_latents() -> None:
         moved = transitions.replace(observations=observations, next_observations=next_observations)
         return state.apply_fn(state.params, moved, jax.random.PRNGKey(0), method="evaluate").transition_losses.sum()
 
-    for gradient in jax.grad(transition_loss, (0, 1))(transitions.observations, transitions.next_observations):
+    for gradient in jax.jit(jax.grad(transition_loss, (0, 1)))(transitions.observations, transitions.next_observations):
         assert jnp.abs(gradient).min(axis=-1).max() > 0
 
 
@@ -254,8 +285,9 @@ def test_next_observations_are_the_true_ones_and_rewards_the_given_ones() -> Non
 
 
 def test_n_steps_spreads_about_1024_transitions() -> None:
-    for n_envs, n_steps in ((1, 1024), (8, 128)):
-        assert DeepSPI("MlpPolicy", make_vec_env("CartPole-v1", n_envs)).n_steps == n_steps
+    for n_envs, n_steps in ((1, 1024), (8, 128), (128, 8), (6, 128), (3, 256), (4096, 1)):
+        assert automatic_n_steps(n_envs, batch_size=256) == n_steps
+    assert DeepSPI("MlpPolicy", make_vec_env("CartPole-v1", 8)).n_steps == 128
     model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32)
     assert model.n_steps == 64
 
@@ -288,6 +320,11 @@ def test_target_kl_stops_the_update(capsys: pytest.CaptureFixture) -> None:
     assert 0 < tight.policy.state.step < 4
     assert tight._n_updates == 1
     assert "Early stopping at step 0" in capsys.readouterr().out
+    DeepSPI(
+        "MlpPolicy", "CartPole-v1", n_steps=32, batch_size=8, n_epochs=1, learning_rate=1e-2, verbose=1,
+        target_kl=1e-4, seed=0,
+    ).learn(32)  # fmt: skip
+    assert "Early stopping at step 0" in capsys.readouterr().out
 
 
 class Keys(KVWriter):
@@ -302,9 +339,12 @@ class Keys(KVWriter):
 
 def test_log_keys_and_schedules() -> None:
     model = DeepSPI(
-        "MlpPolicy", "Pendulum-v1", learning_rate=lambda p: 1e-3 * p, clip_range=lambda p: 0.2 * p,
-        clip_range_vf=lambda p: p, **{k: v for k, v in TINY_RUN.items() if k != "learning_rate"},
-    )  # fmt: skip
+        "MlpPolicy",
+        ToyEnv(VECTOR, spaces.Box(-1, 1, (1,))),
+        **{**TINY_RUN, "learning_rate": lambda p: 1e-3 * p},
+        clip_range=lambda p: 0.2 * p,
+        clip_range_vf=lambda p: p,
+    )
     keys = Keys()
     model.set_logger(Logger(None, [keys]))
     model.learn(32)
@@ -312,9 +352,7 @@ def test_log_keys_and_schedules() -> None:
     sbx |= {"explained_variance", "std", "n_updates", "clip_range", "learning_rate"}
     ours = {"world_model/reward_loss", "world_model/transition_loss"}
     ours |= {"spi/importance_ratio_min", "spi/importance_ratio_max", "spi/utility"}
-    assert {f"train/{key}" for key in sbx} | ours | {"time/fps", "rollout/ep_rew_mean"} <= set(keys.seen) | {
-        "rollout/ep_rew_mean"
-    }
+    assert {f"train/{key}" for key in sbx} | ours | {"time/fps", "rollout/ep_rew_mean"} <= set(keys.seen)
     # the table of the last iteration shows the update before it, at a quarter of progress remaining
     assert keys.seen["train/learning_rate"] == pytest.approx(0.25e-3)
     assert keys.seen["train/clip_range"] == pytest.approx(0.05)
@@ -408,7 +446,9 @@ def test_non_finite_numbers_name_environment_and_step(fault: str) -> None:
         (dict(use_sde=True), "does not support use_sde=True"),
         (dict(rollout_buffer_kwargs={}), "does not support rollout_buffer_kwargs"),
         (dict(n_epochs=0), "n_epochs must be a whole number of at least 1, but got 0"),
-        (dict(n_steps=0), "n_steps"),
+        (dict(n_steps=0), "Currently n_steps=0"),
+        (dict(clip_range_vf=-1.0), "clip_range_vf must be positive, but got -1.0"),
+        (dict(max_grad_norm=0.0), "max_grad_norm must be positive"),
         (dict(device="cuda:7"), "JAX has no device 'cuda:7'"),
         (dict(policy_kwargs=dict(transition_density="gaussian")), "must be one of 'mixture', 'normal', 'determ"),
         (dict(policy_kwargs=dict(n_components=0)), "n_components must be a whole number"),
@@ -421,7 +461,7 @@ def test_non_finite_numbers_name_environment_and_step(fault: str) -> None:
     ids=str,
 )
 def test_bad_arguments_get_one_clear_sentence(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message) as error:
+    with pytest.raises((ValueError, TypeError, AssertionError), match=message) as error:
         DeepSPI("MlpPolicy", "CartPole-v1", **arguments)
     assert "\n" not in str(error.value)
 
@@ -434,6 +474,7 @@ def test_bad_arguments_get_one_clear_sentence(arguments: dict[str, Any], message
         ("MlpPolicy", VECTOR, spaces.Discrete(2, start=1), "Discrete.2, start=1."),
         ("MlpPolicy", VECTOR, spaces.Tuple([spaces.Discrete(2)]), "actions, but got Tuple"),
         ("MlpPolicy", VECTOR, spaces.MultiDiscrete([[2, 3]]), "one-dimensional MultiDiscrete"),
+        ("MlpPolicy", VECTOR, spaces.MultiDiscrete([2, 3], start=[1, 0]), "one-dimensional MultiDiscrete"),
         ("CnnPolicy", VECTOR, spaces.Discrete(2), "use 'MlpPolicy' for vectors"),
         ("CnnPolicy", spaces.Box(0, 255, (1, 35, 84), np.uint8), spaces.Discrete(2), "at least 36 x 36 .* 35 x 84"),
     ],
@@ -457,5 +498,31 @@ def test_a_vec_env_without_terminal_observations_is_refused() -> None:
         model.learn(8)
 
 
-def test_tiny_is_far_below_any_norm() -> None:
-    assert np.finfo(np.float32).eps > TINY
+def test_normalised_numbers_that_are_not_finite_name_the_right_environment_and_leave_the_statistics() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: Faulty("none"), lambda: Faulty("observation nan")]))
+    model = DeepSPI("MlpPolicy", env, **TINY_RUN)
+    with pytest.raises(ValueError, match=r"Environment 1 returned a non-finite observation \(nan\) at step 7"):
+        model.learn(100)
+    assert np.isfinite(env.obs_rms.mean).all() and np.isfinite(env.ret_rms.var)
+    with pytest.raises(ValueError, match=r"Environment 1 .* at step 7"):
+        DeepSPI("MlpPolicy", VecNormalize(DummyVecEnv([lambda: Faulty("none"), lambda: Faulty("reward inf")]))).learn(9)
+
+
+def test_parameters_are_not_set_in_silence(tmp_path: Any) -> None:
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN)
+    model.save(tmp_path / "model")
+    with pytest.raises(NotImplementedError, match="use DeepSPI"):
+        model.set_parameters(tmp_path / "model")
+
+
+def test_set_env_refuses_other_spaces() -> None:
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        model.set_env(make_vec_env("Pendulum-v1"))
+    with pytest.raises(AssertionError, match="number of environments"):
+        model.set_env(make_vec_env("CartPole-v1", 2))
+
+
+def test_integer_actions_are_clipped_before_they_are_cast() -> None:
+    model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, spaces.Box(0, 10, (1,), np.uint8)), **TINY_RUN)
+    np.testing.assert_array_equal(model._to_environment(np.array([[-3.0], [4.0], [300.0]])), [[0], [4], [10]])

@@ -140,7 +140,7 @@ def test_densities_from_outputs() -> None:
 @pytest.mark.parametrize("latent_shape", [(3, 3, 16), (10,)])
 @pytest.mark.parametrize("density", ["mixture", "normal", "deterministic"])
 @pytest.mark.parametrize("n_actions", [3, None])
-def test_world_model_is_lipschitz_in_the_latent(
+def test_rewards_locations_and_scales_are_lipschitz_in_the_latent(
     latent_shape: tuple[int, ...], density: str, n_actions: int | None
 ) -> None:
     constant = 2.0

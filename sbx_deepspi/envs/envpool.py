@@ -293,7 +293,7 @@ class EnvPoolVecEnv(VecEnv):
 
     def _running_pool(self) -> Any:
         if self._pool is None:
-            raise RuntimeError("The environments are not running: call reset() first.")
+            raise RuntimeError("The environments are not running: call reset() first, and make new ones after close().")
         return self._pool
 
 

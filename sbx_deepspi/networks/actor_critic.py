@@ -97,11 +97,13 @@ class MlpEncoder(nn.Module):
     φ for vectors: one dense layer; the latent state is a vector.
 
     :param features_dim: size of the latent state
+    :param normalize_images: divide by 255
     :param activation_fn: after the layer
     :param ortho_init: orthogonal kernel of gain √2
     """
 
     features_dim: int
+    normalize_images: bool
     activation_fn: Activation
     ortho_init: bool
 
@@ -112,6 +114,8 @@ class MlpEncoder(nn.Module):
         :return: z, shape (B, features_dim), float32
         """
         vectors = observations.reshape(len(observations), -1).astype(jnp.float32)
+        if self.normalize_images:
+            vectors = vectors / 255.0
         return self.activation_fn(nn.Dense(self.features_dim, kernel_init=kernel_init(self.ortho_init))(vectors))
 
 

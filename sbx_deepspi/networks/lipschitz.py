@@ -87,8 +87,11 @@ def group_sort(features: jax.Array) -> jax.Array:
     :param features: shape (..., 2 n)
     :return: same shape, each pair in ascending order
     """
-    pairs = features.reshape(*features.shape[:-1], -1, 2)
-    ordered = jnp.stack([pairs.min(axis=-1), pairs.max(axis=-1)], axis=-1)
+    first, second = jnp.moveaxis(features.reshape(*features.shape[:-1], -1, 2), -1, 0)
+    # not min and max: their gradients compare with the result for equality, and divide by how often it holds,
+    # which is never where the compiler has rounded a recomputed input another way
+    swap = first > second
+    ordered = jnp.stack([jnp.where(swap, second, first), jnp.where(swap, first, second)], axis=-1)
     return ordered.reshape(features.shape)
 
 

@@ -3,8 +3,8 @@
 Discrete actions choose a slice of the last layer on latent maps; all others (and all on latent vectors)
 enter the hidden layer as an added embedding, which leaves the map as Lipschitz in z as it was.
 
-The models are L-Lipschitz for parameters that :func:`~sbx_deepspi.networks.lipschitz.normalize_kernels` has
-made so.
+With parameters from :func:`~sbx_deepspi.networks.lipschitz.normalize_kernels`, the reward is L-Lipschitz in z, and so
+is each component's location plus scale. A mixture's weights depend on z too; no bound covers what they add.
 """
 
 import flax.linen as nn
