@@ -326,6 +326,7 @@ class DeepSPI(PPO):
     :param reward_loss_coef: α_R, in [0, 1]
     :param transition_loss_coef: α_P, in [0, 1]
     :param _init_setup_model: whether to build the networks at once
+    :raises ValueError: an argument, a space or the device is not supported
     """
 
     policy_aliases: ClassVar[dict[str, type[DeepSPIPolicy]]] = {  # type: ignore[assignment]

@@ -184,6 +184,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
     :param n_components: number of normals in the mixture
     :param lipschitz_constant: L of the world model in z; ``None``: plain layers
     :param unsupported: anything else is an error that names it
+    :raises TypeError: an argument is not supported
+    :raises ValueError: a value is not
     """
 
     default_net_arch: tuple[int, ...]

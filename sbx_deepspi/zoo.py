@@ -91,6 +91,12 @@ class ExperimentManager(exp_manager.ExperimentManager):
         return None
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        :param n_envs: number of environments
+        :param eval_env: whether they are for evaluation
+        :param no_log: write no monitor file
+        :return: the environments, EnvPool's where :meth:`_preprocess_hyperparams` has chosen it
+        """
         if not self.use_envpool:
             return super().create_envs(n_envs, eval_env, no_log)
         env: VecEnv = make_envpool_env(

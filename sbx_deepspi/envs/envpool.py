@@ -63,6 +63,9 @@ def make_envpool_env(
     :param monitor_dir: the folder that gets a ``0.monitor.csv`` with one line for each finished game
     :param kwargs: EnvPool's own options, which override the settings of the id (e.g. ``episodic_life=False``)
     :return: the environments; their episodes are monitored already
+    :raises ValueError: EnvPool has no such environment, or not with the settings that the id means
+    :raises TypeError: EnvPool has no such option for this environment
+    :raises ImportError: EnvPool is not installed
     """
     task, settings = resolve_env_id(env_id)
     return EnvPoolVecEnv(task, n_envs, seed, monitor_dir, **{**settings, **kwargs})
@@ -74,6 +77,7 @@ def resolve_env_id(env_id: str) -> tuple[str, dict[str, Any]]:
 
     :param env_id: an id of EnvPool or of the Arcade Learning Environment
     :return: EnvPool's id, and the options to make it with
+    :raises ValueError: EnvPool has no such environment, or not with the settings that the id means
     """
     envpool = import_envpool()
     registered = envpool.registration.registry.specs
@@ -107,6 +111,7 @@ def import_envpool() -> ModuleType:
     Import EnvPool, or say what to do without it.
 
     :return: the module
+    :raises ImportError: there is none
     """
     try:
         import envpool
@@ -134,6 +139,8 @@ class EnvPoolVecEnv(VecEnv):
     :param seed: the seed of the first copy, the others count up from it; None draws one
     :param monitor_dir: the folder that gets a ``0.monitor.csv`` with one line for each finished game
     :param settings: EnvPool's options
+    :raises TypeError: EnvPool has no such option for this environment
+    :raises ValueError: the environment has several players
     """
 
     def __init__(
@@ -174,6 +181,11 @@ class EnvPoolVecEnv(VecEnv):
         self.seed(seed)
 
     def reset(self) -> VecEnvObs:
+        """
+        Begin new games in all environments.
+
+        :return: their first observations, shape (n_envs, ...)
+        """
         if self._seeds[0] is not None:
             # EnvPool is seeded once, as it is made, and with no more than 31 bits.
             seeds = [seed % 2**31 for seed in self._seeds if seed is not None]
@@ -188,6 +200,12 @@ class EnvPoolVecEnv(VecEnv):
         return obs
 
     def step_async(self, actions: np.ndarray) -> None:
+        """
+        Take note of the actions of the next step.
+
+        :param actions: shape (n_envs, ...)
+        :raises ValueError: their shape or dtype is wrong, or one is not in the action space
+        """
         actions = np.asarray(actions)
         shape = (self.num_envs, *(self.action_space.shape or ()))
         if actions.shape != shape:
@@ -199,6 +217,12 @@ class EnvPoolVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
+        """
+        Make the step.
+
+        :return: observations of shape (n_envs, ...), rewards (clipped if the settings say so) and dones of shape
+            (n_envs,), and an info for each environment
+        """
         obs, rewards, terminated, truncated, info = self._running_pool().step(self._actions)
         dones = terminated | truncated
         self._scores += info.get("reward", rewards)  # Atari's, from before their clipping

@@ -1,0 +1,34 @@
+"""The commands behind the README's figures, with very few steps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, BENCHMARKS / script, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_learns_trains_scores_and_fails_below_the_target(env: str) -> None:
+    process = run("learns.py", env, "--steps", "64", "--seeds", "5", "--episodes", "2")
+    assert "seed 5:" in process.stdout, process.stderr
+    assert process.returncode == 1
+    assert "stayed below" in process.stderr
+
+
+def test_committed_learning_curve_is_a_long_run() -> None:
+    games = pd.read_csv(BENCHMARKS.parent / "docs" / "results" / "breakout.csv")
+    assert games["step"].is_monotonic_increasing
+    assert games["step"].iloc[-1] >= 200_000
+
+
+def test_no_placeholder_is_left_in_the_documents() -> None:
+    for document in (BENCHMARKS.parent / "README.md", BENCHMARKS.parent / "docs" / "results" / "README.md"):
+        for placeholder in ("SPEED", "CARTPOLE", "PENDULUM", "BREAKOUT", "TODO"):
+            assert placeholder not in document.read_text(), f"{placeholder} in {document}"
