@@ -29,7 +29,7 @@ train: $(VENV)/installed
 test: lint type pytest
 
 pytest: $(VENV)/installed
-	$(PYTHON) -m pytest --cov --cov-report=term
+	$(PYTHON) -m pytest -n 2 --cov --cov-report=term
 
 lint: $(VENV)/installed
 	$(PYTHON) -m ruff check

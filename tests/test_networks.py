@@ -105,12 +105,13 @@ def test_matrix_convolution_equals_xlas(size: int, stride: int, height: int, wid
 
 def assert_same_function(fast, plain, params, inputs) -> None:
     """Values and all gradients to 1e-4 relative to their largest entry."""
-    outputs, fast_vjp = jax.vjp(fast, params, inputs)
-    expected, plain_vjp = jax.vjp(plain, params, inputs)
-    cotangent = jax.random.normal(KEY, expected.shape)
-    for ours, theirs in zip(
-        jax.tree.leaves((outputs, fast_vjp(cotangent))), jax.tree.leaves((expected, plain_vjp(cotangent))), strict=True
-    ):
+
+    def outputs_and_gradients(function):
+        outputs, vjp = jax.vjp(function, params, inputs)
+        return outputs, vjp(jax.random.normal(KEY, outputs.shape))
+
+    results = (jax.jit(lambda f=f: outputs_and_gradients(f))() for f in (fast, plain))
+    for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-12)
 
@@ -148,22 +149,23 @@ def test_rewards_locations_and_scales_are_lipschitz_in_the_latent(
     actions = jnp.arange(6) % 3 if n_actions else normal(2, 6, 4)
     transition = TransitionModel(n_actions, density, 4, constant)
     reward = RewardModel(n_actions, 8, constant)
-    transition_params, reward_params = transition.init(KEY, latents, actions), reward.init(KEY, latents, actions)
+    transition_params, reward_params = (jax.jit(m.init)(KEY, latents, actions) for m in (transition, reward))
 
     # weights far from their initialisation, as training would leave them
     transition_params, reward_params = jax.tree.map(lambda p: 3 * p + 0.1, (transition_params, reward_params))
     transition_params, reward_params = (
-        {"params": lipschitz.normalize_kernels(p["params"], *latent_shape[:-1])}
+        {"params": jax.jit(lambda p: lipschitz.normalize_kernels(p, *latent_shape[:-1]))(p["params"])}
         for p in (transition_params, reward_params)
     )
     direction = normal(3, 6, *latent_shape)
+    predict_rewards, predict_latents = jax.jit(reward.apply), jax.jit(transition.apply)
     for scale in (1e-2, 1.0, 10.0):
         moved = latents + scale * direction
         distance = np.linalg.norm((moved - latents).reshape(6, -1), axis=1)
-        change = reward.apply(reward_params, moved, actions) - reward.apply(reward_params, latents, actions)
+        change = predict_rewards(reward_params, moved, actions) - predict_rewards(reward_params, latents, actions)
         assert (np.abs(change) <= constant * distance * (1 + 1e-3)).all()
-        before = transition.apply(transition_params, latents, actions)
-        after = transition.apply(transition_params, moved, actions)
+        before = predict_latents(transition_params, latents, actions)
+        after = predict_latents(transition_params, moved, actions)
         maps = [(before.locations, after.locations, constant)]
         if density != "deterministic":
             maps = [(before.locations, after.locations, constant / 2), (before.scales, after.scales, constant / 2)]
