@@ -84,7 +84,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             return "--vec-env subproc was asked for"
         if self.monitor_kwargs:
             return "monitor_kwargs were asked for"
-        if self.normalize:
+        if self.normalize and self.normalize_kwargs.get("norm_obs", True):
             return "ALE normalises frames before it stacks them"
         if unknown_kwargs:
             return f"it has no counterpart of env_kwargs {', '.join(sorted(unknown_kwargs))}"
