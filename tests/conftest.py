@@ -15,7 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_code() -> Iterator[None]:
-    """A process with some thousand compiled programs runs out of memory maps, and XLA crashes."""
+    """XLA has crashed while compiling in a process that held the programs of all modules."""
     yield
     import jax
 

@@ -2,7 +2,7 @@
 
 A minibatch of Atari needs four million of them. Cutting first means that only the middle of the inverse
 normal distribution is ever needed, which is a short polynomial. On CPUs the bits come from a hash of a counter,
-two rounds of a 32-bit integer mixer (constants: C. Wellons' lowbias32), a tenth of the work of JAX's
+two rounds of a 32-bit integer mixer (constants: C. Wellons' lowbias32), far less work than JAX's
 threefry; elsewhere from JAX's own generator.
 """
 
