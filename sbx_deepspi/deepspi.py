@@ -520,7 +520,10 @@ class DeepSPI(PPO):
         :raises ValueError: an observation or a reward is not finite
         """
         normalizer = self._vec_normalize_env
-        kept = {name: copy.copy(vars(normalizer)[name]) for name in ("obs_rms", "ret_rms")} if normalizer else {}
+        statistics: dict[str, Any] = {} if normalizer is None else vars(normalizer)
+        # without norm_obs there is no obs_rms
+        names = statistics.keys() & {"obs_rms", "ret_rms", "returns"}
+        kept = {name: copy.copy(statistics[name]) for name in names}
         new_obs, rewards, dones, infos = env.step(actions)
         assert isinstance(new_obs, np.ndarray)
         step = self.num_timesteps // env.num_envs + 1
@@ -531,8 +534,7 @@ class DeepSPI(PPO):
             checks.finite("reward", rewards, step)
             checks.finite("observation", new_obs, step)
         except ValueError:
-            if normalizer is not None:
-                vars(normalizer).update(kept)
+            statistics.update(kept)
             raise
         return new_obs, rewards, dones, infos
 

@@ -503,9 +503,18 @@ def test_normalised_numbers_that_are_not_finite_name_the_right_environment_and_l
     model = DeepSPI("MlpPolicy", env, **TINY_RUN)
     with pytest.raises(ValueError, match=r"Environment 1 returned a non-finite observation \(nan\) at step 7"):
         model.learn(100)
-    assert np.isfinite(env.obs_rms.mean).all() and np.isfinite(env.ret_rms.var)
+    assert np.isfinite(env.obs_rms.mean).all() and np.isfinite(env.ret_rms.var) and np.isfinite(env.returns).all()
     with pytest.raises(ValueError, match=r"Environment 1 .* at step 7"):
         DeepSPI("MlpPolicy", VecNormalize(DummyVecEnv([lambda: Faulty("none"), lambda: Faulty("reward inf")]))).learn(9)
+
+
+@pytest.mark.parametrize("norm_obs", [True, False])
+@pytest.mark.parametrize("norm_reward", [True, False])
+def test_every_kind_of_normalisation_trains(norm_obs: bool, norm_reward: bool) -> None:
+    env = VecNormalize(make_vec_env("CartPole-v1", 2), norm_obs=norm_obs, norm_reward=norm_reward)
+    model = DeepSPI("MlpPolicy", env, **TINY_RUN)
+    before = params(model)
+    assert not same(before, params(model.learn(16)))
 
 
 def test_parameters_are_not_set_in_silence(tmp_path: Any) -> None:

@@ -179,6 +179,8 @@ class TestEnvPool:
             ({"hyperparams": {"env_wrapper": [{zoo.ATARI_WRAPPER: {"noop_max": 60}}]}}, "env_wrapper"),
             ({"vec_env_type": "subproc"}, "--vec-env subproc"),
             ({"env_kwargs": {"sound_obs": False}}, "env_kwargs sound_obs"),
+            ({"hyperparams": {"normalize": True}}, "normalises frames before it stacks them"),
+            ({"hyperparams": {"monitor_kwargs": {"info_keywords": ("lives",)}}}, "monitor_kwargs"),
         ],
     )
     def test_gives_way_to_ale(self, options: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
