@@ -1,6 +1,7 @@
 """What can be wrong with the user's input, each in one sentence: what it is, what was given, what to do."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -26,6 +27,17 @@ def in_unit_interval(**numbers: float) -> None:
     for name, number in numbers.items():
         if not 0 <= number <= 1:
             raise ValueError(f"{name} must lie in [0, 1], but got {number!r}.")
+
+
+def one_of(names: Iterable[str], **choices: str) -> None:
+    """
+    :param names: what can be chosen
+    :param choices: name → value
+    :raises ValueError: at the first that is not among them
+    """
+    for name, choice in choices.items():
+        if choice not in names:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, but got {choice!r}.")
 
 
 def positive_integer(**numbers: int) -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -22,10 +23,24 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import checks, objective
-from sbx_deepspi.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, action_dtype, action_shape, decide, predict_values
-from sbx_deepspi.rollout import Rollout, Transitions, to_transitions
+from sbx_deepspi.certificate import Certificate, certify, verdict, violations
+from sbx_deepspi.neighbourhood import project
+from sbx_deepspi.networks.agent import Evaluation
+from sbx_deepspi.policies import (
+    CnnPolicy,
+    DeepSPIPolicy,
+    MlpPolicy,
+    action_dtype,
+    action_shape,
+    decide,
+    log_policy_shape,
+    predict_values,
+)
+from sbx_deepspi.rollout import Rollout, Transitions, microbatches, to_transitions
 
 TRANSITIONS_PER_ROLLOUT = 1024
+
+NEIGHBOURHOODS = ("clip", "project")
 
 SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
 
@@ -34,8 +49,8 @@ class Hyperparameters(struct.PyTreeNode):
     """
     What an update depends on beside parameters and data.
 
-    Numbers are traced: changing them compiles nothing anew. The last four, and whether an optional one
-    is ``None``, shape the compiled program.
+    Numbers are traced: changing them compiles nothing anew. From ``batch_size`` on, and whether an optional one
+    is ``None``, they shape the compiled program.
 
     :param learning_rate: of the optimiser
     :param max_grad_norm: bound of the global norm of all gradients
@@ -48,10 +63,12 @@ class Hyperparameters(struct.PyTreeNode):
     :param reward_loss_coef: α_R
     :param transition_loss_coef: α_P
     :param target_kl: stop the update at 1.5 times this divergence; ``None``: never
+    :param gradient_penalty_coef: weight of the gradient penalty; ``None``: none
     :param batch_size: transitions in a minibatch
     :param n_epochs: passes over the rollout
     :param normalize_advantage: whether advantages are normalised per minibatch
     :param microbatch_size: the most transitions that go through the networks at a time
+    :param policy_loss: what the world model's losses do to the policy's, :func:`policy_loss` for DeepSPI
     """
 
     learning_rate: float
@@ -65,10 +82,12 @@ class Hyperparameters(struct.PyTreeNode):
     reward_loss_coef: float
     transition_loss_coef: float
     target_kl: float | None
+    gradient_penalty_coef: float | None
     batch_size: int = struct.field(pytree_node=False)
     n_epochs: int = struct.field(pytree_node=False)
     normalize_advantage: bool = struct.field(pytree_node=False)
     microbatch_size: int = struct.field(pytree_node=False)
+    policy_loss: Callable[..., jax.Array] = struct.field(pytree_node=False)
 
 
 class Metrics(struct.PyTreeNode):
@@ -80,23 +99,16 @@ class Metrics(struct.PyTreeNode):
     value_loss: jax.Array
     reward_loss: jax.Array
     transition_loss: jax.Array
-    utility: jax.Array
+    gradient_penalty: jax.Array
     approx_kl: jax.Array
     clip_fraction: jax.Array
-    importance_ratio_min: jax.Array
-    importance_ratio_max: jax.Array
 
-    def summary(self, where: jax.Array | None = None) -> "Metrics":
+    def mean(self, where: jax.Array | None = None) -> "Metrics":
         """
-        Several as one: their means, the least and the greatest importance ratio.
-
-        :param where: which of them count; ``None``: all
+        :param where: which of several count; ``None``: all
         :return: scalars
         """
-        return jax.tree.map(lambda values: jnp.mean(values, where=where), self).replace(
-            importance_ratio_min=jnp.min(self.importance_ratio_min, where=where, initial=jnp.inf),
-            importance_ratio_max=jnp.max(self.importance_ratio_max, where=where, initial=0.0),
-        )
+        return jax.tree.map(lambda values: jnp.mean(values, where=where), self)
 
 
 class UpdateReport(struct.PyTreeNode):
@@ -117,6 +129,29 @@ class UpdateReport(struct.PyTreeNode):
     last_kl: jax.Array
 
 
+def policy_loss(
+    ratios: jax.Array, advantages: jax.Array, evaluation: Evaluation, hyperparameters: Hyperparameters
+) -> jax.Array:
+    """
+    -E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)]: DeepSPI takes the world model's losses into the clip.
+
+    :param ratios: ρ, shape (B,)
+    :param advantages: Â, normalised, shape (B,)
+    :param evaluation: with the world model's losses
+    :param hyperparameters: ε, α_R and α_P
+    :return: scalar
+    """
+    h = hyperparameters
+    utilities = objective.utility(
+        advantages,
+        evaluation.reward_losses,
+        evaluation.transition_losses,
+        h.reward_loss_coef,
+        h.transition_loss_coef,
+    )
+    return -objective.clipped_surrogate(ratios, utilities, h.clip_range).mean()
+
+
 def loss(
     params: FrozenDict, state: TrainState, transitions: Transitions, key: jax.Array, hyperparameters: Hyperparameters
 ) -> tuple[jax.Array, Metrics]:
@@ -131,21 +166,18 @@ def loss(
     :return: -J, and what to tell the user
     """
     h = hyperparameters
-    evaluation = state.apply_fn(params, transitions, key, method="evaluate")
-    utilities = objective.utility(
-        transitions.advantages,
-        evaluation.reward_losses,
-        evaluation.transition_losses,
-        h.reward_loss_coef,
-        h.transition_loss_coef,
-    )
+    penalised = h.gradient_penalty_coef is not None
+    evaluation = state.apply_fn(params, transitions, key, penalised, method="evaluate")
     ratios = objective.importance_ratio(evaluation.log_probs, transitions.log_probs)
-    policy_gradient_loss = -objective.clipped_surrogate(ratios, utilities, h.clip_range).mean()
+    policy_gradient_loss = h.policy_loss(ratios, transitions.advantages, evaluation, h)
     entropy_loss = -evaluation.entropies.mean()
     value_loss = objective.value_loss(
         evaluation.values, transitions.returns, transitions.values, h.clip_range_vf
     ).mean()
+    gradient_penalty = evaluation.gradient_penalties.mean()
     total = policy_gradient_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss
+    if penalised:
+        total += h.gradient_penalty_coef * gradient_penalty
     return total, Metrics(
         loss=total,
         policy_gradient_loss=policy_gradient_loss,
@@ -153,11 +185,9 @@ def loss(
         value_loss=value_loss,
         reward_loss=evaluation.reward_losses.mean(),
         transition_loss=evaluation.transition_losses.mean(),
-        utility=utilities.mean(),
+        gradient_penalty=gradient_penalty,
         approx_kl=objective.approximate_kl(evaluation.log_probs - transitions.log_probs),
         clip_fraction=jnp.mean(jnp.abs(ratios - 1) > h.clip_range),
-        importance_ratio_min=ratios.min(),
-        importance_ratio_max=ratios.max(),
     )
 
 
@@ -176,18 +206,17 @@ def loss_gradients(
     if hyperparameters.normalize_advantage:
         minibatch = minibatch.replace(advantages=objective.normalize(minibatch.advantages))
     constrained, pull_back = jax.vjp(lambda params: state.apply_fn(params, method="constrain"), state.params)
-    size = minibatch.rewards.size
-    n_parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= hyperparameters.microbatch_size)
+    parts = microbatches(minibatch, hyperparameters.microbatch_size)
+    n_parts = len(parts.rewards)
 
     def add_part(total: FrozenDict, part: tuple[Transitions, jax.Array]) -> tuple[FrozenDict, Metrics]:
         gradients, metrics = jax.grad(loss, has_aux=True)(constrained, state, *part, hyperparameters)
         return jax.tree.map(jnp.add, total, gradients), metrics
 
-    parts = jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), minibatch)
     nothing = jax.tree.map(jnp.zeros_like, constrained)
     total, metrics = jax.lax.scan(add_part, nothing, (parts, jax.random.split(key, n_parts)))
     (gradients,) = pull_back(jax.tree.map(lambda gradient: gradient / n_parts, total))
-    return gradients, metrics.summary()
+    return gradients, metrics.mean()
 
 
 class Progress(struct.PyTreeNode):
@@ -234,6 +263,7 @@ def update(
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
         gradients, metrics = loss_gradients(state, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)
+        new_state = new_state.replace(params=state.apply_fn(new_state.params, method="limit_policy"))
         if h.target_kl is not None:
             too_far = metrics.approx_kl > 1.5 * h.target_kl
             new_state = jax.tree.map(lambda new, old: jnp.where(too_far, old, new), new_state, state)
@@ -276,7 +306,7 @@ def update(
     progress, (metrics, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
 
     report = UpdateReport(
-        metrics=metrics.summary(where=ran),
+        metrics=metrics.mean(where=ran),
         explained_variance=1 - jnp.var(transitions.returns - transitions.values) / jnp.var(transitions.returns),
         n_epochs=ran.any(axis=1).sum(),
         stopped=progress.stopped,
@@ -325,6 +355,11 @@ class DeepSPI(PPO):
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"``: where JAX computes
     :param reward_loss_coef: α_R, in [0, 1]
     :param transition_loss_coef: α_P, in [0, 1]
+    :param gradient_penalty_coef: weight of a penalty on slopes of the world model above 1, the alternative to Lipschitz
+        layers; ``None``: none
+    :param neighbourhood: ``"clip"``: the objective's clip alone keeps the policy near the one that collected the data;
+        ``"project"``: after each update the parameters are drawn back until every importance ratio on the rollout lies
+        in [1 - ε, 1 + ε]
     :param _init_setup_model: whether to build the networks at once
     :raises ValueError: an argument, a space or the device is not supported
     """
@@ -334,7 +369,9 @@ class DeepSPI(PPO):
         "CnnPolicy": CnnPolicy,
     }
     observation_space: spaces.Box
+    policy_loss = staticmethod(policy_loss)
     policy: DeepSPIPolicy  # type: ignore[assignment]
+    certificate: Certificate | None = None
     _last_obs: np.ndarray  # type: ignore[assignment]
     rollout_buffer: Rollout  # type: ignore[assignment]
 
@@ -367,6 +404,8 @@ class DeepSPI(PPO):
         device: th.device | str = "auto",
         reward_loss_coef: float = 0.01,
         transition_loss_coef: float = 5e-4,
+        gradient_penalty_coef: float | None = None,
+        neighbourhood: str = "clip",
         _init_setup_model: bool = True,
     ):
         checks.not_supported(
@@ -409,6 +448,8 @@ class DeepSPI(PPO):
         self._stats_window_size = stats_window_size
         self.reward_loss_coef = reward_loss_coef
         self.transition_loss_coef = transition_loss_coef
+        self.gradient_penalty_coef = gradient_penalty_coef
+        self.neighbourhood = neighbourhood
         if _init_setup_model:
             self._setup_model()
 
@@ -429,6 +470,7 @@ class DeepSPI(PPO):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
         )
+        checks.one_of(NEIGHBOURHOODS, neighbourhood=self.neighbourhood)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.clip_range_schedule = FloatSchedule(self.clip_range)
@@ -445,6 +487,7 @@ class DeepSPI(PPO):
             self.n_envs,
             observation=(self.observation_space.shape, jax.dtypes.canonicalize_dtype(self.observation_space.dtype)),
             action=(action_shape(self.action_space), action_dtype(self.action_space)),
+            log_policy=log_policy_shape(self.action_space),
         )
 
     def collect_rollouts(
@@ -470,7 +513,8 @@ class DeepSPI(PPO):
 
         for n_steps in range(n_rollout_steps):
             decision, self.key = decide(self.policy.state, self._last_obs, self.key)
-            actions, log_probs, values = jax.device_get((decision.actions, decision.log_probs, decision.values))
+            decision = jax.device_get(decision)
+            actions, values = decision.actions, decision.values
             clipped_actions = self._to_environment(actions)
             new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
             self.num_timesteps += env.num_envs
@@ -493,7 +537,8 @@ class DeepSPI(PPO):
             rollout.dones[n_steps] = dones
             rollout.truncated_values[n_steps] = truncated_values
             rollout.values[n_steps] = values
-            rollout.log_probs[n_steps] = log_probs
+            rollout.log_probs[n_steps] = decision.log_probs
+            rollout.log_policy[n_steps] = decision.log_policy
             self._last_obs = new_obs
             self._last_episode_starts = dones
 
@@ -556,16 +601,28 @@ class DeepSPI(PPO):
             batch_size=self.batch_size,
             n_epochs=self.n_epochs,
             normalize_advantage=self.normalize_advantage,
+            gradient_penalty_coef=self.gradient_penalty_coef,
             microbatch_size=microbatch_size(self.jax_device.platform, self.observation_space.shape),
+            policy_loss=self.policy_loss,
         )
-        self.key, update_key = jax.random.split(self.key)
-        self.policy.state, report = update(
-            self.policy.state, self.rollout_buffer, self._last_obs, update_key, hyperparameters
-        )
+        self.key, update_key, certificate_key = jax.random.split(self.key, 3)
+        rollout, last_observations = jax.device_put((self.rollout_buffer, self._last_obs), self.jax_device)
+        behaviour = self.policy.state
+        updated, report = update(behaviour, rollout, last_observations, update_key, hyperparameters)
+        kept = 1.0
+        if self.neighbourhood == "project":
+            updated, kept = project(
+                behaviour, updated, rollout, hyperparameters.clip_range, hyperparameters.microbatch_size
+            )
+        certificate = certify(behaviour, updated, rollout, certificate_key, self.gamma, hyperparameters.microbatch_size)
+        self.policy.state = updated
         # None unless actions are Box; what the user sees comes to the host in one transfer
-        log_std = self.policy.state.params["params"]["actor"].get("log_std")
-        report, log_std = jax.device_get((report, log_std))
+        log_std = updated.params["params"]["actor"].get("log_std")
+        report, log_std, kept, self.certificate = jax.device_get((report, log_std, kept, certificate))
         self._log(report, log_std, hyperparameters)
+        if self.neighbourhood == "project":
+            self.logger.record("spi/kept_fraction", float(kept))
+        self._log_certificate(self.certificate)
 
     def _log(self, report: UpdateReport, log_std: np.ndarray | None, hyperparameters: Hyperparameters) -> None:
         metrics = report.metrics
@@ -590,9 +647,37 @@ class DeepSPI(PPO):
             record("train/std", np.exp(log_std).mean().item())
         record("world_model/reward_loss", metrics.reward_loss.item())
         record("world_model/transition_loss", metrics.transition_loss.item())
-        record("spi/importance_ratio_min", metrics.importance_ratio_min.item())
-        record("spi/importance_ratio_max", metrics.importance_ratio_max.item())
-        record("spi/utility", metrics.utility.item())
+        if self.gradient_penalty_coef is not None:
+            record("world_model/gradient_penalty", metrics.gradient_penalty.item())
+
+    @property
+    def all_actions(self) -> bool:
+        """
+        :return: whether importance ratios are over every action, and not only over the sampled ones
+        """
+        return not isinstance(self.action_space, spaces.Box)
+
+    def _log_certificate(self, certificate: Certificate) -> None:
+        failed = violations(certificate, self.gamma, self.all_actions)
+        sampled = "" if self.all_actions else "_sampled"
+        numbers = {
+            f"importance_ratio_inf{sampled}": certificate.importance_ratio.inf,
+            f"importance_ratio_sup{sampled}": certificate.importance_ratio.sup,
+            "L_R": certificate.model.reward_error,
+            "L_P": certificate.model.transition_error,
+            "L_end": certificate.model.end_value,
+            "K_R": certificate.model.reward_lipschitz,
+            "K_P": certificate.model.transition_lipschitz,
+            "K_V": certificate.value_lipschitz,
+            "average_episode_length": certificate.average_episode_length,
+            "zeta": certificate.zeta,
+            "zeta_paper": certificate.paper_zeta,
+            "latent_improvement": certificate.latent_improvement,
+            "certified": not failed,
+        }
+        for name, number in numbers.items():
+            self.logger.record(f"spi/{name}", float(number))
+        self.logger.record("spi/verdict", verdict(certificate, failed), exclude="tensorboard")
 
     def learn(
         self: SelfDeepSPI,
@@ -647,7 +732,7 @@ class DeepSPI(PPO):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "jax_device"]
+        return [*super()._excluded_save_params(), "jax_device", "certificate"]
 
 
 def automatic_n_steps(n_envs: int, batch_size: int) -> int:

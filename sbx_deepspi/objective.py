@@ -42,6 +42,50 @@ def transition_loss(predicted_latents: jax.Array, next_latents: jax.Array) -> ja
     return losses.sum(axis=tuple(range(1, losses.ndim)))
 
 
+def categorical_huber_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
+    """
+    ℓ_P of one-hot latents: Σ huber(ẑ' - φ(s')) over the classes, averaged over the variables.
+
+    :param predicted: ẑ', a straight-through sample of P̄(·|φ(s), a), shape (B, variables, classes)
+    :param log_probs: log P̄(·|φ(s), a) of each variable, same shape; in nats
+    :param next_latents: φ(s'), one-hot, same shape
+    :return: shape (B,); 1 where every variable differs
+    """
+    return huber(predicted - next_latents).sum(axis=-1).mean(axis=-1)
+
+
+def hamming_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
+    """The share of variables in which ẑ' and φ(s') differ; see :func:`categorical_huber_loss`."""
+    return 1 - (predicted * next_latents).sum(axis=-1).mean(axis=-1)
+
+
+def cross_entropy_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
+    """-log P̄(φ(s')) in nats, relaxed to any φ(s') and averaged; see :func:`categorical_huber_loss`."""
+    return -(next_latents * log_probs).sum(axis=-1).mean(axis=-1)
+
+
+def jensen_shannon_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
+    """
+    Jensen–Shannon divergence of P̄ and φ(s') in nats, averaged; see :func:`categorical_huber_loss`.
+
+    A hundredth of the uniform distribution is mixed into both, which keeps the gradient finite at 0.
+    """
+    smooth = 0.01 / log_probs.shape[-1]
+    model, observed = (0.99 * probs + smooth for probs in (jnp.exp(log_probs), next_latents))
+    middle = jnp.log(0.5 * (model + observed))
+    divergence = 0.5 * (model * (jnp.log(model) - middle) + observed * (jnp.log(observed) - middle))
+    return divergence.sum(axis=-1).mean(axis=-1)
+
+
+CATEGORICAL_COSTS = {
+    "huber": categorical_huber_loss,
+    "hamming": hamming_loss,
+    "cross_entropy": cross_entropy_loss,
+    "jensen_shannon": jensen_shannon_loss,
+}
+"""ℓ_P of categorical latents, by name."""
+
+
 def normalize(advantages: jax.Array) -> jax.Array:
     """
     Advantages with mean 0 and standard deviation 1 over the minibatch.

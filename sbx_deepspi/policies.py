@@ -22,6 +22,7 @@ from sbx_deepspi import checks
 from sbx_deepspi.networks.actor_critic import (
     CONVOLUTIONS,
     Activation,
+    CategoricalEncoder,
     CnnEncoder,
     CnnTorso,
     Critic,
@@ -29,12 +30,12 @@ from sbx_deepspi.networks.actor_critic import (
     MlpTorso,
     latent_map_size,
 )
-from sbx_deepspi.networks.lipschitz import normalize_kernels
-from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
-from sbx_deepspi.objective import reward_loss
+from sbx_deepspi.networks.agent import ONE_LIPSCHITZ_ACTIVATIONS, Networks, log_policy
+from sbx_deepspi.networks.world_model import CategoricalTransitionModel, RewardModel, TransitionModel
+from sbx_deepspi.objective import CATEGORICAL_COSTS
 from sbx_deepspi.rollout import Transitions
 
-TRANSITION_DENSITIES = ("mixture", "normal", "deterministic")
+TRANSITION_DENSITIES = ("mixture", "normal", "deterministic", "categorical")
 
 
 class Decision(struct.PyTreeNode):
@@ -43,95 +44,14 @@ class Decision(struct.PyTreeNode):
 
     :param actions: shape (N, ...)
     :param log_probs: log π(a|s), shape (N,)
+    :param log_policy: log π(·|s), see :func:`log_policy`, shape (N, ...)
     :param values: V(s), shape (N,)
     """
 
     actions: jax.Array
     log_probs: jax.Array
+    log_policy: jax.Array
     values: jax.Array
-
-
-class Evaluation(struct.PyTreeNode):
-    """
-    What the objective asks of the networks, for ``B`` transitions; every array is (B,).
-
-    :param log_probs: log π'(a|s)
-    :param entropies: H(π'(·|s)), in nats
-    :param values: V(s)
-    :param reward_losses: ℓ_R
-    :param transition_losses: ℓ_P
-    """
-
-    log_probs: jax.Array
-    entropies: jax.Array
-    values: jax.Array
-    reward_losses: jax.Array
-    transition_losses: jax.Array
-
-
-class Networks(nn.Module):
-    """
-    Everything that DeepSPI learns; one tree {encoder, torso, actor, critic, transition_model, reward_model}.
-
-    :param encoder: φ, observation → latent z
-    :param torso: z → features
-    :param actor: π̄, features → action distribution
-    :param critic: V, features → value
-    :param transition_model: P̄(·|z, a)
-    :param reward_model: R̄(z, a)
-    :param encode_actions: actions as the world model takes them
-    :param latent_shape: of one latent state
-    """
-
-    encoder: nn.Module
-    torso: nn.Module
-    actor: nn.Module
-    critic: nn.Module
-    transition_model: nn.Module
-    reward_model: nn.Module
-    encode_actions: Callable[[jax.Array], jax.Array]
-    latent_shape: tuple[int, ...]
-
-    def __call__(self, observations: jax.Array) -> tuple[Any, jax.Array]:
-        """
-        :param observations: shape (B, ...)
-        :return: the action distribution π(·|s), and the values V(s) of shape (B,)
-        """
-        features = self.torso(self.encoder(observations))
-        return self.actor(features), self.critic(features)
-
-    def constrain(self) -> dict[str, Any]:
-        """
-        The parameters with a world model that is Lipschitz, as :meth:`evaluate` wants them.
-
-        :return: a tree of the parameters' structure; with plain layers, the parameters themselves
-        """
-        params = dict(self.variables["params"])
-        if self.transition_model.lipschitz_constant is not None:
-            for model in ("transition_model", "reward_model"):
-                params[model] = normalize_kernels(params[model], *self.latent_shape[:-1])
-        return {"params": params}
-
-    def evaluate(self, transitions: Transitions, key: jax.Array) -> Evaluation:
-        """
-        One pass over a minibatch, with constrained parameters. Gradient flows through both φ(s) and φ(s').
-
-        :param transitions: B transitions
-        :param key: randomness of the latent sample ẑ'
-        :return: policy, values and the world model's losses
-        """
-        latents = self.encoder(transitions.observations)
-        next_latents = self.encoder(transitions.next_observations)
-        features = self.torso(latents)
-        distribution = self.actor(features)
-        actions = self.encode_actions(transitions.actions)
-        return Evaluation(
-            log_probs=distribution.log_prob(transitions.actions),
-            entropies=distribution.entropy(),
-            values=self.critic(features),
-            reward_losses=reward_loss(self.reward_model(latents, actions), transitions.rewards),
-            transition_losses=self.transition_model(latents, actions).transition_losses(next_latents, key),
-        )
 
 
 @jax.jit
@@ -147,7 +67,7 @@ def decide(state: TrainState, observations: np.ndarray, key: jax.Array) -> tuple
     key, sample_key = jax.random.split(key)
     distribution, values = state.apply_fn(state.params, observations)
     actions = distribution.sample(seed=sample_key)
-    return Decision(actions, distribution.log_prob(actions), values), key
+    return Decision(actions, distribution.log_prob(actions), log_policy(distribution, actions), values), key
 
 
 @jax.jit
@@ -164,7 +84,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
     """
     Encoder, torso, actor, critic and world model under one optimiser.
 
-    ``policy_kwargs`` are what SBX's PPO policies take, and the world model's three.
+    ``policy_kwargs`` are what SBX's PPO policies take, and from ``transition_density`` on the world model's.
 
     :param observation_space: a Box
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
@@ -180,9 +100,17 @@ class DeepSPIPolicy(BaseJaxPolicy):
     :param normalize_images: divide 8-bit images by 255
     :param optimizer_class: an optax optimiser that takes ``learning_rate``
     :param optimizer_kwargs: further arguments of the optimiser; eps 1e-5 for Adam when not given
-    :param transition_density: P̄'s family: ``"mixture"``, ``"normal"`` or ``"deterministic"``
+    :param transition_density: P̄'s family: ``"mixture"``, ``"normal"``, ``"deterministic"`` or ``"categorical"``, which
+        makes z a set of one-hot vectors
     :param n_components: number of normals in the mixture
-    :param lipschitz_constant: L of the world model in z; ``None``: plain layers
+    :param lipschitz_constant: L of the world model in z; ``None``: plain layers, which a categorical P̄ always has
+    :param lipschitz_policy: bound of the Lipschitz constant in z of the actor's logits (or means), kept by scaling
+        kernels down after every step. The world model then takes discrete actions as an embedding, so that no
+        two actions differ without bound. ``None``: no bound
+    :param n_variables: one-hot vectors of a categorical latent state
+    :param n_classes: their length
+    :param categorical_cost: ℓ_P of a categorical P̄: ``"huber"``, ``"hamming"``, ``"cross_entropy"`` or
+        ``"jensen_shannon"``
     :param unsupported: anything else is an error that names it
     :raises TypeError: an argument is not supported
     :raises ValueError: a value is not
@@ -208,6 +136,10 @@ class DeepSPIPolicy(BaseJaxPolicy):
         transition_density: str = "mixture",
         n_components: int = 5,
         lipschitz_constant: float | None = 1.0,
+        lipschitz_policy: float | None = None,
+        n_variables: int = 32,
+        n_classes: int = 32,
+        categorical_cost: str = "huber",
         **unsupported: Any,
     ):
         # what SB3 and SBX scripts may spell out, and DeepSPI does anyway
@@ -215,14 +147,15 @@ class DeepSPIPolicy(BaseJaxPolicy):
         unsupported = {name: value for name, value in unsupported.items() if value != idle.get(name, ...)}
         if unsupported:
             raise TypeError(_unsupported_message(unsupported))
-        if transition_density not in TRANSITION_DENSITIES:
+        checks.one_of(TRANSITION_DENSITIES, transition_density=transition_density)
+        checks.one_of(CATEGORICAL_COSTS, categorical_cost=categorical_cost)
+        for name, constant in {"lipschitz_constant": lipschitz_constant, "lipschitz_policy": lipschitz_policy}.items():
+            if constant is not None and not 0 < constant < np.inf:
+                raise ValueError(f"{name} must be positive, or None for plain layers, but got {constant!r}.")
+        if lipschitz_policy is not None and as_activation(activation_fn) not in ONE_LIPSCHITZ_ACTIVATIONS:
             raise ValueError(
-                f"transition_density must be one of {', '.join(map(repr, TRANSITION_DENSITIES))}, "
-                f"but got {transition_density!r}."
-            )
-        if lipschitz_constant is not None and not 0 < lipschitz_constant < np.inf:
-            raise ValueError(
-                f"lipschitz_constant must be positive, or None for plain layers, but got {lipschitz_constant!r}."
+                "lipschitz_policy needs an activation_fn that is 1-Lipschitz itself (tanh, relu, elu or leaky_relu), "
+                f"but got {activation_fn!r}."
             )
         if isinstance(optimizer_class, type):
             raise ValueError(
@@ -254,8 +187,13 @@ class DeepSPIPolicy(BaseJaxPolicy):
         self.transition_density = transition_density
         self.n_components = n_components
         self.lipschitz_constant = lipschitz_constant
+        self.lipschitz_policy = lipschitz_policy
+        self.n_variables, self.n_classes = n_variables, n_classes
+        self.categorical_cost = categorical_cost
         checks.positive_integer(
             n_components=n_components,
+            n_variables=n_variables,
+            n_classes=n_classes,
             features_dim=self.features_dim,
             **{f"net_arch[{head!r}]": width for head, widths in self.net_arch.items() for width in widths},
         )
@@ -272,11 +210,19 @@ class DeepSPIPolicy(BaseJaxPolicy):
         """
         :return: shape of one latent state z
         """
+        is_categorical = self.transition_density == "categorical"
+        return (self.n_variables, self.n_classes) if is_categorical else self.encoder_shape
+
+    @property
+    def encoder_shape(self) -> tuple[int, ...]:
+        """
+        :return: shape of what :meth:`make_encoder` makes of one observation
+        """
         raise NotImplementedError
 
     def make_encoder(self) -> nn.Module:
         """
-        :return: φ, observation → latent
+        :return: observation → latent, or → what a categorical latent state is made from
         """
         raise NotImplementedError
 
@@ -297,8 +243,11 @@ class DeepSPIPolicy(BaseJaxPolicy):
         """
         key, init_key, self.key = jax.random.split(key, 3)
         n_actions = int(self.action_space.n) if isinstance(self.action_space, spaces.Discrete) else None
+        encoder, transition_model = self.make_encoder(), self._make_transition_model(n_actions)
+        if isinstance(transition_model, CategoricalTransitionModel):
+            encoder = CategoricalEncoder(encoder, self.n_variables, self.n_classes)
         self.networks = Networks(
-            encoder=self.make_encoder(),
+            encoder=encoder,
             torso=self.make_torso(),
             actor=Actor(
                 net_arch=self.net_arch["pi"],
@@ -308,17 +257,20 @@ class DeepSPIPolicy(BaseJaxPolicy):
                 **actor_kwargs(self.action_space),
             ),
             critic=Critic(tuple(self.net_arch["vf"]), self.activation_fn, self.ortho_init),
-            transition_model=TransitionModel(
-                n_actions, self.transition_density, self.n_components, self.lipschitz_constant
+            transition_model=transition_model,
+            reward_model=RewardModel(
+                n_actions, self.reward_model_units, self.lipschitz_constant, self.lipschitz_policy is not None
             ),
-            reward_model=RewardModel(n_actions, self.reward_model_units, self.lipschitz_constant),
             encode_actions=action_encoder(self.action_space),
             latent_shape=self.latent_shape,
+            lipschitz_policy=self.lipschitz_policy,
+            action_distance=action_distance(self.action_space),
         )
         observations = jnp.zeros((1, *(self.observation_space.shape or ())), self.observation_space.dtype)
         actions = jnp.zeros((1, *action_shape(self.action_space)), action_dtype(self.action_space))
         example = Transitions(observations, observations, actions, *[jnp.zeros(1)] * 5)
         params = jax.jit(self.networks.init, static_argnames="method")(init_key, example, init_key, method="evaluate")
+        params = self.networks.apply(params, method="limit_policy")
         # injected, so that they can change without a new compilation
         optimizer = optax.inject_hyperparams(self.optimizer_class)(
             learning_rate=lr_schedule(1.0), **self.optimizer_kwargs
@@ -329,6 +281,17 @@ class DeepSPIPolicy(BaseJaxPolicy):
             tx=optax.chain(optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=max_grad_norm), optimizer),
         )
         return key
+
+    def _make_transition_model(self, n_actions: int | None) -> nn.Module:
+        if self.transition_density == "categorical":
+            return CategoricalTransitionModel(n_actions, self.categorical_cost)
+        return TransitionModel(
+            n_actions,
+            self.transition_density,
+            self.n_components,
+            self.lipschitz_constant,
+            embed_actions=self.lipschitz_policy is not None,
+        )
 
     def predict_values(self, obs: np.ndarray) -> jax.Array:
         """
@@ -364,7 +327,7 @@ class MlpPolicy(DeepSPIPolicy):
     reward_model_units = 64
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
+    def encoder_shape(self) -> tuple[int, ...]:
         return (self.features_dim,)
 
     def make_encoder(self) -> nn.Module:
@@ -406,7 +369,7 @@ class CnnPolicy(DeepSPIPolicy):
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=activation_fn, **kwargs)
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
+    def encoder_shape(self) -> tuple[int, ...]:
         return (*self.latent_map, CONVOLUTIONS[-1][0])
 
     def make_encoder(self) -> nn.Module:
@@ -451,6 +414,21 @@ def action_shape(action_space: spaces.Space) -> tuple[int, ...]:
     return (int(np.prod(shape)),) if isinstance(action_space, spaces.Box) else shape
 
 
+def log_policy_shape(action_space: spaces.Space) -> tuple[int, ...]:
+    """
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :return: shape of log π(·|s) in one state, see :func:`~sbx_deepspi.networks.agent.log_policy`
+    """
+    match action_space:
+        case spaces.Discrete():
+            return (int(action_space.n),)
+        case spaces.MultiDiscrete():
+            return (len(action_space.nvec), int(action_space.nvec.max()))
+        case spaces.MultiBinary():
+            return (int(np.prod(action_space.shape)), 2)
+    return (1,)
+
+
 def actor_kwargs(action_space: spaces.Space) -> dict[str, Any]:
     """
     How SBX's actor is told of an action space.
@@ -492,6 +470,21 @@ def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Arra
         case spaces.MultiBinary():
             return lambda actions: actions.astype(jnp.float32)
     raise NotImplementedError(action_space)
+
+
+def action_distance(action_space: spaces.Space) -> float:
+    """
+    How far a distribution over actions, as vectors, moves for one unit of the actor's outputs, in W₁.
+
+    A softmax changes by ‖Δ logits‖₂ / (2√2) in total variation, and two one-hot vectors are √2 apart; ``m`` choices
+    add up to √m times that. A normal of fixed scale moves as its mean does.
+
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :return: Lipschitz constant
+    """
+    if isinstance(action_space, spaces.Box):
+        return 1.0
+    return 0.5 * float(np.sqrt(np.prod(action_space.shape or ())))
 
 
 def _unsupported_message(unsupported: dict[str, Any]) -> str:

@@ -24,6 +24,8 @@ class Rollout(struct.PyTreeNode):
     :param truncated_values: V(s') where a time limit cut the episode, 0 elsewhere, float32
     :param values: V(s), float32
     :param log_probs: log π_b(a|s), float32
+    :param log_policy: log π_b(·|s) of every action, or of the sampled one for Box, float32; see
+        :func:`~sbx_deepspi.networks.agent.log_policy`
     """
 
     observations: Array
@@ -34,6 +36,7 @@ class Rollout(struct.PyTreeNode):
     truncated_values: Array
     values: Array
     log_probs: Array
+    log_policy: Array
 
     @classmethod
     def empty(
@@ -42,6 +45,7 @@ class Rollout(struct.PyTreeNode):
         n_envs: int,
         observation: tuple[tuple[int, ...], Any],
         action: tuple[tuple[int, ...], Any],
+        log_policy: tuple[int, ...],
     ) -> "Rollout":
         """
         A rollout of zeros, to be filled step by step.
@@ -50,6 +54,7 @@ class Rollout(struct.PyTreeNode):
         :param n_envs: N
         :param observation: shape and dtype of one observation
         :param action: shape and dtype of one action
+        :param log_policy: shape of log π_b(·|s) in one state
         :return: NumPy arrays of the shapes above
         """
 
@@ -65,6 +70,7 @@ class Rollout(struct.PyTreeNode):
             truncated_values=zeros(),
             values=zeros(),
             log_probs=zeros(),
+            log_policy=zeros(log_policy),
         )
 
 
@@ -148,3 +154,16 @@ def to_transitions(
         advantages=flatten(advantages),
         returns=flatten(advantages + rollout.values),
     )
+
+
+def microbatches(batch: Any, microbatch_size: int) -> Any:
+    """
+    Split a batch into equal parts, as few as the size allows.
+
+    :param batch: arrays of shape (B, ...)
+    :param microbatch_size: the most transitions in a part
+    :return: the same arrays, of shape (parts, B / parts, ...)
+    """
+    size = len(jax.tree.leaves(batch)[0])
+    n_parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= microbatch_size)
+    return jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), batch)

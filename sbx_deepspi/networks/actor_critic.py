@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sbx_deepspi.networks.convolution import convolution
+from sbx_deepspi.networks.densities import straight_through
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -85,7 +86,7 @@ class CnnTorso(nn.Module):
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
         """
-        :param latents: z, shape (B, H', W', C)
+        :param latents: z, shape (B, ...)
         :return: shape (B, features_dim)
         """
         dense = nn.Dense(self.features_dim, kernel_init=kernel_init(self.ortho_init))
@@ -119,15 +120,41 @@ class MlpEncoder(nn.Module):
         return self.activation_fn(nn.Dense(self.features_dim, kernel_init=kernel_init(self.ortho_init))(vectors))
 
 
+class CategoricalEncoder(nn.Module):
+    """
+    φ onto one-hot vectors: another encoder's output, one dense layer to logits, and each variable's most likely
+    class. The gradient is that of the probabilities (straight-through).
+
+    :param encoder: observation → features
+    :param n_variables: number of one-hot vectors
+    :param n_classes: their length
+    """
+
+    encoder: nn.Module
+    n_variables: int
+    n_classes: int
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        """
+        :param observations: shape (B, ...)
+        :return: z, shape (B, n_variables, n_classes)
+        """
+        features = self.encoder(observations).reshape(len(observations), -1)
+        logits = nn.Dense(self.n_variables * self.n_classes, name="logits")(features)
+        logits = logits.reshape(-1, self.n_variables, self.n_classes)
+        return straight_through(logits, jax.nn.softmax(logits))
+
+
 class MlpTorso(nn.Module):
     """Latent vectors are features already: the torso has nothing to add."""
 
     def __call__(self, latents: jax.Array) -> jax.Array:
         """
-        :param latents: z, shape (B, D)
-        :return: the same
+        :param latents: z, shape (B, ...)
+        :return: the same, flattened
         """
-        return latents
+        return latents.reshape(len(latents), -1)
 
 
 class Critic(nn.Module):

@@ -7,11 +7,19 @@ import jax.numpy as jnp
 from flax import struct
 
 from sbx_deepspi.networks.noise import clipped_normal
-from sbx_deepspi.objective import transition_loss
+from sbx_deepspi.objective import CATEGORICAL_COSTS, transition_loss
 
 
 class LatentDensity(Protocol):
-    """A density over next latents of shape (B, ..., D) that can tell its ℓ_P."""
+    """A density over next latents of shape (B, ..., D) that can be sampled and tell its ℓ_P."""
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """
+        ẑ', reparameterised.
+
+        :param key: randomness
+        :return: shape (B, ..., D)
+        """
 
     def transition_losses(self, next_latents: jax.Array, key: jax.Array) -> jax.Array:
         """
@@ -31,6 +39,9 @@ class Deterministic(struct.PyTreeNode):
     """
 
     locations: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self.locations
 
     def transition_losses(self, next_latents: jax.Array, key: jax.Array) -> jax.Array:
         n_dimensions = next_latents[0].size
@@ -63,6 +74,44 @@ class Mixture(struct.PyTreeNode):
 
     def transition_losses(self, next_latents: jax.Array, key: jax.Array) -> jax.Array:
         return transition_loss(self.sample(key), next_latents)
+
+
+class Categorical(struct.PyTreeNode):
+    """
+    Independent categorical variables over one-hot latents.
+
+    :param logits: shape (B, variables, classes)
+    :param cost: which of :data:`~sbx_deepspi.objective.CATEGORICAL_COSTS` is ℓ_P
+    """
+
+    logits: jax.Array
+    cost: str = struct.field(pytree_node=False)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """
+        One-hot, by Gumbel's maximum; its gradient is that of the probabilities (straight-through).
+
+        :param key: randomness
+        :return: shape (B, variables, classes)
+        """
+        noise = jax.random.gumbel(key, self.logits.shape)
+        return straight_through(self.logits + noise, jax.nn.softmax(self.logits))
+
+    def transition_losses(self, next_latents: jax.Array, key: jax.Array) -> jax.Array:
+        return CATEGORICAL_COSTS[self.cost](self.sample(key), jax.nn.log_softmax(self.logits), next_latents)
+
+
+def straight_through(scores: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """
+    The one-hot vector of the highest score, with the gradient of the probabilities (Bengio et al. 2013).
+
+    :param scores: shape (..., classes)
+    :param probabilities: same shape
+    :return: same shape
+    """
+    one_hot = jax.nn.one_hot(scores.argmax(axis=-1), scores.shape[-1])
+    # the difference first: it is exactly 0
+    return one_hot + (probabilities - jax.lax.stop_gradient(probabilities))
 
 
 def n_outputs(transition_density: str, n_components: int) -> int:

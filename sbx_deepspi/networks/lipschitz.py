@@ -95,6 +95,22 @@ def group_sort(features: jax.Array) -> jax.Array:
     return ordered.reshape(features.shape)
 
 
+def kernel_norm_bound(kernel: jax.Array, height: int = 1, width: int = 1) -> jax.Array:
+    """
+    Upper bound of the operator norm of one of this module's layers.
+
+    :param kernel: of any layer below
+    :param height: rows of the maps that convolutions see
+    :param width: their columns
+    :return: scalar, or one number per action where the kernel has a slice for each: shape (n_actions,)
+    """
+    if kernel.ndim <= 3:
+        return spectral_norm_bound(kernel)
+    norm = convolution_norm_bound(kernel, height, width)
+    # groups share no channel: the largest of their norms is the norm of the whole
+    return norm.max(axis=1) if kernel.ndim == 6 else norm
+
+
 def normalize_kernels(params: Mapping[str, Any], height: int = 1, width: int = 1) -> dict[str, Any]:
     """
     Divide every kernel of this module's layers by a bound of its operator norm: each layer becomes 1-Lipschitz.
@@ -110,13 +126,40 @@ def normalize_kernels(params: Mapping[str, Any], height: int = 1, width: int = 1
     def normalize(path: tuple[Any, ...], kernel: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
             return kernel
-        is_dense = kernel.ndim <= 3
-        norm = spectral_norm_bound(kernel) if is_dense else convolution_norm_bound(kernel, height, width)
-        if kernel.ndim == 6:  # groups share no channel: the largest of their norms is the norm of the whole
-            norm = norm.max(axis=1)
+        norm = kernel_norm_bound(kernel, height, width)
         return kernel / (norm.reshape(norm.shape + (1,) * (kernel.ndim - norm.ndim)) + TINY)
 
     return jax.tree_util.tree_map_with_path(normalize, dict(params))
+
+
+def limit_kernels(params: Mapping[str, Any], limit: float) -> dict[str, Any]:
+    """
+    Scale down every dense kernel whose operator norm may pass a limit; leave the others as they are.
+
+    :param params: parameters of dense layers
+    :param limit: for the norm of each
+    :return: a tree of the same structure
+    """
+
+    def scale_down(path: tuple[Any, ...], kernel: jax.Array) -> jax.Array:
+        if path[-1].key != "kernel":
+            return kernel
+        return kernel / jnp.maximum(1.0, spectral_norm_bound(kernel) / limit)
+
+    return jax.tree_util.tree_map_with_path(scale_down, dict(params))
+
+
+def lipschitz_bound(params: Mapping[str, Any]) -> jax.Array:
+    """
+    Upper bound of the Lipschitz constant of dense layers one after the other, with activations that have none
+    above 1: the product of their norms.
+
+    :param params: parameters of dense layers
+    :return: scalar
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(dict(params))
+    norms = [spectral_norm_bound(leaf) for path, leaf in leaves if path[-1].key == "kernel"]
+    return jnp.prod(jnp.array(norms))
 
 
 class Dense(nn.Module):

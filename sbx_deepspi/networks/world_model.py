@@ -1,26 +1,44 @@
 """The world model on the latent space: P̄(·|z, a) and R̄(z, a), L-Lipschitz in z or plain.
 
-Discrete actions choose a slice of the last layer on latent maps; all others (and all on latent vectors)
-enter the hidden layer as an added embedding, which leaves the map as Lipschitz in z as it was.
+Discrete actions choose a slice of the last layer on latent maps, and of the reward's; all others (and all on latent
+vectors) enter the hidden layer as an added embedding, which leaves the map as Lipschitz in z as it was.
 
 With parameters from :func:`~sbx_deepspi.networks.lipschitz.normalize_kernels`, the reward is L-Lipschitz in z, and so
 is each component's location plus scale. A mixture's weights depend on z too; no bound covers what they add.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
-from sbx_deepspi.networks.densities import LatentDensity, from_outputs, n_outputs
+from sbx_deepspi.networks.densities import Categorical, LatentDensity, from_outputs, n_outputs
 from sbx_deepspi.networks.lipschitz import (
     Convolution,
     Dense,
     DensePerAction,
     GroupedConvolutionPerAction,
     group_sort,
+    kernel_norm_bound,
+    spectral_norm_bound,
 )
 
 N_GROUPS = 16
+
+
+class LipschitzBounds(struct.PyTreeNode):
+    """
+    Upper bounds of Lipschitz constants in the Euclidean norm; of a density, in the 1-Wasserstein distance. Scalars,
+    infinite where nothing is proven.
+
+    :param latent: in z, for any action
+    :param action: in the action as a vector (one-hot for Discrete actions), for any z
+    """
+
+    latent: jax.Array | float
+    action: jax.Array | float
 
 
 class ActionEmbedding(nn.Module):
@@ -58,12 +76,14 @@ class TransitionModel(nn.Module):
     :param transition_density: ``"mixture"``, ``"normal"`` or ``"deterministic"``
     :param n_components: K of the mixture
     :param lipschitz_constant: L; ``None``: plain layers with ReLU
+    :param embed_actions: discrete actions enter as an embedding on latent maps too
     """
 
     n_actions: int | None
     transition_density: str
     n_components: int
     lipschitz_constant: float | None
+    embed_actions: bool = False
 
     @nn.compact
     def __call__(self, latents: jax.Array, actions: jax.Array) -> LatentDensity:
@@ -76,7 +96,7 @@ class TransitionModel(nn.Module):
         n_dimensions = latents.shape[-1]
         n_numbers = n_outputs(self.transition_density, self.n_components)
         is_map = latents.ndim == 4
-        slices = self.n_actions if is_map and self.n_actions is not None else 1
+        slices = self.n_actions if is_map and self.n_actions is not None and not self.embed_actions else 1
         taken = actions if slices > 1 else jnp.zeros(len(latents), jnp.int32)
 
         if is_map:
@@ -100,6 +120,67 @@ class TransitionModel(nn.Module):
         outputs = outputs.reshape(*latents.shape, n_numbers)
         return from_outputs(outputs, logits, self.lipschitz_constant)
 
+    def lipschitz_bounds(self, *latent_map: int) -> LipschitzBounds:
+        """
+        Noise within [-1, 1] makes a normal √2 times as Lipschitz as its locations and scales together.
+
+        :param latent_map: rows and columns of z, if it has them
+        :return: of P̄(·|z, a) with these parameters; infinite for a mixture, whose weights depend on z
+        """
+        if self.transition_density == "mixture":
+            return LipschitzBounds(math.inf, math.inf)
+        constant = 1.0 if self.lipschitz_constant is None else self.lipschitz_constant
+        if self.transition_density == "normal":
+            constant *= math.sqrt(2) * (1.0 if self.lipschitz_constant is None else 0.5)
+        params = self.variables["params"]
+        outputs = constant * kernel_norm_bound(params["outputs"]["kernel"], *latent_map).max()
+        latent = outputs * kernel_norm_bound(params["hidden"]["kernel"], *latent_map)
+        if "actions" not in params:
+            return LipschitzBounds(latent, math.inf)
+        # the embedding is added to every cell of a map
+        embedding = spectral_norm_bound(params["actions"]["embedding"]) * math.sqrt(math.prod(latent_map))
+        return LipschitzBounds(latent, outputs * embedding)
+
+
+class CategoricalTransitionModel(nn.Module):
+    """
+    P̄(·|z, a) over one-hot latents: token embeddings, plus one of the action, through a hidden layer to logits.
+
+    :param n_actions: number of discrete actions; ``None``: actions are vectors
+    :param cost: which of :data:`~sbx_deepspi.objective.CATEGORICAL_COSTS` is ℓ_P
+    :param n_units: width of the two hidden layers
+    :param token_size: of one variable's embedding
+    """
+
+    n_actions: int | None
+    cost: str
+    n_units: int = 512
+    token_size: int = 16
+    lipschitz_constant = None  # plain layers: a Lipschitz one could not be sure of any class
+
+    @nn.compact
+    def __call__(self, latents: jax.Array, actions: jax.Array) -> Categorical:
+        """
+        :param latents: z, shape (B, variables, classes)
+        :param actions: integers of shape (B,) if ``n_actions`` is given, else floats of shape (B, A)
+        :return: a density over next latents, of the shape of ``latents``
+        """
+        batch, n_variables, n_classes = latents.shape
+        shape = (n_variables, n_classes, self.token_size)
+        tokens = self.param("tokens", nn.initializers.normal(1.0), shape)
+        embeddings = jnp.einsum("bvc,vct->bvt", latents, tokens).reshape(batch, -1)
+        hidden = Dense(self.n_units, name="hidden_0")(embeddings)
+        hidden += ActionEmbedding(self.n_actions, name="actions")(actions, hidden)
+        hidden = nn.relu(Dense(self.n_units, name="hidden_1")(nn.relu(hidden)))
+        return Categorical(Dense(n_variables * n_classes, name="outputs")(hidden).reshape(latents.shape), self.cost)
+
+    def lipschitz_bounds(self, *latent_map: int) -> LipschitzBounds:
+        """
+        :param latent_map: not used
+        :return: infinite: nothing is proven of these layers
+        """
+        return LipschitzBounds(math.inf, math.inf)
+
 
 class RewardModel(nn.Module):
     """
@@ -108,11 +189,13 @@ class RewardModel(nn.Module):
     :param n_actions: number of discrete actions; ``None``: actions are vectors
     :param n_units: width of the two hidden layers
     :param lipschitz_constant: L; ``None``: plain layers with ReLU
+    :param embed_actions: discrete actions enter as an embedding instead
     """
 
     n_actions: int | None
     n_units: int
     lipschitz_constant: float | None
+    embed_actions: bool = False
 
     @nn.compact
     def __call__(self, latents: jax.Array, actions: jax.Array) -> jax.Array:
@@ -122,7 +205,7 @@ class RewardModel(nn.Module):
         :return: predicted rewards, shape (B,)
         """
         activation = nn.relu if self.lipschitz_constant is None else group_sort
-        slices = 1 if self.n_actions is None else self.n_actions
+        slices = 1 if self.n_actions is None or self.embed_actions else self.n_actions
         taken = actions if slices > 1 else jnp.zeros(len(latents), jnp.int32)
 
         hidden = Dense(self.n_units, name="hidden_0")(latents.reshape(len(latents), -1))
@@ -132,3 +215,16 @@ class RewardModel(nn.Module):
         hidden = activation(Dense(self.n_units, name="hidden_1")(hidden))
         rewards = DensePerAction(slices, 1, name="outputs")(hidden, taken)[:, 0]
         return rewards if self.lipschitz_constant is None else self.lipschitz_constant * rewards
+
+    def lipschitz_bounds(self) -> LipschitzBounds:
+        """
+        :return: of R̄(z, a) with these parameters
+        """
+        constant = 1.0 if self.lipschitz_constant is None else self.lipschitz_constant
+        params = self.variables["params"]
+        outputs = constant * kernel_norm_bound(params["outputs"]["kernel"]).max()
+        outputs *= kernel_norm_bound(params["hidden_1"]["kernel"])
+        latent = outputs * kernel_norm_bound(params["hidden_0"]["kernel"])
+        if "actions" not in params:
+            return LipschitzBounds(latent, math.inf)
+        return LipschitzBounds(latent, outputs * spectral_norm_bound(params["actions"]["embedding"]))

@@ -1,0 +1,321 @@
+"""The guarantee as numbers: importance ratios, the bound on the improvement, and whether its conditions hold.
+
+For an update from π_b (with encoder φ_b and latent model M̄_b) to π = π̄ ∘ φ (with M̄), every episode's expected return
+up to its end satisfies
+
+    abs(return(π) - latent return(π̄)) ≤ C · AEL · (L_R + γ K_V L_P) + L_end,   C = D_IR^sup < 1/γ,
+
+and with the same for π_b at C = 1: real improvement ≥ latent improvement - ζ. ``docs/guarantee.md`` proves it and
+compares it with the paper's bound, whose 1 / (1/C - γ) is never below C.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.training.train_state import TrainState
+
+from sbx_deepspi.networks.agent import NetworkBounds
+from sbx_deepspi.rollout import Rollout, microbatches
+
+N_SAMPLED = 128
+"""Transitions of a rollout on which the latent models' errors are estimated."""
+N_EPISODES = 16
+"""Episodes of a rollout whose beginning is imagined, and whose end is looked at."""
+HORIZON = 16
+"""Imagined steps; the critic tells what follows."""
+
+CONDITIONS = ("importance_ratio", "all_actions", "reward_lipschitz", "transition_lipschitz", "episode_length")
+"""What the bound needs, by name."""
+
+Scalar = jax.Array | float
+
+
+class RatioRange(struct.PyTreeNode):
+    """
+    Least and greatest importance ratio π(a|s) / π_b(a|s).
+
+    :param inf: D_IR^inf
+    :param sup: D_IR^sup
+    """
+
+    inf: Scalar
+    sup: Scalar
+
+
+class LatentModel(struct.PyTreeNode):
+    """
+    What the bound asks of one encoder with its latent policy and latent model; scalars. Expectations are under the
+    states and actions of π_b.
+
+    :param reward_error: L_R = E abs(R - R̄), in units of reward
+    :param transition_error: L_P = E W₁(φP, P̄), in Euclidean units of the latent space
+    :param end_value: L_end = E abs(V̄(φ(s'))) where an episode ends at s', which the latent model does not know of
+    :param reward_lipschitz: K_R of z ↦ E_π̄ R̄(z, a)
+    :param transition_lipschitz: K_P of z ↦ E_π̄ P̄(·|z, a), in W₁
+    """
+
+    reward_error: Scalar
+    transition_error: Scalar
+    end_value: Scalar
+    reward_lipschitz: Scalar
+    transition_lipschitz: Scalar
+
+
+class Certificate(struct.PyTreeNode):
+    """
+    What is known of one update; scalars.
+
+    :param importance_ratio: D_IR on the rollout's states
+    :param model: of the updated policy
+    :param behaviour_model: of the behaviour policy
+    :param value_lipschitz: K_V of the updated latent value
+    :param average_episode_length: AEL, in steps; infinite where no episode ended
+    :param zeta: ζ; infinite where a condition fails
+    :param paper_zeta: ζ with the paper's factors, which takes L_end to be 0
+    :param latent_improvement: V̄(φ(s_I)) - V̄_b(φ_b(s_I)) estimated; NaN where no episode began
+    """
+
+    importance_ratio: RatioRange
+    model: LatentModel
+    behaviour_model: LatentModel
+    value_lipschitz: Scalar
+    average_episode_length: Scalar
+    zeta: Scalar
+    paper_zeta: Scalar
+    latent_improvement: Scalar
+
+
+def importance_ratio_range(log_policy: jax.Array, behaviour_log_policy: jax.Array) -> RatioRange:
+    """
+    D_IR^inf and D_IR^sup over states and over every action listed; several choices at once multiply.
+
+    :param log_policy: log π(·|s), shape (B, n) or (B, choices, n)
+    :param behaviour_log_policy: log π_b(·|s), same shape
+    :return: scalars
+    """
+    log_ratios = log_policy - behaviour_log_policy
+
+    def over_actions(extreme: jax.Array) -> jax.Array:
+        return extreme.reshape(len(extreme), -1).sum(axis=1)
+
+    return RatioRange(
+        inf=jnp.exp(over_actions(log_ratios.min(axis=-1)).min()),
+        sup=jnp.exp(over_actions(log_ratios.max(axis=-1)).max()),
+    )
+
+
+def value_lipschitz(reward_lipschitz: Scalar, transition_lipschitz: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    K_V = K_R / (1 - γ K_P), the Lipschitz constant of the latent value.
+
+    :param reward_lipschitz: K_R
+    :param transition_lipschitz: K_P
+    :param gamma: γ
+    :return: scalar; infinite unless K_P < 1/γ
+    """
+    contraction = 1 - gamma * jnp.asarray(transition_lipschitz)
+    return jnp.where(contraction > 0, reward_lipschitz / jnp.where(contraction > 0, contraction, 1.0), jnp.inf)
+
+
+def model_error(model: LatentModel, gamma: Scalar) -> jax.Array:
+    """
+    L_R + γ K_V L_P: how far one step of the latent model is from one of the environment, in value.
+
+    :param model: errors and Lipschitz constants
+    :param gamma: γ
+    :return: scalar
+    """
+    k_value = value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma)
+    # a model without error needs no Lipschitz value
+    transition = jnp.where(jnp.asarray(model.transition_error) > 0, k_value * model.transition_error, 0.0)
+    return model.reward_error + gamma * transition
+
+
+def return_gap(model: LatentModel, average_episode_length: Scalar, ratio_sup: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    Bound of abs(return(π) - latent return(π̄)): C · AEL · (L_R + γ K_V L_P) + L_end.
+
+    :param model: of π = π̄ ∘ φ
+    :param average_episode_length: AEL of π_b, in steps
+    :param ratio_sup: C = D_IR^sup; 1 for π_b itself
+    :param gamma: γ
+    :return: scalar; infinite unless C < 1/γ and K_P < 1/γ
+    """
+    gap = ratio_sup * average_episode_length * model_error(model, gamma) + model.end_value
+    return jnp.where(ratio_sup * gamma < 1, gap, jnp.inf)
+
+
+def paper_return_gap(model: LatentModel, average_episode_length: Scalar, ratio_sup: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    The paper's bound of the same: AEL (L_R + γ K_V L_P) / (1/C - γ), for latent models that know where episodes end.
+
+    :param model: see :func:`return_gap`
+    :param average_episode_length: AEL of π_b, in steps
+    :param ratio_sup: C = D_IR^sup; 1 for π_b itself
+    :param gamma: γ
+    :return: scalar; infinite unless C < 1/γ and K_P < 1/γ
+    """
+    room = 1 / jnp.asarray(ratio_sup) - gamma
+    gap = average_episode_length * model_error(model, gamma) / jnp.where(room > 0, room, 1.0)
+    return jnp.where(room > 0, gap, jnp.inf)
+
+
+def importance_ratios(updated: TrainState, rollout: Rollout, microbatch_size: int) -> RatioRange:
+    """
+    D_IR of an updated policy on all of a rollout's states: over every action, or over the sampled ones for Box.
+
+    :param updated: π
+    :param rollout: T steps of N environments under π_b
+    :param microbatch_size: the most observations that go through the networks at a time
+    :return: scalars
+    """
+
+    def log_policies(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return updated.apply_fn(updated.params, *part, method="log_policy")
+
+    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), rollout)
+    parts = microbatches((flat.observations, flat.actions), microbatch_size)
+    log_policy = jax.lax.map(log_policies, parts).reshape(flat.log_policy.shape)
+    return importance_ratio_range(log_policy, flat.log_policy)
+
+
+@jax.jit(static_argnames="microbatch_size")
+def certify(
+    behaviour: TrainState, updated: TrainState, rollout: Rollout, key: jax.Array, gamma: Scalar, microbatch_size: int
+) -> Certificate:
+    """
+    The certificate of one update, on the rollout that it learned from.
+
+    D_IR is over all of the rollout's states; the models' errors are estimated on :data:`N_SAMPLED` of its transitions.
+
+    :param behaviour: π_b with its model
+    :param updated: π with its model
+    :param rollout: T steps of N environments under π_b
+    :param key: randomness of the sample and of the latent states
+    :param gamma: γ
+    :param microbatch_size: the most observations that go through the networks at a time
+    :return: scalars
+    """
+    sample_key, key = jax.random.split(key)
+    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), rollout)
+    n_transitions = len(flat.rewards)
+    chosen = jax.random.choice(sample_key, n_transitions, (min(N_SAMPLED, n_transitions),), replace=False)
+    sample = jax.tree.map(lambda array: array[chosen], flat)
+    ends = first_few(flat.next_observations, flat.dones)
+    # the observation after an end begins an episode; a rollout's first row may be anywhere in one
+    begins = jnp.concatenate([jnp.zeros_like(rollout.dones[:1]), rollout.dones[:-1]]).reshape(-1)
+    starts = first_few(flat.observations, begins)
+
+    def measure(params: Any) -> tuple[LatentModel, jax.Array]:
+        constrained = updated.apply_fn(params, method="constrain")
+
+        def ask(question: str, *arguments: Any) -> Any:
+            return updated.apply_fn(constrained, *arguments, method=question)
+
+        errors = ask("model_errors", sample, key)
+        bounds: NetworkBounds = ask("lipschitz_bounds")
+        end_values = jnp.abs(ask("latent_values", ask("encode", ends.observations)))
+        model = LatentModel(
+            reward_error=errors.rewards.mean(),
+            transition_error=errors.transitions.mean(),
+            end_value=(end_values * ends.valid).sum() / jnp.maximum(ends.valid.sum(), 1),
+            reward_lipschitz=bounds.reward.latent + bounds.reward.action * bounds.policy,
+            transition_lipschitz=bounds.transition.latent + bounds.transition.action * bounds.policy,
+        )
+
+        def imagine(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            step = ask("imagine", latents, key)
+            return step.latents, step.rewards
+
+        latents, rewards = jax.lax.scan(imagine, ask("encode", starts.observations), jax.random.split(key, HORIZON))
+        discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
+        returns = (discounts * rewards).sum(axis=0) + gamma**HORIZON * ask("latent_values", latents)
+        return model, returns.mean(where=starts.valid)
+
+    # one compiled program for both
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour.params, updated.params)
+    models, latent_returns = jax.lax.map(measure, both)
+    behaviour_model, model = (jax.tree.map(lambda scalar, i=i: scalar[i], models) for i in (0, 1))
+
+    ratio = importance_ratios(updated, rollout, microbatch_size)
+    n_ends = rollout.dones.sum()
+    length = jnp.where(n_ends > 0, n_transitions / jnp.maximum(n_ends, 1), jnp.inf)
+    return Certificate(
+        importance_ratio=ratio,
+        model=model,
+        behaviour_model=behaviour_model,
+        value_lipschitz=value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma),
+        average_episode_length=length,
+        zeta=return_gap(model, length, ratio.sup, gamma) + return_gap(behaviour_model, length, 1.0, gamma),
+        paper_zeta=paper_return_gap(model, length, ratio.sup, gamma)
+        + paper_return_gap(behaviour_model, length, 1.0, gamma),
+        latent_improvement=latent_returns[1] - latent_returns[0],
+    )
+
+
+class Few(struct.PyTreeNode):
+    """
+    :data:`N_EPISODES` observations.
+
+    :param observations: shape (``N_EPISODES``, ...)
+    :param valid: which of them were asked for; the others fill up
+    """
+
+    observations: jax.Array
+    valid: jax.Array
+
+
+def first_few(observations: jax.Array, where: jax.Array) -> Few:
+    """
+    :param observations: shape (B, ...)
+    :param where: which are asked for, bools of shape (B,)
+    :return: the first few of them
+    """
+    (indices,) = jnp.nonzero(where, size=N_EPISODES, fill_value=0)
+    return Few(observations[indices], jnp.arange(N_EPISODES) < where.sum())
+
+
+def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dict[str, str]:
+    """
+    Which of the bound's conditions fail, each with a sentence.
+
+    :param certificate: numbers on the host
+    :param gamma: γ
+    :param all_actions: whether D_IR is over every action, not only over the sampled ones
+    :return: name → what is wrong, in the order of :data:`CONDITIONS`
+    """
+    limit = f"1/γ = {1 / gamma:.4f}"
+    failed = {}
+    sup = float(certificate.importance_ratio.sup)
+    if not sup * gamma < 1:
+        failed["importance_ratio"] = f"D_IR sup {sup:.4g} ≥ {limit}"
+    if not all_actions:
+        failed["all_actions"] = "D_IR is known for sampled actions only"
+    models = (certificate.model, certificate.behaviour_model)
+    k_reward = max(float(model.reward_lipschitz) for model in models)
+    k_transition = max(float(model.transition_lipschitz) for model in models)
+    if not math.isfinite(k_reward):
+        failed["reward_lipschitz"] = "K_R has no bound (lipschitz_policy gives it one)"
+    if not math.isfinite(k_transition):
+        failed["transition_lipschitz"] = (
+            "K_P has no bound (lipschitz_policy and a normal or deterministic transition_density give it one)"
+        )
+    elif not k_transition * gamma < 1:
+        failed["transition_lipschitz"] = f"K_P {k_transition:.4g} ≥ {limit}"
+    if not math.isfinite(certificate.average_episode_length):
+        failed["episode_length"] = "no episode ended in this rollout"
+    return failed
+
+
+def verdict(certificate: Certificate, failed: dict[str, str]) -> str:
+    """
+    :param certificate: numbers on the host
+    :param failed: see :func:`violations`
+    :return: one line for the user
+    """
+    if failed:
+        return f"not certified: {'; '.join(failed.values())}"
+    return f"certified: real improvement ≥ latent improvement - {float(certificate.zeta):.4g}"

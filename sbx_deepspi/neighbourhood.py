@@ -1,0 +1,90 @@
+"""The neighbourhood N^C(π_b) = {π : 2 - C ≤ D_IR^inf ≤ D_IR^sup ≤ C}, enforced instead of suggested."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.training.train_state import TrainState
+
+from sbx_deepspi.certificate import importance_ratios
+from sbx_deepspi.rollout import Rollout
+
+N_HALVINGS = 12
+RELATIVE_PRECISION = 1 / 8
+ROUNDING = 1e-5  # what floats may lose between this search and whoever looks at the ratios next
+
+Params = TypeVar("Params")
+
+
+class Search(struct.PyTreeNode):
+    """
+    How far to go from the behaviour policy's parameters to the updated ones.
+
+    :param inside: the greatest step found inside; 0 is
+    :param outside: the least step found outside; 1 is
+    :param n_tried: steps looked at
+    """
+
+    inside: jax.Array
+    outside: jax.Array
+    n_tried: jax.Array
+
+
+def draw_back(behaviour: Params, updated: Params, is_inside: Callable[[Params], jax.Array]) -> tuple[Params, jax.Array]:
+    """
+    Go back from the updated parameters toward the behaviour policy's, in a straight line, until inside.
+
+    Halve the interval between a step inside and one outside until they are within :data:`RELATIVE_PRECISION` of each
+    other. Should even 1/4,096 of the step be outside, nothing of it is kept.
+
+    :param behaviour: parameters of π_b, inside
+    :param updated: parameters after the update
+    :param is_inside: whether parameters are in the neighbourhood, a bool
+    :return: parameters inside, the updated ones where these are; and the fraction of the step that was kept
+    """
+
+    def at(fraction: jax.Array) -> Params:
+        return jax.tree.map(lambda old, new: (1 - fraction) * old + fraction * new, behaviour, updated)
+
+    def is_coarse(search: Search) -> jax.Array:
+        coarse = search.outside > (1 + RELATIVE_PRECISION) * search.inside
+        return coarse & (search.n_tried < N_HALVINGS)
+
+    def halve(search: Search) -> Search:
+        middle = 0.5 * (search.inside + search.outside)
+        inside = is_inside(at(middle))
+        return Search(
+            jnp.where(inside, middle, search.inside), jnp.where(inside, search.outside, middle), search.n_tried + 1
+        )
+
+    def search() -> tuple[Params, jax.Array]:
+        fraction = jax.lax.while_loop(is_coarse, halve, Search(jnp.float32(0), jnp.float32(1), jnp.int32(0))).inside
+        return at(fraction), fraction
+
+    return jax.lax.cond(is_inside(updated), lambda: (updated, jnp.float32(1)), search)
+
+
+@jax.jit(static_argnames="microbatch_size")
+def project(
+    behaviour: TrainState, updated: TrainState, rollout: Rollout, clip_range: float | jax.Array, microbatch_size: int
+) -> tuple[TrainState, jax.Array]:
+    """
+    Draw an update back into the neighbourhood, measured on all of the rollout's states; see :func:`draw_back`.
+
+    :param behaviour: π_b
+    :param updated: after the update; its optimiser's state is kept
+    :param rollout: T steps of N environments under π_b
+    :param clip_range: ε; C is 1 + ε
+    :param microbatch_size: the most observations that go through the networks at a time
+    :return: the state inside, and the fraction of the update that was kept
+    """
+
+    def is_inside(params: Params) -> jax.Array:
+        ratio = importance_ratios(updated.replace(params=params), rollout, microbatch_size)
+        below, above = ratio.sup <= 1 + clip_range - ROUNDING, ratio.inf >= 1 - clip_range + ROUNDING
+        return jnp.logical_and(below, above)
+
+    params, fraction = draw_back(behaviour.params, updated.params, is_inside)
+    return updated.replace(params=params), fraction

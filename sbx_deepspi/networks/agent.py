@@ -1,0 +1,284 @@
+"""Everything that DeepSPI learns as one flax module, and what it is asked for: actions, losses, certificates."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import tensorflow_probability.substrates.jax as tfp
+from flax import struct
+
+from sbx_deepspi.networks.lipschitz import limit_kernels, lipschitz_bound, normalize_kernels
+from sbx_deepspi.networks.world_model import LipschitzBounds
+from sbx_deepspi.objective import reward_loss
+from sbx_deepspi.rollout import Transitions
+
+tfd = tfp.distributions
+
+ONE_LIPSCHITZ_ACTIVATIONS = (nn.relu, nn.tanh, jnp.tanh, nn.elu, nn.leaky_relu)
+
+
+class Evaluation(struct.PyTreeNode):
+    """
+    What the objective asks of the networks, for ``B`` transitions; every array is (B,).
+
+    :param log_probs: log π'(a|s)
+    :param entropies: H(π'(·|s)), in nats
+    :param values: V(s)
+    :param reward_losses: ℓ_R
+    :param transition_losses: ℓ_P
+    :param gradient_penalties: 0 unless asked for
+    """
+
+    log_probs: jax.Array
+    entropies: jax.Array
+    values: jax.Array
+    reward_losses: jax.Array
+    transition_losses: jax.Array
+    gradient_penalties: jax.Array
+
+
+class ModelErrors(struct.PyTreeNode):
+    """
+    How far the world model is from what happened, for ``B`` transitions; every array is (B,).
+
+    :param rewards: abs(R̄(φ(s), a) - r)
+    :param transitions: ‖ẑ' - φ(s')‖₂, ẑ' one sample of P̄(·|φ(s), a): in expectation no less than the 1-Wasserstein
+        distance between P̄ and the law of φ(s')
+    """
+
+    rewards: jax.Array
+    transitions: jax.Array
+
+
+class LatentStep(struct.PyTreeNode):
+    """
+    One imagined step of ``B`` latent states under the latent policy π̄.
+
+    :param rewards: R̄(z, a), shape (B,)
+    :param latents: ẑ', shape (B, ...)
+    """
+
+    rewards: jax.Array
+    latents: jax.Array
+
+
+class NetworkBounds(struct.PyTreeNode):
+    """
+    Upper bounds of the networks' Lipschitz constants in z; infinite where nothing is proven.
+
+    :param policy: of π̄'s distribution over actions as vectors, in the 1-Wasserstein distance
+    :param reward: of R̄
+    :param transition: of P̄
+    """
+
+    policy: jax.Array | float
+    reward: LipschitzBounds
+    transition: LipschitzBounds
+
+
+class Networks(nn.Module):
+    """
+    Everything that DeepSPI learns; one tree {encoder, torso, actor, critic, transition_model, reward_model}.
+
+    :param encoder: φ, observation → latent z
+    :param torso: z → features
+    :param actor: π̄, features → action distribution
+    :param critic: V, features → value
+    :param transition_model: P̄(·|z, a)
+    :param reward_model: R̄(z, a)
+    :param encode_actions: actions as the world model takes them
+    :param latent_shape: of one latent state
+    :param lipschitz_policy: bound of the Lipschitz constant of torso and actor in z; ``None``: none
+    :param action_distance: Lipschitz constant of the distribution over actions, as vectors, in the actor's outputs
+    """
+
+    encoder: nn.Module
+    torso: nn.Module
+    actor: nn.Module
+    critic: nn.Module
+    transition_model: nn.Module
+    reward_model: nn.Module
+    encode_actions: Callable[[jax.Array], jax.Array]
+    latent_shape: tuple[int, ...]
+    lipschitz_policy: float | None
+    action_distance: float
+
+    def __call__(self, observations: jax.Array) -> tuple[Any, jax.Array]:
+        """
+        :param observations: shape (B, ...)
+        :return: the action distribution π(·|s), and the values V(s) of shape (B,)
+        """
+        features = self.torso(self.encoder(observations))
+        return self.actor(features), self.critic(features)
+
+    @property
+    def latent_map(self) -> tuple[int, ...]:
+        """
+        :return: rows and columns of the latent state, if it is a map
+        """
+        return self.latent_shape[:2] if len(self.latent_shape) == 3 else ()
+
+    def constrain(self) -> dict[str, Any]:
+        """
+        The parameters with a world model that is Lipschitz, as :meth:`evaluate` wants them.
+
+        :return: a tree of the parameters' structure; with plain layers, the parameters themselves
+        """
+        params = dict(self.variables["params"])
+        models = {"transition_model": self.transition_model, "reward_model": self.reward_model}
+        for name, model in models.items():
+            if model.lipschitz_constant is not None:
+                params[name] = normalize_kernels(params[name], *self.latent_map)
+        return {"params": params}
+
+    def limit_policy(self) -> dict[str, Any]:
+        """
+        The nearest parameters, by scaling kernels, whose torso and actor are Lipschitz as asked for.
+
+        :return: a tree of the parameters' structure; without ``lipschitz_policy``, the parameters themselves
+        """
+        params = dict(self.variables["params"])
+        if self.lipschitz_policy is not None:
+            last = f"Dense_{len(self.actor.net_arch)}"
+            actor = limit_kernels(params["actor"], 1.0)
+            params["actor"] = actor | {last: limit_kernels(params["actor"][last], self.lipschitz_policy)}
+            if "torso" in params:
+                params["torso"] = limit_kernels(params["torso"], 1.0)
+        return {"params": params}
+
+    def evaluate(self, transitions: Transitions, key: jax.Array, gradient_penalty: bool = False) -> Evaluation:
+        """
+        One pass over a minibatch, with constrained parameters. Gradient flows through both φ(s) and φ(s').
+
+        :param transitions: B transitions
+        :param key: randomness of the latent sample ẑ'
+        :param gradient_penalty: whether to compute :meth:`gradient_penalties`
+        :return: policy, values and the world model's losses
+        """
+        latents = self.encoder(transitions.observations)
+        next_latents = self.encoder(transitions.next_observations)
+        features = self.torso(latents)
+        distribution = self.actor(features)
+        actions = self.encode_actions(transitions.actions)
+        penalties = self.gradient_penalties(latents, actions, key) if gradient_penalty else jnp.zeros(len(latents))
+        return Evaluation(
+            log_probs=distribution.log_prob(transitions.actions),
+            entropies=distribution.entropy(),
+            values=self.critic(features),
+            reward_losses=reward_loss(self.reward_model(latents, actions), transitions.rewards),
+            transition_losses=self.transition_model(latents, actions).transition_losses(next_latents, key),
+            gradient_penalties=penalties,
+        )
+
+    def gradient_penalties(self, latents: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
+        """
+        How much steeper than 1 the world model is at z: max(0, ‖∇_z R̄‖ - 1)² + max(0, ‖∇_z vᵀẑ'‖ - 1)², v a random
+        direction. The penalty of Gulrajani et al. (2017) that DeepMDP uses, for slopes above 1 only.
+
+        :param latents: z, shape (B, ...); no gradient goes on to them
+        :param actions: as the world model takes them
+        :param key: randomness of ẑ' and v
+        :return: shape (B,)
+        """
+        sample_key, direction_key = jax.random.split(key)
+        directions = jax.random.normal(direction_key, latents.shape)
+        axes = tuple(range(1, latents.ndim))
+        directions /= jnp.sqrt((directions**2).sum(axis=axes, keepdims=True))
+
+        transition_model, transition_params = self.transition_model.unbind()
+        reward_model, reward_params = self.reward_model.unbind()
+
+        def outputs(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+            density: Any = transition_model.apply(transition_params, latents, actions)
+            rewards: Any = reward_model.apply(reward_params, latents, actions)
+            return rewards, (density.sample(sample_key) * directions).sum(axis=axes)
+
+        _, pull_back = jax.vjp(outputs, jax.lax.stop_gradient(latents))
+        ones, zeros = jnp.ones(len(latents)), jnp.zeros(len(latents))
+        slopes = (pull_back(cotangents)[0] for cotangents in ((ones, zeros), (zeros, ones)))
+        # 1e-12: the norm has no gradient at 0
+        return sum(nn.relu(jnp.sqrt((slope**2).sum(axis=axes) + 1e-12) - 1.0) ** 2 for slope in slopes)  # type: ignore[return-value]
+
+    def model_errors(self, transitions: Transitions, key: jax.Array) -> ModelErrors:
+        """
+        :param transitions: B transitions
+        :param key: randomness of the latent sample ẑ'
+        :return: what the certificate asks of the world model, with constrained parameters
+        """
+        latents, next_latents = self.encoder(transitions.observations), self.encoder(transitions.next_observations)
+        actions = self.encode_actions(transitions.actions)
+        distances = self.transition_model(latents, actions).sample(key) - next_latents
+        return ModelErrors(
+            rewards=jnp.abs(self.reward_model(latents, actions) - transitions.rewards),
+            transitions=jnp.sqrt((distances**2).sum(axis=tuple(range(1, distances.ndim)))),
+        )
+
+    def log_policy(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        """
+        :param observations: shape (B, ...)
+        :param actions: shape (B, ...), which matter for Box only
+        :return: log π(·|s), see :func:`log_policy`
+        """
+        return log_policy(self(observations)[0], actions)
+
+    def encode(self, observations: jax.Array) -> jax.Array:
+        """
+        :param observations: shape (B, ...)
+        :return: φ(s), shape (B, ...)
+        """
+        return self.encoder(observations)
+
+    def latent_values(self, latents: jax.Array) -> jax.Array:
+        """
+        :param latents: z, shape (B, ...)
+        :return: what the critic says of them, shape (B,)
+        """
+        return self.critic(self.torso(latents))
+
+    def imagine(self, latents: jax.Array, key: jax.Array) -> LatentStep:
+        """
+        One step of the latent MDP under π̄, with constrained parameters.
+
+        :param latents: z, shape (B, ...)
+        :param key: randomness of actions and next latents
+        :return: rewards and next latents
+        """
+        action_key, sample_key = jax.random.split(key)
+        actions = self.encode_actions(self.actor(self.torso(latents)).sample(seed=action_key))
+        next_latents = self.transition_model(latents, actions).sample(sample_key)
+        return LatentStep(self.reward_model(latents, actions), next_latents)
+
+    def lipschitz_bounds(self) -> NetworkBounds:
+        """
+        :return: Lipschitz constants of policy and world model, with constrained parameters
+        """
+        params = self.variables["params"]
+        policy: jax.Array | float = math.inf
+        if self.actor.activation_fn in ONE_LIPSCHITZ_ACTIVATIONS:
+            policy = self.action_distance * lipschitz_bound(params.get("torso", {})) * lipschitz_bound(params["actor"])
+        return NetworkBounds(
+            policy, self.reward_model.lipschitz_bounds(), self.transition_model.lipschitz_bounds(*self.latent_map)
+        )
+
+
+def log_policy(distribution: Any, actions: jax.Array) -> jax.Array:
+    """
+    log π of all that can be compared between two policies: of every action where there are finitely many, of the
+    sampled one for Box. Several choices at once (MultiDiscrete) have an axis of their own before the last.
+
+    :param distribution: π(·|s), from SBX's actor
+    :param actions: the sampled ones, shape (B, ...)
+    :return: shape (B, n) for Discrete, (B, choices, n) for MultiDiscrete and MultiBinary, (B, 1) for Box
+    """
+    match distribution:
+        case tfd.Categorical():
+            logits = distribution.logits
+        case tfd.Independent():
+            logits = distribution.distribution.logits
+        case _:
+            return distribution.log_prob(actions)[:, None]
+    # a choice with fewer options than others is padded: 0 there changes no ratio
+    return jnp.where(jnp.isneginf(logits), 0.0, jax.nn.log_softmax(logits))
