@@ -319,3 +319,44 @@ def verdict(certificate: Certificate, failed: dict[str, str]) -> str:
     if failed:
         return f"not certified: {'; '.join(failed.values())}"
     return f"certified: real improvement ≥ latent improvement - {float(certificate.zeta):.4g}"
+
+
+def outside_neighbourhood(certificate: Certificate, clip_range: float) -> dict[str, str]:
+    """
+    Whether the update has left N^C(π_b), C = 1 + ε.
+
+    :param certificate: numbers on the host
+    :param clip_range: ε
+    :return: ``"neighbourhood"`` → what is wrong, or nothing
+    """
+    ratio = certificate.importance_ratio
+    if 1 - clip_range <= ratio.inf and ratio.sup <= 1 + clip_range:
+        return {}
+    found, allowed = f"[{ratio.inf:.4g}, {ratio.sup:.4g}]", f"[{1 - clip_range:.4g}, {1 + clip_range:.4g}]"
+    return {"neighbourhood": f"D_IR {found} leaves {allowed}"}
+
+
+def numbers(certificate: Certificate, all_actions: bool) -> dict[str, float]:
+    """
+    A certificate by the names that it has in logs.
+
+    :param certificate: numbers on the host
+    :param all_actions: whether D_IR is over every action; if not, its names say so
+    :return: name → number
+    """
+    sampled = "" if all_actions else "_sampled"
+    named = {
+        f"importance_ratio_inf{sampled}": certificate.importance_ratio.inf,
+        f"importance_ratio_sup{sampled}": certificate.importance_ratio.sup,
+        "L_R": certificate.model.reward_error,
+        "L_P": certificate.model.transition_error,
+        "L_end": certificate.model.end_value,
+        "K_R": certificate.model.reward_lipschitz,
+        "K_P": certificate.model.transition_lipschitz,
+        "K_V": certificate.value_lipschitz,
+        "average_episode_length": certificate.average_episode_length,
+        "zeta": certificate.zeta,
+        "zeta_paper": certificate.paper_zeta,
+        "latent_improvement": certificate.latent_improvement,
+    }
+    return {name: float(number) for name, number in named.items()}

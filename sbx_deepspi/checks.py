@@ -122,6 +122,39 @@ def supported_spaces(observation_space: spaces.Space, action_space: spaces.Space
     )
 
 
+def reachable(conditions: Iterable[str], gamma: float, clip_range: Any, all_actions: bool) -> None:
+    """
+    :param conditions: of a certificate, that training is to be held to
+    :param gamma: γ
+    :param clip_range: ε or a schedule; C is 1 + ε
+    :param all_actions: whether importance ratios are over every action
+    :raises ValueError: no update could ever meet one of them
+    """
+    if not gamma < 1 and {"importance_ratio", "transition_lipschitz"} & set(conditions):
+        raise ValueError(
+            f"With gamma={gamma!r} the bound means nothing, since it needs importance ratios below 1/γ: "
+            "choose a gamma below 1, or do not require 'importance_ratio' and 'transition_lipschitz'."
+        )
+    if "all_actions" in conditions and not all_actions:
+        raise ValueError(
+            "The condition 'all_actions' is never met with Box actions, whose importance ratios are computed for the "
+            "sampled actions only: do not require it."
+        )
+    if "neighbourhood" in conditions:
+        neighbourhood(clip_range)
+
+
+def neighbourhood(clip_range: Any) -> None:
+    """
+    :param clip_range: ε; schedules are left to themselves
+    :raises ValueError: C = 1 + ε is not in (1, 2)
+    """
+    if isinstance(clip_range, (int, float)) and not 0 < clip_range < 1:
+        raise ValueError(
+            f"The neighbourhood needs clip_range in (0, 1), so that C = 1 + ε lies in (1, 2), but got {clip_range!r}."
+        )
+
+
 def finite(name: str, values: np.ndarray, step: int) -> None:
     """
     :param name: what the values are, in the singular

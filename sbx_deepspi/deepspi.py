@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import checks, objective
-from sbx_deepspi.certificate import Certificate, certify, verdict, violations
+from sbx_deepspi.certificate import Certificate, certify, numbers, verdict, violations
 from sbx_deepspi.neighbourhood import project
 from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.policies import (
@@ -369,7 +369,7 @@ class DeepSPI(PPO):
         "CnnPolicy": CnnPolicy,
     }
     observation_space: spaces.Box
-    policy_loss = staticmethod(policy_loss)
+    policy_loss: Callable[..., jax.Array] = staticmethod(policy_loss)
     policy: DeepSPIPolicy  # type: ignore[assignment]
     certificate: Certificate | None = None
     _last_obs: np.ndarray  # type: ignore[assignment]
@@ -471,6 +471,10 @@ class DeepSPI(PPO):
             gae_lambda=self.gae_lambda,
         )
         checks.one_of(NEIGHBOURHOODS, neighbourhood=self.neighbourhood)
+        if self.neighbourhood == "project":
+            checks.neighbourhood(self.clip_range)
+        if self.gradient_penalty_coef is not None:
+            checks.positive(gradient_penalty_coef=self.gradient_penalty_coef)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.clip_range_schedule = FloatSchedule(self.clip_range)
@@ -659,24 +663,9 @@ class DeepSPI(PPO):
 
     def _log_certificate(self, certificate: Certificate) -> None:
         failed = violations(certificate, self.gamma, self.all_actions)
-        sampled = "" if self.all_actions else "_sampled"
-        numbers = {
-            f"importance_ratio_inf{sampled}": certificate.importance_ratio.inf,
-            f"importance_ratio_sup{sampled}": certificate.importance_ratio.sup,
-            "L_R": certificate.model.reward_error,
-            "L_P": certificate.model.transition_error,
-            "L_end": certificate.model.end_value,
-            "K_R": certificate.model.reward_lipschitz,
-            "K_P": certificate.model.transition_lipschitz,
-            "K_V": certificate.value_lipschitz,
-            "average_episode_length": certificate.average_episode_length,
-            "zeta": certificate.zeta,
-            "zeta_paper": certificate.paper_zeta,
-            "latent_improvement": certificate.latent_improvement,
-            "certified": not failed,
-        }
-        for name, number in numbers.items():
-            self.logger.record(f"spi/{name}", float(number))
+        for name, number in numbers(certificate, self.all_actions).items():
+            self.logger.record(f"spi/{name}", number)
+        self.logger.record("spi/certified", float(not failed))
         self.logger.record("spi/verdict", verdict(certificate, failed), exclude="tensorboard")
 
     def learn(

@@ -141,8 +141,8 @@ def collected(model: DeepSPI) -> tuple[Any, Any]:
     hyperparameters = Hyperparameters(
         learning_rate=1e-3, max_grad_norm=0.5, gamma=0.9, gae_lambda=0.8, clip_range=0.1, clip_range_vf=None,
         ent_coef=0.01, vf_coef=0.5,
-        reward_loss_coef=0.0, transition_loss_coef=0.0, target_kl=None, batch_size=16, n_epochs=3,
-        normalize_advantage=True, microbatch_size=2**31,
+        reward_loss_coef=0.0, transition_loss_coef=0.0, target_kl=None, gradient_penalty_coef=None, batch_size=16,
+        n_epochs=3, normalize_advantage=True, microbatch_size=2**31, policy_loss=model.policy_loss,
     )  # fmt: skip
     return model.rollout_buffer, hyperparameters
 
@@ -351,13 +351,15 @@ def test_log_keys_and_schedules() -> None:
     sbx = {"entropy_loss", "policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction", "pg_loss"}
     sbx |= {"explained_variance", "std", "n_updates", "clip_range", "learning_rate"}
     ours = {"world_model/reward_loss", "world_model/transition_loss"}
-    ours |= {"spi/importance_ratio_min", "spi/importance_ratio_max", "spi/utility"}
+    ours |= {f"spi/importance_ratio_{end}_sampled" for end in ("inf", "sup")}
+    ours |= {f"spi/{name}" for name in ("L_R", "L_P", "L_end", "K_R", "K_P", "K_V", "average_episode_length")}
+    ours |= {f"spi/{name}" for name in ("zeta", "zeta_paper", "latent_improvement", "certified", "verdict")}
     assert {f"train/{key}" for key in sbx} | ours | {"time/fps", "rollout/ep_rew_mean"} <= set(keys.seen)
     # the table of the last iteration shows the update before it, at a quarter of progress remaining
     assert keys.seen["train/learning_rate"] == pytest.approx(0.25e-3)
     assert keys.seen["train/clip_range"] == pytest.approx(0.05)
     assert keys.seen["train/clip_range_vf"] == pytest.approx(0.25)
-    assert keys.seen["spi/importance_ratio_min"] <= 1 <= keys.seen["spi/importance_ratio_max"]
+    assert keys.seen["spi/importance_ratio_inf_sampled"] <= 1 <= keys.seen["spi/importance_ratio_sup_sampled"]
 
 
 def test_nothing_compiles_again_after_the_first_update(caplog: pytest.LogCaptureFixture) -> None:

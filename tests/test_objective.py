@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -20,6 +20,7 @@ def test_huber_by_hand() -> None:
     np.testing.assert_allclose(slopes, [0.0, 0.5, -0.5, 1.0, -1.0, 1.0])
 
 
+@settings(deadline=None)  # the first call compiles
 @given(arrays(np.float32, 7, elements=floats))
 def test_huber_is_quadratic_then_linear(errors: np.ndarray) -> None:
     expected = np.where(np.abs(errors) <= 1, 0.5 * errors**2, np.abs(errors) - 0.5)
@@ -71,6 +72,7 @@ def test_clipped_surrogate_and_its_gradients(
     assert slopes == (pytest.approx(slope_ratio, abs=1e-6), pytest.approx(slope_utility, rel=1e-6))
 
 
+@settings(deadline=None)  # the first call compiles
 @given(arrays(np.float32, 5, elements=st.floats(-3, 3, width=32)), arrays(np.float32, 5, elements=floats))
 def test_clipped_surrogate_never_exceeds_the_unclipped(log_ratios: np.ndarray, utilities: np.ndarray) -> None:
     ratios = objective.importance_ratio(jnp.asarray(log_ratios), jnp.zeros(5))

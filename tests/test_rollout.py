@@ -13,7 +13,7 @@ GAMMA, GAE_LAMBDA = 0.9, 0.8
 
 def random_rollout(n_steps: int, n_envs: int) -> tuple[Rollout, np.ndarray]:
     rng = np.random.default_rng(0)
-    rollout = Rollout.empty(n_steps, n_envs, observation=((3,), np.float32), action=((), np.int32))
+    rollout = Rollout.empty(n_steps, n_envs, observation=((3,), np.float32), action=((), np.int32), log_policy=(2,))
     rollout = jax.tree.map(
         lambda a: (rng.random(a.shape) < 0.3 if a.dtype == bool else rng.normal(size=a.shape) * 3).astype(a.dtype),
         rollout,
@@ -47,7 +47,7 @@ def test_advantages_equal_sb3s() -> None:
 
 def test_advantages_by_hand() -> None:
     """Two steps, then a terminal state: δ = (1 + 0.9·2 - 1, 3 - 2) and Â_0 = δ_0 + 0.72 δ_1."""
-    rollout = Rollout.empty(2, 1, observation=((), np.float32), action=((), np.int32))
+    rollout = Rollout.empty(2, 1, observation=((), np.float32), action=((), np.int32), log_policy=(2,))
     rollout.rewards[:, 0] = 1, 3
     rollout.values[:, 0] = 1, 2
     rollout.dones[1] = True
