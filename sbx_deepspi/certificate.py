@@ -20,11 +20,11 @@ from flax.training.train_state import TrainState
 from sbx_deepspi.networks.agent import NetworkBounds
 from sbx_deepspi.rollout import Rollout, microbatches
 
-N_SAMPLED = 128
+N_SAMPLED = 64
 """Transitions of a rollout on which the latent models' errors are estimated."""
-N_EPISODES = 16
+N_EPISODES = 8
 """Episodes of a rollout whose beginning is imagined, and whose end is looked at."""
-HORIZON = 16
+HORIZON = 6
 """Imagined steps; the critic tells what follows."""
 
 CONDITIONS = ("importance_ratio", "all_actions", "reward_lipschitz", "transition_lipschitz", "episode_length")
@@ -215,7 +215,7 @@ def certify(
         def ask(question: str, *arguments: Any) -> Any:
             return updated.apply_fn(constrained, *arguments, method=question)
 
-        errors = ask("model_errors", sample, key)
+        errors = jax.lax.map(lambda part: ask("model_errors", part, key), microbatches(sample, microbatch_size))
         bounds: NetworkBounds = ask("lipschitz_bounds")
         end_values = jnp.abs(ask("latent_values", ask("encode", ends.observations)))
         model = LatentModel(
@@ -237,7 +237,7 @@ def certify(
 
     # one compiled program for both
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour.params, updated.params)
-    models, latent_returns = jax.lax.map(measure, both)
+    models, latent_returns = jax.vmap(measure)(both)
     behaviour_model, model = (jax.tree.map(lambda scalar, i=i: scalar[i], models) for i in (0, 1))
 
     ratio = importance_ratios(updated, rollout, microbatch_size)

@@ -587,10 +587,12 @@ class DeepSPI(PPO):
             raise
         return new_obs, rewards, dones, infos
 
-    def train(self) -> None:
-        """Update policy, values and world model from the collected rollout, and log what happened."""
+    def hyperparameters(self) -> Hyperparameters:
+        """
+        :return: what the next update depends on, at the present progress of training
+        """
         progress = self._current_progress_remaining
-        hyperparameters = Hyperparameters(
+        return Hyperparameters(
             learning_rate=self.lr_schedule(progress),
             max_grad_norm=self.max_grad_norm,
             gamma=self.gamma,
@@ -609,6 +611,10 @@ class DeepSPI(PPO):
             microbatch_size=microbatch_size(self.jax_device.platform, self.observation_space.shape),
             policy_loss=self.policy_loss,
         )
+
+    def train(self) -> None:
+        """Update policy, values and world model from the collected rollout, certify the update, log what happened."""
+        hyperparameters = self.hyperparameters()
         self.key, update_key, certificate_key = jax.random.split(self.key, 3)
         rollout, last_observations = jax.device_put((self.rollout_buffer, self._last_obs), self.jax_device)
         behaviour = self.policy.state

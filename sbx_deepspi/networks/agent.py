@@ -256,12 +256,16 @@ class Networks(nn.Module):
         :return: Lipschitz constants of policy and world model, with constrained parameters
         """
         params = self.variables["params"]
-        policy: jax.Array | float = math.inf
-        if self.actor.activation_fn in ONE_LIPSCHITZ_ACTIVATIONS:
-            policy = self.action_distance * lipschitz_bound(params.get("torso", {})) * lipschitz_bound(params["actor"])
-        return NetworkBounds(
-            policy, self.reward_model.lipschitz_bounds(), self.transition_model.lipschitz_bounds(*self.latent_map)
+        reward, transition = (
+            self.reward_model.lipschitz_bounds(),
+            self.transition_model.lipschitz_bounds(*self.latent_map),
         )
+        policy: jax.Array | float = math.inf
+        # where two actions may differ without bound, the policy's constant would tell nothing
+        is_useful = not (reward.action is math.inf and transition.action is math.inf)
+        if is_useful and self.actor.activation_fn in ONE_LIPSCHITZ_ACTIVATIONS:
+            policy = self.action_distance * lipschitz_bound(params.get("torso", {})) * lipschitz_bound(params["actor"])
+        return NetworkBounds(policy, reward, transition)
 
 
 def log_policy(distribution: Any, actions: jax.Array) -> jax.Array:

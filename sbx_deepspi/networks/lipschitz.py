@@ -6,6 +6,7 @@ falls below the true norm.
 """
 
 from collections.abc import Mapping
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
@@ -16,24 +17,62 @@ import numpy as np
 TINY = 1e-12  # keeps a kernel of zeros at zero instead of NaN
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def spectral_norm_bound(matrices: jax.Array, n_iterations: int = 4) -> jax.Array:
     """
     Upper bound of the largest singular value, differentiable in the matrices.
+
+    It is the Schatten norm of order p = 2^(n+2), whose gradient is known: ‖M‖_p^(1-p) (M M*)^(p/2-1) M. That takes half
+    of the products that differentiating through the iteration would.
 
     :param matrices: shape (..., m, n)
     :param n_iterations: squarings of the Gram matrix; at 4 the bound is within 10 % for rank 256, closer below
     :return: shape (...,)
     """
-    transposed = jnp.swapaxes(matrices, -1, -2)
-    gram = matrices @ transposed if matrices.shape[-2] < matrices.shape[-1] else transposed @ matrices
+    return _gram_iteration(matrices, n_iterations)[0]
+
+
+def _gram_iteration(matrices: jax.Array, n_iterations: int) -> tuple[jax.Array, list[jax.Array]]:
+    """The bound, and G, G², G⁴, ... of the smaller Gram matrix, each scaled."""
+    gram = matrices @ _adjoint(matrices) if _is_wide(matrices) else _adjoint(matrices) @ matrices
+    powers = []
     log_norm = jnp.zeros(matrices.shape[:-2])
     for _ in range(n_iterations):
-        # rescaling keeps float32 in range; the scale cancels in the bound, and so in its gradient
-        scale = jax.lax.stop_gradient(_frobenius(gram))
+        # rescaling keeps float32 in range
+        scale = _frobenius(gram)
         gram = gram / scale[..., None, None]
+        powers.append(gram)
         gram = gram @ gram
         log_norm = 2 * (log_norm + jnp.log(scale))
-    return jnp.exp((log_norm + jnp.log(_frobenius(gram))) / 2 ** (n_iterations + 1))
+    powers.append(gram)
+    return jnp.exp((log_norm + jnp.log(_frobenius(gram))) / 2 ** (n_iterations + 1)), powers
+
+
+def _forward(matrices: jax.Array, n_iterations: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array, list[jax.Array]]]:
+    bound, powers = _gram_iteration(matrices, n_iterations)
+    return bound, (matrices, bound, powers)
+
+
+def _backward(
+    n_iterations: int, saved: tuple[jax.Array, jax.Array, list[jax.Array]], cotangent: jax.Array
+) -> tuple[jax.Array]:
+    matrices, bound, powers = saved
+    product = reduce(jnp.matmul, powers)  # G^(1 + 2 + 4 + ...) = G^(p/2 - 1), up to scale
+    direction = product @ matrices if _is_wide(matrices) else matrices @ product
+    # the norm is homogeneous: its gradient's product with the matrix is the norm itself, which gives the scale
+    along = (direction * matrices).sum(axis=(-1, -2))
+    return (direction * (cotangent * bound / (along + TINY))[..., None, None],)
+
+
+spectral_norm_bound.defvjp(_forward, _backward)
+
+
+def _adjoint(matrices: jax.Array) -> jax.Array:
+    return jnp.swapaxes(matrices, -1, -2)
+
+
+def _is_wide(matrices: jax.Array) -> bool:
+    return matrices.shape[-2] < matrices.shape[-1]
 
 
 def _frobenius(matrices: jax.Array) -> jax.Array:

@@ -129,17 +129,20 @@ class TransitionModel(nn.Module):
         """
         if self.transition_density == "mixture":
             return LipschitzBounds(math.inf, math.inf)
-        constant = 1.0 if self.lipschitz_constant is None else self.lipschitz_constant
-        if self.transition_density == "normal":
-            constant *= math.sqrt(2) * (1.0 if self.lipschitz_constant is None else 0.5)
         params = self.variables["params"]
-        outputs = constant * kernel_norm_bound(params["outputs"]["kernel"], *latent_map).max()
-        latent = outputs * kernel_norm_bound(params["hidden"]["kernel"], *latent_map)
+        outputs: jax.Array | float
+        if self.lipschitz_constant is None:
+            outputs = kernel_norm_bound(params["outputs"]["kernel"], *latent_map).max()
+            latent = outputs * kernel_norm_bound(params["hidden"]["kernel"], *latent_map)
+        else:  # kernels of norm 1
+            outputs = self.lipschitz_constant * (0.5 if self.transition_density == "normal" else 1.0)
+            latent = outputs
+        noise = math.sqrt(2) if self.transition_density == "normal" else 1.0
         if "actions" not in params:
-            return LipschitzBounds(latent, math.inf)
+            return LipschitzBounds(noise * latent, math.inf)
         # the embedding is added to every cell of a map
         embedding = spectral_norm_bound(params["actions"]["embedding"]) * math.sqrt(math.prod(latent_map))
-        return LipschitzBounds(latent, outputs * embedding)
+        return LipschitzBounds(noise * latent, noise * outputs * embedding)
 
 
 class CategoricalTransitionModel(nn.Module):
@@ -220,11 +223,16 @@ class RewardModel(nn.Module):
         """
         :return: of R̄(z, a) with these parameters
         """
-        constant = 1.0 if self.lipschitz_constant is None else self.lipschitz_constant
         params = self.variables["params"]
-        outputs = constant * kernel_norm_bound(params["outputs"]["kernel"]).max()
-        outputs *= kernel_norm_bound(params["hidden_1"]["kernel"])
-        latent = outputs * kernel_norm_bound(params["hidden_0"]["kernel"])
+        outputs: jax.Array | float
+        latent: jax.Array | float
+        if self.lipschitz_constant is None:
+            outputs = kernel_norm_bound(params["outputs"]["kernel"]).max()
+            outputs *= kernel_norm_bound(params["hidden_1"]["kernel"])
+            latent = outputs * kernel_norm_bound(params["hidden_0"]["kernel"])
+        else:  # kernels of norm 1
+            outputs = self.lipschitz_constant
+            latent = outputs
         if "actions" not in params:
             return LipschitzBounds(latent, math.inf)
         return LipschitzBounds(latent, outputs * spectral_norm_bound(params["actions"]["embedding"]))
