@@ -1,7 +1,14 @@
 """Deep SPI for Stable-Baselines3, SBX and RL Zoo."""
 
 from sbx_deepspi.deepspi import DeepSPI
-from sbx_deepspi.envs import make_envpool_env
+from sbx_deepspi.envs import ConfoundingGrid, ConfoundingGridVecEnv, make_envpool_env
 from sbx_deepspi.policies import CnnPolicy, MlpPolicy
 
-__all__ = ["CnnPolicy", "DeepSPI", "MlpPolicy", "make_envpool_env"]
+__all__ = [
+    "CnnPolicy",
+    "ConfoundingGrid",
+    "ConfoundingGridVecEnv",
+    "DeepSPI",
+    "MlpPolicy",
+    "make_envpool_env",
+]

@@ -135,6 +135,15 @@ def test_atari(tmp_path: Path) -> None:
     assert "Atari Episode Score" in output
 
 
+def test_confounding_grid(tmp_path: Path) -> None:
+    """RL Zoo knows our environment by name, and its hyperparameters."""
+    small = "-params n_envs:2 n_steps:8 batch_size:16 n_epochs:1"
+    python(f"{TRAIN} --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
+    model = DeepSPI.load(tmp_path / "logs/deepspi/ConfoundingGrid-v0_1/ConfoundingGrid-v0.zip")
+    assert model.observation_space.shape == (1, 84, 84)
+    assert (model.reward_loss_coef, model.transition_loss_coef) == (1.0, 0.1)
+
+
 class TestEnvPool:
     @pytest.fixture(autouse=True)
     def anywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
