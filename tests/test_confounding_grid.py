@@ -236,6 +236,19 @@ def test_observations_stay_what_they_were() -> None:
         np.testing.assert_array_equal(env.reset()[0], before)
 
 
+def test_states_stay_what_they_were() -> None:
+    env = ConfoundingGridVecEnv(2, n_path=1, seed=0)
+    env.reset()
+    kept = [env.states]
+    for _ in range(7):  # two episodes, and a step into a third one
+        env.step(np.full(2, RIGHT))
+        kept.append(env.states)
+    copies = np.array(kept)
+    env.reset()
+    np.testing.assert_array_equal(kept, copies)
+    assert (copies[-1] == 1).all()
+
+
 # --- SB3
 
 
@@ -250,7 +263,7 @@ def gymnasium_copies(n_envs: int, seed: int) -> DummyVecEnv:
 
 
 def test_both_forms_tell_the_same_story() -> None:
-    """Step by step, through every exit and the time limit."""
+    """Step by step, through every exit, the time limit and a reset."""
     ours, theirs = ConfoundingGridVecEnv(5, seed=3), gymnasium_copies(5, seed=3)
     assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
     np.testing.assert_array_equal(ours.reset(), theirs.reset())
@@ -276,7 +289,18 @@ def test_both_forms_tell_the_same_story() -> None:
                 assert info["episode"].keys() == their_info["episode"].keys()
                 assert [info["episode"][key] for key in "rl"] == [their_info["episode"][key] for key in "rl"]
         all_rewards.update(rewards.round(3).tolist())
+        if step == 700:
+            np.testing.assert_array_equal(ours.reset(), theirs.reset())
     assert len(all_rewards) == 4 and n_truncated >= 5
+
+
+def test_an_exit_at_the_time_limit_is_no_truncation() -> None:
+    for env in (ConfoundingGridVecEnv(1, seed=0), gymnasium_copies(1, seed=0)):
+        env.reset()
+        for action in [LEFT] * 193 + [RIGHT] * 7:
+            _, _, dones, infos = env.step(np.array([action]))
+        assert dones[0] and infos[0]["episode"]["l"] == 200
+        assert infos[0]["TimeLimit.truncated"] is False
 
 
 def test_a_seed_decides_everything() -> None:

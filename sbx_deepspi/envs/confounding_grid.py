@@ -159,9 +159,8 @@ def policy_value(mdp: TabularMDP, policy: np.ndarray, gamma: float) -> np.ndarra
         raise ValueError(f"The policy's probabilities must lie in [0, 1], but got {policy[~is_probability][0]}.")
     if not np.allclose(policy.sum(axis=1), 1):
         raise ValueError("The policy's probabilities must sum to 1 in each state.")
-    active = ~mdp.terminal[:, None]
-    rewards = active[:, 0] * np.einsum("sa,sa->s", policy, mdp.rewards)
-    transitions = active * np.einsum("sa,sax->sx", policy, mdp.transitions)
+    rewards = np.where(mdp.terminal, 0, np.einsum("sa,sa->s", policy, mdp.rewards))
+    transitions = np.einsum("sa,sax->sx", policy, mdp.transitions)
     return np.linalg.solve(np.eye(len(rewards)) - gamma * transitions, rewards)
 
 
@@ -305,7 +304,8 @@ class ConfoundingGridVecEnv(VecEnv):
     Many copies of ``ConfoundingGrid-v0`` in one SB3 ``VecEnv``, stepped together by looking up their tables.
 
     It does what SB3's ``DummyVecEnv`` does with copies that a ``Monitor`` wraps and that share one random generator.
-    ``states`` has the state of each copy; whoever wants other observations than frames overrides ``_observe``.
+    ``states`` has the state of each copy, an array that is replaced and never changed; whoever wants other observations
+    than frames overrides ``_observe``.
 
     :param n_envs: how many copies to run
     :param n_path: the paper's n, the number of steps to the right from a corridor's first cell to its W
@@ -355,7 +355,7 @@ class ConfoundingGridVecEnv(VecEnv):
         if self._seeds[0] is not None:
             self._random = np.random.default_rng(self._seeds[0])
             self._reset_seeds()
-        self.states[:] = self.mdp.initial
+        self.states = np.full_like(self.states, self.mdp.initial)  # a new array: someone may hold the old one
         self._returns[:] = 0
         self._lengths[:] = 0
         return self._observe(self.states)
