@@ -95,8 +95,8 @@ def make_maze(n_path: int = 5, epsilon: float = 0.2, gamma: float = 0.99) -> Maz
     """
     Lay out the grid and fill in its tables.
 
-    :param n_path: the paper's n, the number of steps to the right from a corridor's first cell to its W. With 1 there
-        is no room between the corridors: F takes the place of @ in the layout, though they stay two states.
+    :param n_path: the paper's n, from 1 to 81: the steps to the right from a corridor's first cell to its W. With 1,
+        there is no room between the corridors: F takes the place of @ in the layout, though they stay two states.
     :param epsilon: probability with which @ leads into the bottom corridor
     :param gamma: the discount for which the exits' rewards are set
     :return: the maze, of 2·n_path + 6 states
@@ -238,7 +238,7 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
     An observation is a frame, uint8 of shape (1, 84, 84). The actions are 0 up, 1 down, 2 left and 3 right; one that
     leads nowhere stays in place and pays 0.
 
-    :param n_path: the paper's n, the number of steps to the right from a corridor's first cell to its W
+    :param n_path: the paper's n, from 1 to 81: the steps to the right from a corridor's first cell to its W
     :param epsilon: probability with which @ leads into the bottom corridor
     :param gamma: the discount for which the exits' rewards are set: n/γⁿ in G, -(2-ε)n/(εγⁿ) in F
     :param render_mode: ``"rgb_array"``, ``"ansi"`` or ``None``
@@ -308,7 +308,7 @@ class ConfoundingGridVecEnv(VecEnv):
     than frames overrides ``_observe``.
 
     :param n_envs: how many copies to run
-    :param n_path: the paper's n, the number of steps to the right from a corridor's first cell to its W
+    :param n_path: the paper's n, from 1 to 81: the steps to the right from a corridor's first cell to its W
     :param epsilon: probability with which @ leads into the bottom corridor
     :param gamma: the discount for which the exits' rewards are set: n/γⁿ in G, -(2-ε)n/(εγⁿ) in F
     :param seed: of all that is random; None draws one
