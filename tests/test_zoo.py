@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
 
-from sbx_deepspi import DeepSPI, zoo, zoo_hook
+from sbx_deepspi import CnnPolicy, DeepSPI, zoo, zoo_hook
 from sbx_deepspi.envs import EnvPoolVecEnv
 
 TRAIN = "-m rl_zoo3.train --algo deepspi"
@@ -133,6 +133,15 @@ def test_atari(tmp_path: Path) -> None:
 
     output, _ = python(f"{ENJOY} --env {BREAKOUT} -n 1000", tmp_path)
     assert "Atari Episode Score" in output
+
+
+def test_confounding_grid(tmp_path: Path) -> None:
+    """RL Zoo knows our environment by name, and its hyperparameters."""
+    small = "-params n_envs:2 n_steps:8 batch_size:16 n_epochs:1"
+    python(f"{TRAIN} --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
+    model = DeepSPI.load(tmp_path / "logs/deepspi/ConfoundingGrid-v0_1/ConfoundingGrid-v0.zip")
+    assert model.observation_space.shape == (1, 84, 84)
+    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepspi.yml
 
 
 class TestEnvPool:

@@ -1,5 +1,14 @@
-"""Environments: the EnvPool adapter."""
+"""Environments: the EnvPool adapter and the confounding grid."""
 
+import gymnasium as gym
+
+from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS, ConfoundingGrid, ConfoundingGridVecEnv
 from sbx_deepspi.envs.envpool import EnvPoolVecEnv, make_envpool_env
 
-__all__ = ["EnvPoolVecEnv", "make_envpool_env"]
+__all__ = ["ConfoundingGrid", "ConfoundingGridVecEnv", "EnvPoolVecEnv", "make_envpool_env"]
+
+gym.register(
+    "ConfoundingGrid-v0",
+    entry_point="sbx_deepspi.envs.confounding_grid:ConfoundingGrid",
+    max_episode_steps=MAX_EPISODE_STEPS,
+)

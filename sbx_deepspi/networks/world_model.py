@@ -8,6 +8,7 @@ is each component's location plus scale. A mixture's weights depend on z too; no
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -130,13 +131,12 @@ class TransitionModel(nn.Module):
         if self.transition_density == "mixture":
             return LipschitzBounds(math.inf, math.inf)
         params = self.variables["params"]
-        outputs: jax.Array | float
+        outputs: Any  # a traced number, or one that is known
         if self.lipschitz_constant is None:
             outputs = kernel_norm_bound(params["outputs"]["kernel"], *latent_map).max()
             latent = outputs * kernel_norm_bound(params["hidden"]["kernel"], *latent_map)
         else:  # kernels of norm 1
-            outputs = self.lipschitz_constant * (0.5 if self.transition_density == "normal" else 1.0)
-            latent = outputs
+            latent = outputs = self.lipschitz_constant * (0.5 if self.transition_density == "normal" else 1.0)
         noise = math.sqrt(2) if self.transition_density == "normal" else 1.0
         if "actions" not in params:
             return LipschitzBounds(noise * latent, math.inf)
@@ -224,15 +224,13 @@ class RewardModel(nn.Module):
         :return: of R̄(z, a) with these parameters
         """
         params = self.variables["params"]
-        outputs: jax.Array | float
-        latent: jax.Array | float
+        outputs: Any  # a traced number, or one that is known
         if self.lipschitz_constant is None:
             outputs = kernel_norm_bound(params["outputs"]["kernel"]).max()
             outputs *= kernel_norm_bound(params["hidden_1"]["kernel"])
             latent = outputs * kernel_norm_bound(params["hidden_0"]["kernel"])
         else:  # kernels of norm 1
-            outputs = self.lipschitz_constant
-            latent = outputs
+            latent = outputs = self.lipschitz_constant
         if "actions" not in params:
             return LipschitzBounds(latent, math.inf)
         return LipschitzBounds(latent, outputs * spectral_norm_bound(params["actions"]["embedding"]))
