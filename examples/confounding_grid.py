@@ -1,0 +1,222 @@
+"""
+The paper's toy result: two corridors that look alike, and three ways to learn what to do in them.
+
+    python examples/confounding_grid.py --name confounding_grid
+
+trains PPO (DeepSPI with α = 0), DeepMDP and DeepSPI on five seeds each, and draws the exact value of the policy and how
+far apart the latent states of the two choice cells are, median and range over the seeds. It writes NAME.csv and
+NAME.png to docs/results; --latent 8x2 makes z of 8 one-hot vectors of 2 classes, --latent map leaves it the encoder's
+7 x 7 x 64 map.
+
+The grid has 16 different frames. Each is encoded once per minibatch, and its latent state is picked by the state's
+number, which is exact and saves most of the work.
+"""
+
+import argparse
+import csv
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pandas as pd
+from flax.training.train_state import TrainState
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
+
+from sbx_deepspi import CnnPolicy, ConfoundingGridVecEnv, DeepMDP, DeepSPI
+from sbx_deepspi.envs.confounding_grid import make_frames, make_maze, policy_value
+from sbx_deepspi.networks.actor_critic import CnnEncoder
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+MAZE = make_maze()
+STATES = np.arange(len(MAZE.cells))
+CHOICES = np.flatnonzero(MAZE.layout[tuple(MAZE.cells.T)] == "!")
+GAMMA = 0.99
+VALUES = {"right": 4.8035, "up at the top": 8.0103}
+
+
+class NumberedGrid(ConfoundingGridVecEnv):
+    """The grid with its states' numbers in the place of their frames."""
+
+    def __init__(self, n_envs: int, seed: int) -> None:
+        super().__init__(n_envs, seed=seed)
+        self.observation_space = spaces.Box(0, len(STATES) - 1, (1,), np.int32)
+
+    def _observe(self, states: np.ndarray) -> np.ndarray:
+        return states[:, None].astype(np.int32)
+
+
+class FrameEncoder(nn.Module):
+    """
+    φ of a state by its number: encode all frames, pick this state's.
+
+    :param encoder: frames → features
+    """
+
+    encoder: nn.Module
+
+    def __call__(self, numbers: jax.Array) -> jax.Array:
+        """
+        :param numbers: shape (B, 1)
+        :return: features, shape (B, ...)
+        """
+        return self.encoder(jnp.asarray(make_frames(MAZE)))[numbers[:, 0]]
+
+
+class GridPolicy(CnnPolicy):
+    """``CnnPolicy`` on the frames behind the states' numbers."""
+
+    def __init__(self, observation_space: spaces.Box, action_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
+        frames = spaces.Box(0, 255, make_frames(MAZE).shape[1:], np.uint8)
+        super().__init__(frames, action_space, *args, **kwargs)
+        self.observation_space = observation_space
+
+    def make_encoder(self) -> nn.Module:
+        return FrameEncoder(CnnEncoder(True, True, self.activation_fn, self.ortho_init))
+
+
+@jax.jit
+def look(state: TrainState) -> tuple[jax.Array, jax.Array]:
+    """
+    :param state: of the policy
+    :return: log π(·|s) in every state, and the latent states of the two choice cells
+    """
+    numbers = STATES[:, None].astype(np.int32)
+    log_policy = state.apply_fn(state.params, numbers, np.zeros(len(STATES), np.int32), method="log_policy")
+    return log_policy, state.apply_fn(state.params, numbers[CHOICES], method="encode")
+
+
+class Watch(BaseCallback):
+    """After each update, note the exact value of the stochastic policy, and how far apart the choice cells are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def _on_rollout_start(self) -> None:
+        log_policy, latents = jax.device_get(look(self.model.policy.state))
+        policy = np.exp(log_policy.astype(np.float64))
+        policy /= policy.sum(axis=1, keepdims=True)
+        self.rows.append(
+            {
+                "step": self.num_timesteps,
+                "value": policy_value(MAZE.mdp, policy, GAMMA)[MAZE.mdp.initial],
+                "distance": np.linalg.norm(latents[0] - latents[1]),
+            }
+        )
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Run(NamedTuple):
+    """One training run; see the command line."""
+
+    algorithm: str
+    seed: int
+    steps: int
+    latent: str
+    reward_loss_coef: float
+    transition_loss_coef: float
+    neighbourhood: str
+
+    def train(self) -> pd.DataFrame:
+        """
+        :return: what :class:`Watch` noted
+        """
+        policy_kwargs: dict[str, Any] = {}
+        if self.latent != "map":
+            n_variables, n_classes = map(int, self.latent.split("x"))
+            policy_kwargs = dict(transition_density="categorical", n_variables=n_variables, n_classes=n_classes)
+        coefs = dict(reward_loss_coef=self.reward_loss_coef, transition_loss_coef=self.transition_loss_coef)
+        if self.algorithm == "PPO":
+            coefs = dict.fromkeys(coefs, 0.0)
+        algorithm = DeepMDP if self.algorithm == "DeepMDP" else DeepSPI
+        model = algorithm(
+            GridPolicy, NumberedGrid(128, self.seed), gamma=GAMMA, policy_kwargs=policy_kwargs, seed=self.seed,
+            neighbourhood=self.neighbourhood, **coefs,
+        )  # fmt: skip
+        watch = Watch()
+        model.learn(self.steps, callback=watch)
+        return pd.DataFrame(watch.rows).assign(algorithm=self.algorithm, seed=self.seed)
+
+
+def draw(curves: pd.DataFrame, title: str, path: Path) -> None:
+    """
+    :param curves: with columns ``algorithm``, ``seed``, ``step``, ``value`` and ``distance``
+    :param title: of the picture
+    :param path: of the PNG
+    """
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6.5), sharex=True, layout="constrained")
+    for algorithm, runs in curves.groupby("algorithm", sort=False):
+        for axes, column in ((top, "value"), (bottom, "distance")):
+            seeds = runs.pivot_table(index="step", columns="seed", values=column).rolling(10, min_periods=1).mean()
+            (line,) = axes.plot(seeds.index, seeds.median(axis=1), label=f"{algorithm}: median")
+            axes.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=line.get_color(), alpha=0.15)
+    for name, value in VALUES.items():
+        top.axhline(value, color="grey", linestyle=":", linewidth=1)
+        top.annotate(name, (0, value), va="bottom", color="grey", fontsize=8)
+    top.set(title=title, ylabel="exact value at I")
+    top.legend(loc="lower right")
+    bottom.set(xlabel="environment steps", ylabel="‖φ(top !) − φ(bottom !)‖")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the files in docs/results")
+    parser.add_argument("--algorithms", nargs="+", choices=["PPO", "DeepMDP", "DeepSPI"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300_000)
+    parser.add_argument("--latent", default="8x2", help="map, or VARIABLESxCLASSES (default: %(default)s)")
+    parser.add_argument("--reward-loss-coef", type=float, default=1.0)
+    parser.add_argument("--transition-loss-coef", type=float, default=0.1)
+    parser.add_argument("--neighbourhood", default="clip", choices=["clip", "project"])
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    runs = [
+        Run(
+            algorithm, seed, arguments.steps, arguments.latent, arguments.reward_loss_coef,
+            arguments.transition_loss_coef, arguments.neighbourhood,
+        )
+        for seed in range(arguments.seeds)
+        for algorithm in arguments.algorithms or ["PPO", "DeepMDP", "DeepSPI"]
+    ]  # fmt: skip
+    start = time.perf_counter()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    curves = []
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+        futures = {pool.submit(run.train): run for run in runs}
+        for future in tqdm(as_completed(futures), total=len(runs), desc="runs"):
+            curves.append(future.result())
+            # nothing is lost if the rest is stopped
+            pd.concat(curves).to_csv(
+                RESULTS / f"{arguments.name}.csv", index=False, float_format="%.5g", quoting=csv.QUOTE_MINIMAL
+            )
+    table = pd.concat(curves).sort_values(["algorithm", "seed", "step"])
+    latent = "7 × 7 × 64 latent" if arguments.latent == "map" else f"{arguments.latent.replace('x', ' × ')} latent"
+    title = (
+        f"Confounding grid, {latent}, α_R = {arguments.reward_loss_coef:g}, α_P = {arguments.transition_loss_coef:g}"
+    )
+    draw(table, title, RESULTS / f"{arguments.name}.png")
+    last = table[table.step == table.step.max()]
+    print(last.pivot(index="seed", columns="algorithm", values=["value", "distance"]).round(3).to_string())
+    print(f"{len(runs)} runs in {(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
