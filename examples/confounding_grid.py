@@ -4,8 +4,8 @@ The paper's toy result: two corridors that look alike, and three ways to learn w
     python examples/confounding_grid.py --name confounding_grid
 
 trains PPO (DeepSPI with α = 0), DeepMDP and DeepSPI on five seeds each, and draws the exact value of the policy and how
-far apart the latent states of the two choice cells are, median and range over the seeds. It writes NAME.csv and
-NAME.png to docs/results; --latent 8x2 makes z of 8 one-hot vectors of 2 classes, --latent map leaves it the encoder's
+far apart the latent states of the two choice cells are, median and range over the seeds. A fourth, "projected", is
+DeepSPI with neighbourhood="project". It writes NAME.csv and NAME.png to docs/results; --latent 8x2 makes z of 8 one-hot vectors of 2 classes, --latent map leaves it the encoder's
 7 x 7 x 64 map.
 
 The grid has 16 different frames. Each is encoded once per minibatch, and its latent state is picked by the state's
@@ -43,6 +43,7 @@ MAZE = make_maze()
 STATES = np.arange(len(MAZE.cells))
 CHOICES = np.flatnonzero(MAZE.layout[tuple(MAZE.cells.T)] == "!")
 GAMMA = 0.99
+ALGORITHMS = ["PPO", "DeepMDP", "DeepSPI", "projected"]
 VALUES = {"right": 4.8035, "up at the top": 8.0103}
 
 
@@ -108,9 +109,11 @@ class Watch(BaseCallback):
         log_policy, latents = jax.device_get(look(self.model.policy.state))
         policy = np.exp(log_policy.astype(np.float64))
         policy /= policy.sum(axis=1, keepdims=True)
+        certificate = self.model.certificate
         self.rows.append(
             {
                 "step": self.num_timesteps,
+                "ratio_sup": 1.0 if certificate is None else float(certificate.importance_ratio.sup),
                 "value": policy_value(MAZE.mdp, policy, GAMMA)[MAZE.mdp.initial],
                 "distance": np.linalg.norm(latents[0] - latents[1]),
             }
@@ -132,7 +135,6 @@ class Run(NamedTuple):
     latent: str
     reward_loss_coef: float
     transition_loss_coef: float
-    neighbourhood: str
 
     def train(self) -> pd.DataFrame:
         """
@@ -148,7 +150,7 @@ class Run(NamedTuple):
         algorithm = DeepMDP if self.algorithm == "DeepMDP" else DeepSPI
         model = algorithm(
             GridPolicy, NumberedGrid(128, self.seed), gamma=GAMMA, policy_kwargs=policy_kwargs, seed=self.seed,
-            neighbourhood=self.neighbourhood, **coefs,
+            neighbourhood="project" if self.algorithm == "projected" else "clip", **coefs,
         )  # fmt: skip
         watch = Watch()
         model.learn(self.steps, callback=watch)
@@ -179,22 +181,21 @@ def draw(curves: pd.DataFrame, title: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="of the files in docs/results")
-    parser.add_argument("--algorithms", nargs="+", choices=["PPO", "DeepMDP", "DeepSPI"])
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS[:3])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300_000)
     parser.add_argument("--latent", default="8x2", help="map, or VARIABLESxCLASSES (default: %(default)s)")
     parser.add_argument("--reward-loss-coef", type=float, default=1.0)
     parser.add_argument("--transition-loss-coef", type=float, default=0.1)
-    parser.add_argument("--neighbourhood", default="clip", choices=["clip", "project"])
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     runs = [
         Run(
             algorithm, seed, arguments.steps, arguments.latent, arguments.reward_loss_coef,
-            arguments.transition_loss_coef, arguments.neighbourhood,
+            arguments.transition_loss_coef,
         )
         for seed in range(arguments.seeds)
-        for algorithm in arguments.algorithms or ["PPO", "DeepMDP", "DeepSPI"]
+        for algorithm in arguments.algorithms
     ]  # fmt: skip
     start = time.perf_counter()
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sbx_deepspi import DeepSPI, make_envpool_env
+from sbx_deepspi import DeepMDP, DeepSPI, make_envpool_env
 
-OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI}
+OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP}
 HYPERPARAMS_FOLDER = Path(__file__).parent.parent / "rl_zoo_hyperparams"
 
 ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.spatial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -95,3 +96,28 @@ def test_approximate_kl() -> None:
     log_ratios = np.array([0.1, -0.2, 0.0])
     expected = np.mean(np.exp(log_ratios) - 1 - log_ratios)
     assert objective.approximate_kl(jnp.asarray(log_ratios)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("cost", objective.CATEGORICAL_COSTS)
+def test_categorical_costs_by_numpy(cost: str) -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(3, 4, 5))
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    predicted, observed = (np.eye(5)[random.integers(0, 5, (3, 4))] for _ in range(2))
+    observed[0] = predicted[0]
+    different = (predicted != observed).any(axis=-1).mean(axis=-1)
+    mixed, seen = (0.99 * p + 0.002 for p in (probs, observed))
+    expected = {
+        "huber": different,  # two classes with an error of 1 each: ½ + ½
+        "hamming": different,
+        "cross_entropy": -np.log((probs * observed).sum(axis=-1)).mean(axis=-1),
+        "jensen_shannon": scipy.spatial.distance.jensenshannon(mixed, seen, axis=-1).__pow__(2).mean(axis=-1),
+    }[cost]
+    function = objective.CATEGORICAL_COSTS[cost]
+    ours = function(jnp.array(predicted), jnp.log(probs), jnp.array(observed))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    gradients = jax.grad(lambda *a: function(*a).sum(), argnums=(0, 1, 2))(
+        jnp.array(predicted), jnp.log(probs), jnp.array(observed)
+    )
+    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+    assert sum(float(jnp.abs(gradient).sum()) for gradient in gradients) > 0

@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
 
-from sbx_deepspi import CnnPolicy, DeepSPI, zoo, zoo_hook
+from sbx_deepspi import CnnPolicy, DeepMDP, DeepSPI, zoo, zoo_hook
 from sbx_deepspi.envs import EnvPoolVecEnv
 
 TRAIN = "-m rl_zoo3.train --algo deepspi"
@@ -135,13 +135,14 @@ def test_atari(tmp_path: Path) -> None:
     assert "Atari Episode Score" in output
 
 
-def test_confounding_grid(tmp_path: Path) -> None:
-    """RL Zoo knows our environment by name, and its hyperparameters."""
+def test_confounding_grid_and_deepmdp(tmp_path: Path) -> None:
+    """RL Zoo knows our environment and our second algorithm by name, and their hyperparameters."""
     small = "-params n_envs:2 n_steps:8 batch_size:16 n_epochs:1"
-    python(f"{TRAIN} --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
-    model = DeepSPI.load(tmp_path / "logs/deepspi/ConfoundingGrid-v0_1/ConfoundingGrid-v0.zip")
+    python(f"-m rl_zoo3.train --algo deepmdp --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
+    model = DeepMDP.load(tmp_path / "logs/deepmdp/ConfoundingGrid-v0_1/ConfoundingGrid-v0.zip")
     assert model.observation_space.shape == (1, 84, 84)
-    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepspi.yml
+    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepmdp.yml
+    assert model.transition_loss_coef == 1
 
 
 class TestEnvPool:
@@ -209,10 +210,11 @@ class TestEnvPool:
             manager(env_kwargs={"nonsense": 1}).create_envs(1)
 
 
-def test_hyperparameters_exist() -> None:
+@pytest.mark.parametrize("algo", zoo.OUR_ALGOS)
+def test_hyperparameters_exist(algo: str) -> None:
     known_to_zoo = {"envpool", "env_wrapper", "frame_stack", "normalize", "n_envs", "n_timesteps"}
     known = known_to_zoo | inspect.signature(DeepSPI).parameters.keys()
-    entries = yaml.safe_load((zoo.HYPERPARAMS_FOLDER / "deepspi.yml").read_text())
+    entries = yaml.safe_load((zoo.HYPERPARAMS_FOLDER / f"{algo}.yml").read_text())
     assert entries.keys() - gym.registry.keys() == {"default", "atari"}
     for env_id, hyperparams in entries.items():
         assert hyperparams.keys() <= known, env_id

@@ -1,0 +1,437 @@
+"""Certificates of real updates, the enforced neighbourhood, the callback, and the layers that the bound relies on."""
+
+import csv
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sbx_deepspi import DeepMDP, DeepSPI, SPICertificateCallback, checks
+from sbx_deepspi import certificate as certificates
+from sbx_deepspi.neighbourhood import draw_back
+from sbx_deepspi.networks.agent import Evaluation
+from sbx_deepspi.networks.lipschitz import lipschitz_bound
+from tests.test_deepspi import CHANNELS_FIRST, TINY_RUN, VECTOR, ToyEnv, collected, params, same
+
+DISCRETE = spaces.Discrete(3)
+CERTIFIABLE: dict[str, Any] = dict(
+    gamma=0.9,
+    policy_kwargs=dict(transition_density="deterministic", lipschitz_constant=0.9, lipschitz_policy=0.1),
+)
+
+
+def test_importance_ratio_range_by_numpy() -> None:
+    random = np.random.default_rng(0)
+    old, new = (np.log(random.dirichlet(np.ones(3), 5)) for _ in range(2))
+    ratio = certificates.importance_ratio_range(jnp.array(new), jnp.array(old))
+    assert float(ratio.sup) == pytest.approx(np.exp(new - old).max(), rel=1e-5)
+    assert float(ratio.inf) == pytest.approx(np.exp(new - old).min(), rel=1e-5)
+    # two choices at once: every pair of actions, one by one
+    old, new = (np.log(random.dirichlet(np.ones(3), (4, 2))) for _ in range(2))
+    pairs = [
+        np.exp(new[s, 0, a] + new[s, 1, b] - old[s, 0, a] - old[s, 1, b])
+        for s, a, b in itertools.product(range(4), range(3), range(3))
+    ]
+    ratio = certificates.importance_ratio_range(jnp.array(new), jnp.array(old))
+    assert float(ratio.sup) == pytest.approx(max(pairs), rel=1e-5)
+    assert float(ratio.inf) == pytest.approx(min(pairs), rel=1e-5)
+
+
+def trained(action_space: spaces.Space = DISCRETE, policy: str = "MlpPolicy", **kwargs: Any) -> DeepSPI:
+    """A model after two updates, the second of which is in its certificate."""
+    observation_space = VECTOR if policy == "MlpPolicy" else CHANNELS_FIRST
+    env = DummyVecEnv([lambda: ToyEnv(observation_space, action_space, length=4)] * 2)
+    return DeepSPI(policy, env, **{**TINY_RUN, **kwargs}).learn(32)
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [DISCRETE, spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(2), spaces.Box(-1, 1, (2,), np.float32)],
+    ids=lambda space: type(space).__name__,
+)
+def test_ratios_of_an_update(action_space: spaces.Space) -> None:
+    """Against probabilities of every joint action, or of the sampled ones for Box, under both policies."""
+    model = trained(action_space)
+    rollout, _ = collected(model)
+    before = model.policy.state
+    model.train()
+    observations = rollout.observations.reshape(-1, 3)
+    if isinstance(action_space, spaces.Box):
+        every_action = [rollout.actions.reshape(-1, 2)]
+    else:
+        sizes = {"Discrete": [3], "MultiDiscrete": [2, 4], "MultiBinary": [2, 2]}[type(action_space).__name__]
+        joint = np.array(list(itertools.product(*map(range, sizes))))
+        every_action = [np.tile(action if len(sizes) > 1 else action[0], (16, 1)) for action in joint]
+        every_action = [actions if len(sizes) > 1 else actions[:, 0] for actions in every_action]
+    new, old = (state.apply_fn(state.params, observations)[0] for state in (model.policy.state, before))
+    ratios = np.exp([new.log_prob(actions) - old.log_prob(actions) for actions in every_action])
+    assert model.certificate is not None
+    assert float(model.certificate.importance_ratio.sup) == pytest.approx(ratios.max(), rel=1e-4)
+    assert float(model.certificate.importance_ratio.inf) == pytest.approx(ratios.min(), rel=1e-4)
+    assert ratios.max() > 1 > ratios.min()
+    names = certificates.numbers(model.certificate, model.all_actions)
+    assert ("importance_ratio_sup_sampled" in names) == isinstance(action_space, spaces.Box)
+
+
+def test_errors_and_episode_length_of_an_update() -> None:
+    """A rollout that is small enough to be its own sample: the errors are means over all of it."""
+    model = trained(policy_kwargs=dict(transition_density="deterministic"))
+    rollout, _ = collected(model)
+    model.train()
+    state = model.policy.state
+    latents, next_latents = (
+        np.asarray(state.apply_fn(state.params, o.reshape(-1, 3), method="encode"))
+        for o in (rollout.observations, rollout.next_observations)
+    )
+    constrained = state.apply_fn(state.params, method="constrain")
+    actions = rollout.actions.reshape(-1)
+    predict = {
+        name: state.apply_fn(constrained, latents, actions, method=lambda n, z, a, name=name: getattr(n, name)(z, a))
+        for name in ("reward_model", "transition_model")
+    }
+    distances = np.linalg.norm(np.asarray(predict["transition_model"].locations) - next_latents, axis=1)
+    certificate = model.certificate
+    assert certificate is not None
+    assert float(certificate.model.reward_error) == pytest.approx(np.abs(predict["reward_model"] - 1).mean(), rel=1e-4)
+    assert float(certificate.model.transition_error) == pytest.approx(distances.mean(), rel=1e-4)
+    assert float(certificate.average_episode_length) == pytest.approx(16 / rollout.dones.sum())
+    ends = state.apply_fn(state.params, rollout.next_observations[rollout.dones])[1]
+    assert float(certificate.model.end_value) == pytest.approx(np.abs(ends)[:8].mean(), rel=1e-4)
+
+
+def test_zeta_is_the_formula() -> None:
+    model = trained(**CERTIFIABLE)
+    c = jax.tree.map(float, model.certificate)
+    assert c is not None
+    length, sup, gamma = c.average_episode_length, c.importance_ratio.sup, 0.9
+    zeta = paper = 0.0
+    for latent, ratio in ((c.model, sup), (c.behaviour_model, 1.0)):
+        assert latent.transition_lipschitz < 1 / gamma
+        value = latent.reward_lipschitz / (1 - gamma * latent.transition_lipschitz)
+        error = latent.reward_error + gamma * value * latent.transition_error
+        zeta += ratio * length * error + latent.end_value
+        paper += length * error / (1 / ratio - gamma)
+    assert c.zeta == pytest.approx(zeta, rel=1e-3)
+    assert c.paper_zeta == pytest.approx(paper, rel=1e-3)
+    assert np.isfinite(c.latent_improvement)
+    assert certificates.violations(c, gamma, True) == {}
+    assert certificates.verdict(c, {}).startswith("certified: real improvement ≥ latent improvement - ")
+
+
+def test_the_verdict_names_what_fails() -> None:
+    certificate = jax.tree.map(float, trained(**CERTIFIABLE).certificate)
+    assert certificate is not None
+    ratio, model = certificate.importance_ratio, certificate.model
+    broken = certificate.replace(importance_ratio=ratio.replace(sup=1.31))
+    broken = broken.replace(
+        model=model.replace(transition_lipschitz=0.5), behaviour_model=model.replace(transition_lipschitz=0.5)
+    )
+    failed = certificates.violations(broken, 0.99, True)
+    assert certificates.verdict(broken, failed) == "not certified: D_IR sup 1.31 ≥ 1/γ = 1.0101"
+    cases = {
+        "all_actions": (certificate, False, "sampled actions only"),
+        "reward_lipschitz": (certificate.replace(model=model.replace(reward_lipschitz=np.inf)), True, "K_R"),
+        "transition_lipschitz": (certificate.replace(model=model.replace(transition_lipschitz=1.2)), True, "K_P 1.2 ≥"),
+        "episode_length": (certificate.replace(average_episode_length=np.inf), True, "no episode ended"),
+    }
+    for name, (case, all_actions, words) in cases.items():
+        failed = certificates.violations(case, 0.9, all_actions)
+        assert list(failed) == [name]
+        assert words in failed[name]
+    assert {"importance_ratio", *cases} == set(certificates.CONDITIONS)
+    # defaults promise nothing, and say why
+    failed = certificates.violations(trained().certificate, 0.99, True)
+    assert {"reward_lipschitz", "transition_lipschitz"} <= failed.keys()
+
+
+@pytest.mark.parametrize(
+    ("density", "lipschitz_constant", "policy", "action_space"),
+    [
+        ("deterministic", 0.8, "MlpPolicy", DISCRETE),
+        ("normal", None, "MlpPolicy", spaces.Box(-1, 1, (2,), np.float32)),
+        ("normal", 0.8, "CnnPolicy", DISCRETE),
+    ],
+)
+def test_no_slope_is_above_its_bound(
+    density: str, lipschitz_constant: float | None, policy: str, action_space: spaces.Space
+) -> None:
+    """Gradient ascent on pairs of latent states finds nothing steeper, before training and after."""
+    kwargs: dict[str, Any] = dict(transition_density=density, lipschitz_constant=lipschitz_constant, lipschitz_policy=2)
+    if policy == "CnnPolicy":
+        kwargs["features_extractor_kwargs"] = dict(features_dim=8)
+    models = [
+        trained(action_space, policy, learning_rate=rate, policy_kwargs=kwargs, n_epochs=8) for rate in (1e-9, 3e-2)
+    ]
+    networks, latent_shape = models[0].policy.networks, models[0].policy.latent_shape
+    n_pairs = 8
+    actions = jnp.array([action_space.sample() for _ in range(n_pairs)])
+    key = jax.random.key(1)
+
+    def distribution_mean(networks: Any, latents: jax.Array) -> jax.Array:
+        actor = networks.actor(networks.torso(latents))
+        return actor.logits if isinstance(action_space, spaces.Discrete) else actor.mean()
+
+    def outputs(networks: Any, latents: jax.Array) -> dict[str, jax.Array]:
+        density = networks.transition_model(latents, actions)
+        named = {"reward": networks.reward_model(latents, actions)[:, None], "next": density.sample(key)}
+        return {**named, "policy": distribution_mean(networks, latents)}
+
+    @jax.jit
+    def ascend(variables: Any) -> dict[str, jax.Array]:
+        def slopes(pair: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+            first, second = (networks.apply(variables, latents, method=outputs) for latents in pair)
+            flat = lambda difference: jnp.linalg.norm(difference.reshape(n_pairs, -1), axis=1)  # noqa: E731
+            apart = flat(pair[0] - pair[1])
+            return {name: flat(first[name] - second[name]) / apart for name in first}
+
+        steepest = {}
+        for name in ("reward", "next", "policy"):
+            pair = tuple(jax.random.normal(k, (n_pairs, *latent_shape)) for k in jax.random.split(key))
+
+            def step(pair: Any, _: None, name: str = name) -> tuple[Any, jax.Array]:
+                slope = slopes(pair)[name].max()
+                gradient = jax.grad(lambda p: slopes(p)[name].sum())(pair)
+                norm = jnp.sqrt(sum((g**2).sum() for g in gradient)) + 1e-9
+                return jax.tree.map(lambda p, g: p + 0.3 * g / norm, pair, gradient), slope
+
+            steepest[name] = jax.lax.scan(step, pair, length=60)[1]
+        return steepest
+
+    for model in models:
+        constrained = networks.apply(model.policy.state.params, method="constrain")
+        bounds = networks.apply(constrained, method="lipschitz_bounds")
+        policy_bound = float(bounds.policy) / networks.action_distance
+        limits = {"reward": bounds.reward.latent, "next": bounds.transition.latent, "policy": policy_bound}
+        assert policy_bound <= 2 * (1 + 1e-4)
+        found = ascend(constrained)
+        for name, slopes in found.items():
+            assert float(slopes.max()) <= float(limits[name]) * (1 + 1e-3), name
+            assert slopes.max() > slopes[0], "nothing was climbed"
+        if lipschitz_constant is not None:
+            assert float(bounds.reward.latent) == pytest.approx(0.8)
+
+
+def test_action_bounds_hold_for_every_pair_of_actions() -> None:
+    """What an embedded action can change is bounded for any z, which is what makes K_R and K_P finite."""
+    kwargs = dict(transition_density="deterministic", lipschitz_policy=1.0)
+    for policy in ("MlpPolicy", "CnnPolicy"):
+        model = trained(policy=policy, policy_kwargs=kwargs, learning_rate=1e-2)
+        networks = model.policy.networks
+        constrained = networks.apply(model.policy.state.params, method="constrain")
+        bounds = networks.apply(constrained, method="lipschitz_bounds")
+        latents = 5 * jax.random.normal(jax.random.key(0), (64, *model.policy.latent_shape))
+        ask = lambda n, z, a: (n.reward_model(z, a), n.transition_model(z, a).locations)  # noqa: E731
+        rewards, locations = zip(
+            *(networks.apply(constrained, latents, jnp.full(64, a), method=ask) for a in range(3)), strict=True
+        )
+        for first, second in itertools.combinations(range(3), 2):
+            apart = np.sqrt(2)  # of two one-hot vectors
+            moved = np.linalg.norm((locations[first] - locations[second]).reshape(64, -1), axis=1)
+            assert np.abs(rewards[first] - rewards[second]).max() <= float(bounds.reward.action) * apart * (1 + 1e-4)
+            assert moved.max() <= float(bounds.transition.action) * apart * (1 + 1e-4)
+
+
+def test_action_distance_is_the_softmaxs() -> None:
+    """Total variation of two softmaxes is at most ‖Δ logits‖ / (2√2), and nearly that for two even actions."""
+    random = np.random.default_rng(0)
+    for scale in (0.01, 1.0, 5.0):
+        logits = random.normal(size=(2, 500, 2)) * scale
+        first, second = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+        variation = 0.5 * np.abs(first - second).sum(axis=-1)
+        slopes = variation / np.linalg.norm(logits[0] - logits[1], axis=-1)
+        assert slopes.max() <= 1 / (2 * np.sqrt(2)) + 1e-9
+    # one-hot vectors are √2 apart
+    assert trained().policy.networks.action_distance == pytest.approx(np.sqrt(2) / (2 * np.sqrt(2)))
+
+
+def test_lipschitz_policy_is_kept_by_every_step() -> None:
+    model = trained(learning_rate=0.1, policy_kwargs=dict(lipschitz_policy=0.05))
+    assert float(lipschitz_bound(params(model)["params"]["actor"])) == pytest.approx(0.05, rel=1e-3)
+    free = trained(learning_rate=0.1)
+    assert float(lipschitz_bound(params(free)["params"]["actor"])) > 0.05
+
+
+class TestNeighbourhood:
+    def test_draw_back_by_hand(self) -> None:
+        """One parameter that goes from 1 to 3, inside as long as it is below a limit."""
+        old, new = {"x": jnp.array(1.0)}, {"x": jnp.array(3.0)}
+        for limit in (2.5, 1.7, 1.01):
+            params, fraction = draw_back(old, new, lambda p, limit=limit: p["x"] <= limit)
+            assert params["x"] <= limit
+            assert float(params["x"]) == pytest.approx(1 + 2 * float(fraction))
+            assert 1 + 2 * (float(fraction) * 9 / 8) * (1 + 1e-5) > limit  # an eighth more would be outside
+        params, fraction = draw_back(old, new, lambda p: p["x"] <= 3.0)
+        assert float(fraction) == 1 and params["x"] == 3.0
+        params, fraction = draw_back(old, new, lambda p: p["x"] <= 1.0)
+        assert float(fraction) == 0 and params["x"] == 1.0
+
+    @pytest.mark.parametrize("action_space", [DISCRETE, spaces.Box(-1, 1, (2,), np.float32)], ids=str)
+    def test_projected_updates_stay_inside(self, action_space: spaces.Space) -> None:
+        """Steps that leave the neighbourhood by far, with the clip alone, and not when projected."""
+        seen: dict[str, list[certificates.RatioRange]] = {"clip": [], "project": []}
+        for neighbourhood, ratios in seen.items():
+            model = trained(action_space, learning_rate=0.03, neighbourhood=neighbourhood)
+            for _ in range(4):
+                collected(model)
+                model.train()
+                assert model.certificate is not None
+                ratios.append(model.certificate.importance_ratio)
+        assert all(ratio.inf >= 0.9 and ratio.sup <= 1.1 for ratio in seen["project"])
+        assert any(ratio.sup > 1.2 for ratio in seen["clip"])
+        assert any(ratio.sup > 1.05 for ratio in seen["project"])  # and not by standing still
+
+    def test_what_is_inside_already_stays_as_it_is(self) -> None:
+        runs = [params(trained(learning_rate=1e-5, neighbourhood=n)) for n in ("clip", "project")]
+        assert same(*runs)
+
+
+class TestCallback:
+    def test_writes_a_row_for_each_update(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "certificates.csv"
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN)
+        model.learn(24, callback=SPICertificateCallback(path))
+        model.learn(8, callback=SPICertificateCallback(path), reset_num_timesteps=False)
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["timesteps"] for row in rows] == ["8", "16", "24", "32"]
+        assert all(float(row["importance_ratio_sup"]) >= 1 and row["verdict"] for row in rows)
+        assert {"L_R", "L_P", "K_R", "K_P", "K_V", "zeta", "average_episode_length"} <= rows[0].keys()
+
+    def test_stops(self, capsys: pytest.CaptureFixture) -> None:
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, "learning_rate": 0.1})
+        model.learn(80, callback=SPICertificateCallback(require=["neighbourhood"]))
+        assert model.num_timesteps == 9  # the violation is seen once the next rollout begins
+        assert "At 8 steps D_IR [" in capsys.readouterr().out
+
+    def test_restores(self) -> None:
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, "learning_rate": 0.1})
+        before = params(model)
+        model.learn(24, callback=SPICertificateCallback(require=["neighbourhood"], on_violation="restore", verbose=0))
+        assert model.num_timesteps == 24
+        assert same(before, params(model))
+
+    def test_conditions_that_are_met_change_nothing(self) -> None:
+        runs = []
+        for callback in (None, SPICertificateCallback(require=["importance_ratio", "transition_lipschitz"])):
+            model = DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, **CERTIFIABLE, "learning_rate": 1e-4})
+            runs.append(params(model.learn(16, callback=callback)))
+        assert same(*runs)
+
+
+class TestBadInput:
+    def test_callback(self) -> None:
+        with pytest.raises(ValueError, match=r"require must be one of 'importance_ratio'.*but got 'K_Q'"):
+            SPICertificateCallback(require=["K_Q"])
+        with pytest.raises(ValueError, match="on_violation must be one of 'stop', 'restore', but got 'retry'"):
+            SPICertificateCallback(on_violation="retry")
+        with pytest.raises(ValueError, match="needs DeepSPI or DeepMDP, but got PPO"):
+            PPO("MlpPolicy", "CartPole-v1").learn(8, callback=SPICertificateCallback())
+        never_met = {
+            "importance_ratio": (dict(gamma=1.0), DISCRETE, r"gamma=1\.0 the bound means nothing"),
+            "all_actions": ({}, spaces.Box(-1, 1, (1,), np.float32), "never met with Box actions"),
+            "neighbourhood": (dict(clip_range=1.5), DISCRETE, r"clip_range in \(0, 1\).*but got 1.5"),
+        }
+        for condition, (kwargs, action_space, message) in never_met.items():
+            model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, action_space), **TINY_RUN, **kwargs)
+            with pytest.raises(ValueError, match=message):
+                model.learn(8, callback=SPICertificateCallback(require=[condition]))
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            (dict(neighbourhood="trust"), "neighbourhood must be one of 'clip', 'project', but got 'trust'"),
+            (dict(neighbourhood="project", clip_range=1.0), r"C = 1 \+ ε lies in \(1, 2\), but got 1.0"),
+            (dict(gradient_penalty_coef=-1.0), "gradient_penalty_coef must be positive, but got -1.0"),
+            (dict(policy_kwargs=dict(transition_density="cubic")), "transition_density must be one of.*'categorical'"),
+            (dict(policy_kwargs=dict(categorical_cost="l2")), "categorical_cost must be one of 'huber'.*but got 'l2'"),
+            (dict(policy_kwargs=dict(n_classes=0)), "n_classes must be a whole number of at least 1, but got 0"),
+            (dict(policy_kwargs=dict(lipschitz_policy=0.0)), "lipschitz_policy must be positive.*but got 0.0"),
+            (
+                dict(policy_kwargs=dict(lipschitz_policy=1.0, activation_fn=jax.nn.silu)),
+                "lipschitz_policy needs an activation_fn that is 1-Lipschitz",
+            ),
+        ],
+    )
+    def test_model(self, kwargs: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN, **kwargs)
+
+    def test_gamma_of_one_is_not_certified(self) -> None:
+        model = trained(gamma=1.0, policy_kwargs=CERTIFIABLE["policy_kwargs"])
+        assert "importance_ratio" in certificates.violations(model.certificate, 1.0, True)  # type: ignore[arg-type]
+        checks.reachable(("reward_lipschitz",), 1.0, 0.1, True)
+
+
+def test_deepmdp_adds_the_losses_outside_the_clip() -> None:
+    env = DummyVecEnv([lambda: ToyEnv(VECTOR, DISCRETE)] * 2)
+    model = DeepMDP("MlpPolicy", env, **TINY_RUN)
+    assert (model.reward_loss_coef, model.transition_loss_coef) == (1, 1)
+    assert model.policy.transition_density == "deterministic" and model.policy.lipschitz_constant is None
+    _, h = collected(model)
+    h = h.replace(reward_loss_coef=0.3, transition_loss_coef=0.2)
+    ratios, advantages = jnp.array([0.7, 1.0, 1.5]), jnp.array([1.0, -2.0, 3.0])
+
+    evaluation = Evaluation(*[jnp.zeros(3)] * 3, jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 5.0, 6.0]), jnp.zeros(3))
+    surrogate = (0.7 * 1 + 1.0 * -2 + 1.1 * 3) / 3
+    assert float(h.policy_loss(ratios, advantages, evaluation, h)) == pytest.approx(0.3 * 2 + 0.2 * 5 - surrogate)
+    before = params(model)["params"]
+    after = params(model.learn(16))["params"]
+    assert not same(before["transition_model"], after["transition_model"])
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+def test_categorical_latents(policy: str) -> None:
+    kwargs = dict(transition_density="categorical", n_variables=3, n_classes=4, categorical_cost="cross_entropy")
+    model = trained(policy=policy, policy_kwargs=kwargs, reward_loss_coef=1.0, transition_loss_coef=1.0)
+    observations = np.array([model.observation_space.sample() for _ in range(6)])
+    networks, variables = model.policy.networks, model.policy.state.params
+    latents = networks.apply(variables, observations, method="encode")
+    assert latents.shape == (6, 3, 4)
+    np.testing.assert_array_equal(latents.sum(axis=-1), 1)
+    assert set(np.unique(latents)) == {0, 1}
+
+    density = networks.apply(variables, latents, jnp.zeros(6, int), method=lambda n, z, a: n.transition_model(z, a))
+    samples = jax.vmap(density.sample)(jax.random.split(jax.random.key(0), 4000))
+    np.testing.assert_allclose(samples.mean(axis=0), jax.nn.softmax(density.logits), atol=0.05)
+
+    # straight-through: the encoder learns from losses on one-hot vectors
+    gradient = jax.grad(lambda v: (networks.apply(v, observations, method="encode") * jnp.arange(4)).sum())(variables)
+    assert jnp.abs(gradient["params"]["encoder"]["logits"]["kernel"]).max() > 0
+    assert "transition_lipschitz" in certificates.violations(model.certificate, 0.9, True)  # type: ignore[arg-type]
+
+
+def test_gradient_penalty_by_finite_differences() -> None:
+    kwargs = dict(lipschitz_constant=None, transition_density="normal", features_extractor_kwargs=dict(features_dim=3))
+    model = trained(policy_kwargs=kwargs, gradient_penalty_coef=1.0)
+    networks = model.policy.networks
+    # steep enough for the penalty to be there
+    variables = jax.tree.map(lambda leaf: 3 * leaf, model.policy.state.params)
+    latents, actions, key = jax.random.normal(jax.random.key(0), (5, 3)), jnp.array([0, 1, 2, 0, 1]), jax.random.key(1)
+    ours = networks.apply(variables, latents, actions, key, method="gradient_penalties")
+
+    sample_key, direction_key = jax.random.split(key)
+    directions = jax.random.normal(direction_key, latents.shape)
+    directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
+    reward = lambda z: networks.apply(variables, z, actions, method=lambda n, z, a: n.reward_model(z, a))  # noqa: E731
+    sample = lambda z: networks.apply(  # noqa: E731
+        variables, z, actions, method=lambda n, z, a: n.transition_model(z, a).sample(sample_key)
+    )
+    expected = np.zeros(5)
+    for function in (reward, lambda z: (sample(z) * directions).sum(axis=1)):
+        steps = 1e-3 * np.eye(3, dtype=np.float32)
+        slopes = np.stack([(function(latents + step) - function(latents - step)) / 2e-3 for step in steps], axis=1)
+        expected += np.maximum(np.linalg.norm(slopes, axis=1) - 1, 0) ** 2
+    np.testing.assert_allclose(ours, expected, rtol=2e-2, atol=1e-2)
+    assert ours.max() > 0.1
+    gradients = jax.grad(lambda v: networks.apply(v, latents, actions, key, method="gradient_penalties").sum())(
+        variables
+    )["params"]
+    assert jnp.abs(gradients["transition_model"]["outputs"]["kernel"]).max() > 0
+    assert not jax.tree.reduce(lambda found, leaf: found or jnp.any(leaf), gradients["encoder"], False)
