@@ -4,9 +4,9 @@ The paper's toy result: two corridors that look alike, and three ways to learn w
     python examples/confounding_grid.py --name confounding_grid
 
 trains PPO (DeepSPI with α = 0), DeepMDP and DeepSPI on five seeds each, and draws the exact value of the policy and how
-far apart the latent states of the two choice cells are, median and range over the seeds. A fourth, "projected", is
-DeepSPI with neighbourhood="project". It writes NAME.csv and NAME.png to docs/results; --latent 8x2 makes z of 8 one-hot vectors of 2 classes, --latent map leaves it the encoder's
-7 x 7 x 64 map.
+far apart the latent states of the two choice cells are, median and range over the seeds. A fourth algorithm,
+"projected", is DeepSPI with neighbourhood="project". NAME.csv and NAME.png go to docs/results. --latent 8x2 makes z of
+8 one-hot vectors of 2 classes, --latent map leaves it the encoder's 7 x 7 x 64 map.
 
 The grid has 16 different frames. Each is encoded once per minibatch, and its latent state is picked by the state's
 number, which is exact and saves most of the work.

@@ -298,11 +298,9 @@ def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dic
     k_reward = max(float(model.reward_lipschitz) for model in models)
     k_transition = max(float(model.transition_lipschitz) for model in models)
     if not math.isfinite(k_reward):
-        failed["reward_lipschitz"] = "K_R has no bound (lipschitz_policy gives it one)"
+        failed["reward_lipschitz"] = "K_R has no bound: set lipschitz_policy"
     if not math.isfinite(k_transition):
-        failed["transition_lipschitz"] = (
-            "K_P has no bound (lipschitz_policy and a normal or deterministic transition_density give it one)"
-        )
+        failed["transition_lipschitz"] = "K_P has no bound: set lipschitz_policy, and a normal or deterministic density"
     elif not k_transition * gamma < 1:
         failed["transition_lipschitz"] = f"K_P {k_transition:.4g} ≥ {limit}"
     if not math.isfinite(certificate.average_episode_length):

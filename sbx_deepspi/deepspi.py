@@ -18,6 +18,7 @@ from gymnasium import spaces
 from sbx import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -40,6 +41,7 @@ from sbx_deepspi.rollout import Rollout, Transitions, microbatches, to_transitio
 
 TRANSITIONS_PER_ROLLOUT = 1024
 
+VERDICT_LENGTH = 64
 NEIGHBOURHOODS = ("clip", "project")
 
 SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
@@ -672,6 +674,9 @@ class DeepSPI(PPO):
         for name, number in numbers(certificate, self.all_actions).items():
             self.logger.record(f"spi/{name}", number)
         self.logger.record("spi/certified", float(not failed))
+        for output in self.logger.output_formats:
+            if isinstance(output, HumanOutputFormat):  # SB3's table would cut the line before it says what fails
+                output.max_length = max(output.max_length, VERDICT_LENGTH)
         self.logger.record("spi/verdict", verdict(certificate, failed), exclude="tensorboard")
 
     def learn(
