@@ -1,6 +1,7 @@
 """What can be wrong with the user's input, each in one sentence: what it is, what was given, what to do."""
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -108,6 +109,25 @@ def supported_spaces(observation_space: spaces.Space, action_space: spaces.Space
         "DeepSPI needs Box, Discrete (from 0), one-dimensional MultiDiscrete (from 0) or one-dimensional MultiBinary "
         f"actions, but got {action_space}: wrap the environment so that its actions take one of these forms."
     )
+
+
+def attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None:
+    """
+    :param model: as its constructor leaves it
+    :param saved: attributes from a file, by name
+    :param live: attributes that only a running program has
+    :raises ValueError: one is no attribute to set, or not of the kind that the model has
+    """
+    for name, value in saved.items():
+        of_class = getattr(type(model), name, None)
+        if name in live or callable(of_class) or isinstance(of_class, property):
+            raise ValueError(f"{name!r} is not an attribute that a file may set.")
+        own = vars(model).get(name)
+        number = isinstance(value, (int, float, np.number, np.bool_))
+        if isinstance(own, (int, float)) and not (number or callable(value)):
+            raise ValueError(f"{name} must be a number, but got {value!r}.")
+        if isinstance(own, jax.Array) and (np.shape(value), getattr(value, "dtype", None)) != (own.shape, own.dtype):
+            raise ValueError(f"{name} must be an array of shape {own.shape} and {own.dtype}.")
 
 
 def finite(name: str, values: np.ndarray, step: int) -> None:

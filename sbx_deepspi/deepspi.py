@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -18,10 +19,15 @@ from sbx import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import (
+    FloatSchedule,
+    LinearSchedule,
+    check_for_correct_spaces,
+    get_system_info,
+)
 from stable_baselines3.common.vec_env import VecEnv
 
-from sbx_deepspi import checks, objective
+from sbx_deepspi import checkpoint, checks, environment, objective
 from sbx_deepspi.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, action_dtype, action_shape, decide, predict_values
 from sbx_deepspi.rollout import Rollout, Transitions, to_transitions
 
@@ -605,19 +611,79 @@ class DeepSPI(PPO):
     ) -> SelfDeepSPI:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
+    def get_parameters(self) -> dict[str, dict[str, np.ndarray]]:
+        """
+        The parameters, as SB3 names them.
+
+        :return: ``policy`` and ``policy.optimizer``, each with NumPy arrays by name
+        """
+        state = self.policy.state
+        return {
+            "policy": checkpoint.flatten(state.params["params"]),
+            "policy.optimizer": checkpoint.flatten(state.opt_state),
+        }
+
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Not supported: the parameters come with the policy, see :meth:`load`.
+        Set parameters in place; all of them, or, where one does not fit, none.
 
-        :param load_path_or_dict: nothing, which is what ``load`` has left to set
-        :param exact_match: not used
-        :param device: not used
-        :raises NotImplementedError: there is something to set
+        :param load_path_or_dict: a saved model, or what :meth:`get_parameters` returns
+        :param exact_match: whether every parameter has to be given; if not, those given are set
+        :param device: not used: the model stays where it is
+        :raises ValueError: an object is unknown or missing
+        :raises RuntimeError: a parameter is unknown or missing, or has another shape
         """
-        if load_path_or_dict:
-            raise NotImplementedError("DeepSPI cannot set parameters in place: use DeepSPI.load(path, env=env).")
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            tensors = checkpoint.read(given, suffix="zip").tensors
+            given = {
+                "policy": checkpoint.subtree(tensors, "policy/state/params/params/"),
+                "policy.optimizer": checkpoint.subtree(tensors, "policy/state/opt_state/"),
+            }
+        own = self.get_parameters()
+        for name in given.keys() - own.keys():
+            raise ValueError(f"Key {name} is an invalid object name.")
+        if exact_match and given.keys() != own.keys():
+            raise ValueError(
+                f"Names of parameters do not match agents' parameters: expected {set(own)}, got {set(given)}"
+            )
+        merged = {name: checkpoint.merge(own[name], given.get(name, {}), exact_match) for name in own}
+        state = self.policy.state
+        params = checkpoint.unflatten(merged["policy"], state.params["params"])
+        opt_state = checkpoint.unflatten(merged["policy.optimizer"], state.opt_state)
+        self.policy.state = jax.device_put(
+            state.replace(params={"params": params}, opt_state=opt_state), self.jax_device
+        )
+
+    def save(
+        self,
+        path: Any,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+        pickle: bool = False,
+    ) -> None:
+        """
+        Save the model, atomically and without code: attributes as JSON, arrays as safetensors.
+
+        With it go the statistics of ``VecNormalize``, and the state of environments that have ``get_state()``.
+
+        :param path: of the file, which gets the suffix ``.zip`` if it has none, or a file open for writing
+        :param exclude: attributes to leave out, beside those that always are
+        :param include: attributes to save that otherwise would not be
+        :param pickle: pickle what has no plain form; such a file loads only with ``trust=True``
+        :raises CheckpointError: an attribute has no plain form
+        :raises OSError: it could not be written; a file that was there is as it was
+        """
+        excluded = {*self._excluded_save_params(), *(exclude or [])} - set(include or [])
+        contents = checkpoint.Checkpoint(
+            written_by=type(self).__name__,
+            attributes={name: value for name, value in vars(self).items() if name not in excluded},
+            environment=None if self.env is None else environment.state_of(self.env, self._last_obs is not None),
+            tensors=self.policy.tensors(),
+        )
+        checkpoint.write(path, contents, pickle, suffix="zip")
 
     @classmethod
     def load(  # type: ignore[override]
@@ -628,26 +694,78 @@ class DeepSPI(PPO):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        trust: bool = False,
         **kwargs: Any,
     ) -> SelfDeepSPI:
         """
-        Load a saved model; see SB3's ``BaseAlgorithm.load``.
+        Load a saved model, without running anything that is in the file.
 
-        :param path: of the file
+        :param path: of the file, or a file open for reading
         :param env: what to go on learning from; ``None``: for predictions only
         :param device: where JAX computes
         :param custom_objects: attributes to take from here instead of from the file
         :param print_system_info: print the system that saved the model, and this one
-        :param force_reset: reset the environment before learning goes on
+        :param force_reset: reset the environment before learning goes on; if not, it is put into the state in which
+            it was saved, where that is known, so that the run goes on as if it had not been interrupted
+        :param trust: load also what was saved with ``pickle=True``, which may run any code
         :param kwargs: attributes to change; ``n_steps=None`` chooses it for the environments that there are
         :return: the model
+        :raises CheckpointError: the file is none of ours, is damaged, newer, pickled, or another class's
+        :raises ValueError: the environment has other spaces than the model
         """
+        contents = checkpoint.read(path, trust, custom_objects, suffix="zip")
+        if print_system_info:
+            print("== CURRENT SYSTEM INFO ==")
+            get_system_info()
+            print(f"== SAVED MODEL SYSTEM INFO ==\n{contents.system_info}")
+        checkpoint.written_by(cls.__name__, contents)
+        saved = contents.attributes
         if "n_steps" in kwargs:
             kwargs["_automatic_n_steps"] = kwargs["n_steps"] is None
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if kwargs.get("policy_kwargs", saved.get("policy_kwargs")) != saved.get("policy_kwargs"):
+            raise ValueError(
+                "The specified policy kwargs do not equal the stored policy kwargs: "
+                f"stored {saved.get('policy_kwargs')}, specified {kwargs['policy_kwargs']}."
+            )
+        with checkpoint.building(cls.__name__):
+            checks.supported_spaces(saved["observation_space"], saved["action_space"])
+        if env is not None:
+            env = cls._wrap_env(env, saved.get("verbose", 0))
+            check_for_correct_spaces(env, saved["observation_space"], saved["action_space"])
+            saved["n_envs"] = env.num_envs
+            if force_reset:
+                saved["_last_obs"] = None
+
+        with checkpoint.building(cls.__name__):
+            model = cls(saved["policy_class"], env, device=device, _init_setup_model=False)
+            checks.attributes(model, saved, () if trust else model._live_objects())
+            vars(model).update(saved)
+            model.policy = model.policy_class(  # type: ignore[assignment]
+                model.observation_space, model.action_space, FloatSchedule(model.learning_rate), **model.policy_kwargs
+            )
+            model.policy.restore(contents.tensors)
+            vars(model).update(kwargs)
+            model._setup_model()  # draws a new key from the seed
+            for name in model._derived_schedules():
+                getattr(model, name)(1.0)  # whether it is one shows when it is called
+            if "seed" not in kwargs and "key" in saved:
+                model.key = jax.device_put(saved["key"], model.jax_device)
+        if env is not None and not force_reset and contents.environment is not None:
+            with checkpoint.building("environment"):
+                environment.restore(env, contents.environment)
+        return model
+
+    def _live_objects(self) -> list[str]:
+        return [*super()._excluded_save_params(), "policy", "jax_device"]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "jax_device"]
+        # schedules are made anew from the arguments they come from
+        return [*self._live_objects(), *self._derived_schedules()]
+
+    def _derived_schedules(self) -> list[str]:
+        return [
+            name for name, value in vars(self).items() if isinstance(value, FloatSchedule) and name != "learning_rate"
+        ]
 
 
 def automatic_n_steps(n_envs: int, batch_size: int) -> int:
