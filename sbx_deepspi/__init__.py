@@ -1,7 +1,18 @@
 """Deep SPI for Stable-Baselines3, SBX and RL Zoo."""
 
+from sbx_deepspi.callbacks import CheckpointCallback
+from sbx_deepspi.checkpoint import CheckpointError
 from sbx_deepspi.deepspi import DeepSPI
+from sbx_deepspi.environment import load_normalization
 from sbx_deepspi.envs import make_envpool_env
 from sbx_deepspi.policies import CnnPolicy, MlpPolicy
 
-__all__ = ["CnnPolicy", "DeepSPI", "MlpPolicy", "make_envpool_env"]
+__all__ = [
+    "CheckpointCallback",
+    "CheckpointError",
+    "CnnPolicy",
+    "DeepSPI",
+    "MlpPolicy",
+    "load_normalization",
+    "make_envpool_env",
+]

@@ -28,10 +28,13 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import checkpoint, checks, environment, objective
+from sbx_deepspi.interruption import Interruption
 from sbx_deepspi.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, action_dtype, action_shape, decide, predict_values
 from sbx_deepspi.rollout import Rollout, Transitions, to_transitions
 
 TRANSITIONS_PER_ROLLOUT = 1024
+# One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
+FAULTY_UPDATES_IN_A_ROW = 3
 
 SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
 
@@ -105,11 +108,42 @@ class Metrics(struct.PyTreeNode):
         )
 
 
+class Faults(struct.PyTreeNode):
+    """
+    Which quantities were NaN or infinite: bools of a minibatch, or the number of minibatches.
+
+    :param loss: -J
+    :param gradient: of -J, any part of it
+    :param parameters: any, after the optimiser's step
+    """
+
+    loss: jax.Array
+    gradient: jax.Array
+    parameters: jax.Array
+
+    @property
+    def any(self) -> jax.Array:
+        """
+        :return: whether any quantity is at fault
+        """
+        return (self.loss > 0) | (self.gradient > 0) | (self.parameters > 0)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """
+    :param tree: of arrays
+    :return: whether every number in it is finite, a bool
+    """
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 class UpdateReport(struct.PyTreeNode):
     """
     What an update tells the user; scalars.
 
-    :param metrics: over the minibatches that ran
+    :param metrics: over the minibatches that ran, without those at fault
+    :param faults: how many of them were at fault, by quantity; their steps were not applied
+    :param n_minibatches: that ran
     :param explained_variance: of the returns by the values at collection time
     :param n_epochs: epochs that ran
     :param stopped: whether ``target_kl`` stopped the update
@@ -117,6 +151,8 @@ class UpdateReport(struct.PyTreeNode):
     """
 
     metrics: Metrics
+    faults: Faults
+    n_minibatches: jax.Array
     explained_variance: jax.Array
     n_epochs: jax.Array
     stopped: jax.Array
@@ -236,32 +272,38 @@ def update(
     )
     state = state.replace(opt_state=opt_state)
 
-    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, tuple[Metrics, Faults]]:
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
         gradients, metrics = loss_gradients(state, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)
+        faults = Faults(
+            loss=~jnp.isfinite(metrics.loss),
+            gradient=~all_finite(gradients),
+            parameters=~all_finite(new_state.params),
+        )
+        rejected = faults.any
         if h.target_kl is not None:
-            too_far = metrics.approx_kl > 1.5 * h.target_kl
-            new_state = jax.tree.map(lambda new, old: jnp.where(too_far, old, new), new_state, state)
-        return new_state, metrics
+            rejected |= metrics.approx_kl > 1.5 * h.target_kl
+        new_state = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), new_state, state)
+        return new_state, (metrics, faults)
 
     def minibatch_step(progress: Progress, minibatch: tuple[jax.Array, jax.Array]) -> tuple[Progress, Any]:
         indices, key = minibatch
         if h.target_kl is None:
-            state, metrics = learn(progress.state, indices, key)
-            return progress.replace(state=state), (metrics, True)
+            state, (metrics, faults) = learn(progress.state, indices, key)
+            return progress.replace(state=state), (metrics, faults, True)
 
         nothing = jax.tree.map(
             lambda shape: jnp.zeros(shape.shape, shape.dtype),
             jax.eval_shape(learn, progress.state, indices, key)[1],
         )
-        state, metrics = jax.lax.cond(
+        state, (metrics, faults) = jax.lax.cond(
             progress.stopped,
             lambda: (progress.state, nothing),
             lambda: learn(progress.state, indices, key),
         )
         stopped = progress.stopped | (metrics.approx_kl > 1.5 * h.target_kl)
-        return Progress(state, stopped), (metrics, ~progress.stopped)
+        return Progress(state, stopped), (metrics, faults, ~progress.stopped)
 
     def epoch_step(progress: Progress, key: jax.Array) -> tuple[Progress, Any]:
         key, shuffle_key = jax.random.split(key)
@@ -279,10 +321,12 @@ def update(
         return progress, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
     progress = Progress(state, jnp.asarray(False))
-    progress, (metrics, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
+    progress, (metrics, faults, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
 
     report = UpdateReport(
-        metrics=metrics.summary(where=ran),
+        metrics=metrics.summary(where=ran & ~faults.any),
+        faults=jax.tree.map(jnp.sum, faults),
+        n_minibatches=ran.sum(),
         explained_variance=1 - jnp.var(transitions.returns - transitions.values) / jnp.var(transitions.returns),
         n_epochs=ran.any(axis=1).sum(),
         stopped=progress.stopped,
@@ -415,6 +459,9 @@ class DeepSPI(PPO):
         self._stats_window_size = stats_window_size
         self.reward_loss_coef = reward_loss_coef
         self.transition_loss_coef = transition_loss_coef
+        self.interruption = Interruption()
+        self._last_fault = ""
+        self._faulty_updates = 0
         if _init_setup_model:
             self._setup_model()
 
@@ -467,9 +514,11 @@ class DeepSPI(PPO):
         :param callback: called at every step, and at the rollout's start and end
         :param rollout_buffer: what to fill
         :param n_rollout_steps: steps of each environment
-        :return: False if the callback stopped the training
+        :return: False if the training is to stop: by the callback, by a signal, or because updates were faulty
         :raises ValueError: an observation or a reward is not finite
         """
+        if self.interruption.received or self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+            return False
         rollout = rollout_buffer
         checks.finite("observation", self._last_obs, self.num_timesteps // env.num_envs)
         callback.on_rollout_start()
@@ -478,7 +527,12 @@ class DeepSPI(PPO):
             decision, self.key = decide(self.policy.state, self._last_obs, self.key)
             actions, log_probs, values = jax.device_get((decision.actions, decision.log_probs, decision.values))
             clipped_actions = self._to_environment(actions)
-            new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
+            try:
+                new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
+            except (EOFError, OSError):
+                if self.interruption.received:  # Ctrl-C also ends the processes of a SubprocVecEnv
+                    return False
+                raise
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -572,6 +626,19 @@ class DeepSPI(PPO):
         log_std = self.policy.state.params["params"]["actor"].get("log_std")
         report, log_std = jax.device_get((report, log_std))
         self._log(report, log_std, hyperparameters)
+        self._watch(report)
+
+    def _watch(self, report: UpdateReport) -> None:
+        if not report.faults.any:
+            self._faulty_updates = 0
+            return
+        self._faulty_updates += 1
+        quantity = next(name for name in ("loss", "gradient", "parameters") if getattr(report.faults, name))
+        self._last_fault = (
+            f"The update after {self.num_timesteps:,} steps had a non-finite {quantity} in "
+            f"{getattr(report.faults, quantity)} of {report.n_minibatches} minibatches: their steps were not applied."
+        )
+        warnings.warn(self._last_fault, RuntimeWarning, stacklevel=3)
 
     def _log(self, report: UpdateReport, log_std: np.ndarray | None, hyperparameters: Hyperparameters) -> None:
         metrics = report.metrics
@@ -609,7 +676,31 @@ class DeepSPI(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDeepSPI:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        """
+        Learn; see SB3's ``BaseAlgorithm.learn``. Where it is interrupted, callbacks still get their
+        ``on_training_end``, and the model is as its last good update left it.
+
+        :param total_timesteps: steps of all environments together, at least
+        :param callback: called at every step, and at the beginning and end of rollouts and training
+        :param log_interval: updates from one logged table to the next
+        :param tb_log_name: name of the run for TensorBoard
+        :param reset_num_timesteps: begin to count anew; if not, ``total_timesteps`` come on top of those made
+        :param progress_bar: show one
+        :return: the model
+        :raises KeyboardInterrupt: SIGINT or SIGTERM came: the running update was finished first
+        :raises ValueError: three updates in a row were not finite, or the environment returned what is not
+        """
+        self._faulty_updates = 0
+        with self.interruption:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+            raise ValueError(
+                f"{self._faulty_updates} updates in a row were not finite, the model has its last good parameters: "
+                f"lower learning_rate, or look at the scale of the rewards. {self._last_fault}"
+            )
+        if self.interruption.received:
+            raise KeyboardInterrupt(f"{self.interruption.received.name} after {self.num_timesteps:,} steps")
+        return self
 
     def get_parameters(self) -> dict[str, dict[str, np.ndarray]]:
         """
@@ -756,7 +847,7 @@ class DeepSPI(PPO):
         return model
 
     def _live_objects(self) -> list[str]:
-        return [*super()._excluded_save_params(), "policy", "jax_device"]
+        return [*super()._excluded_save_params(), "policy", "jax_device", "interruption"]
 
     def _excluded_save_params(self) -> list[str]:
         # schedules are made anew from the arguments they come from

@@ -113,6 +113,19 @@ class ExperimentManager(exp_manager.ExperimentManager):
             env = self.vec_env_wrapper(env)
         return self._maybe_normalize(env, eval_env)
 
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train; where that fails, our algorithms keep what they have learned.
+
+        :param model: an initialised model
+        """
+        try:
+            super().learn(model)
+        except Exception:
+            if self.algo in OUR_ALGOS:
+                self.save_trained_model(model)
+            raise
+
 
 def flatten_dict(env: gym.Env) -> gym.Env:
     """
