@@ -193,6 +193,7 @@ def read(
     """
     opened = open_path(file, "r", suffix=suffix)  # type: ignore[arg-type]
     try:
+        opened.seek(0)  # a file that was just written may be read, as SB3 allows
         data = opened.read()
     finally:
         if isinstance(file, str | os.PathLike):

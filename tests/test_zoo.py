@@ -90,6 +90,18 @@ def test_continue_training(folder: Path) -> None:
     assert (first._n_updates, second._n_updates) == (1, 2)
 
 
+def test_the_same_seed_gives_the_same_parameters(tmp_path: Path) -> None:
+    command = f"{TRAIN} --env CartPole-v1 -n 128 --eval-freq -1 {SMALL} --seed "
+    runs = [DeepSPI.load(run_of(command + seed, tmp_path, i)).policy.tensors() for i, seed in enumerate("334", 1)]
+    assert all(np.array_equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
+    assert not all(np.array_equal(tensor, runs[2][name]) for name, tensor in runs[0].items())
+
+
+def run_of(command: str, folder: Path, run: int) -> Path:
+    python(command, folder)
+    return folder / f"logs/deepspi/CartPole-v1_{run}/CartPole-v1.zip"
+
+
 @pytest.mark.parametrize("which", ["--load-best --custom-objects", "--load-last-checkpoint --exp-id 1"])
 def test_enjoy(folder: Path, which: str) -> None:
     output, _ = python(f"{ENJOY} --env CartPole-v1 -n 501 {which}", folder)
