@@ -280,8 +280,8 @@ def _members(data: bytes) -> dict[str, bytes]:
             names = sorted(info.filename for info in infos)
             if SB3_VERSION in names:
                 raise CheckpointError(
-                    "The file was saved by Stable-Baselines3's pickling format, which runs code as it is read: load it "
-                    "with the version that wrote it, and train or save the model anew."
+                    "The file is in Stable-Baselines3's pickling format, which runs code as it is read: "
+                    "this version of sbx-deepspi does not read it."
                 )
             if names != sorted((JSON, TENSORS, SYSTEM_INFO)):
                 raise CheckpointError(f"The file is no checkpoint: it should hold {JSON}, {TENSORS} and {SYSTEM_INFO}.")

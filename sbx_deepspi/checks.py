@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
 
 
 def not_supported(**arguments: tuple[Any, Any]) -> None:
@@ -128,6 +129,17 @@ def attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None
             raise ValueError(f"{name} must be a number, but got {value!r}.")
         if isinstance(own, jax.Array) and (np.shape(value), getattr(value, "dtype", None)) != (own.shape, own.dtype):
             raise ValueError(f"{name} must be an array of shape {own.shape} and {own.dtype}.")
+
+
+def observations(values: Any, env: VecEnv) -> None:
+    """
+    :param values: what is to be an observation of each environment
+    :param env: the environments
+    :raises ValueError: they have another shape than their space
+    """
+    shape = (env.num_envs, *(env.observation_space.shape or ()))
+    if np.shape(values) != shape:
+        raise ValueError(f"The environments' observations must have shape {shape}, but have {np.shape(values)}.")
 
 
 def finite(name: str, values: np.ndarray, step: int) -> None:

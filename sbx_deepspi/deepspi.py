@@ -577,7 +577,7 @@ class DeepSPI(PPO):
         :param env: the environments
         :param actions: shape (N, ...)
         :return: observations, rewards, dones and infos
-        :raises ValueError: an observation or a reward is not finite
+        :raises ValueError: an observation or a reward is not finite, or observations have another shape than before
         """
         normalizer = self._vec_normalize_env
         statistics: dict[str, Any] = {} if normalizer is None else vars(normalizer)
@@ -586,6 +586,7 @@ class DeepSPI(PPO):
         kept = {name: copy.copy(statistics[name]) for name in names}
         new_obs, rewards, dones, infos = env.step(actions)
         assert isinstance(new_obs, np.ndarray)
+        checks.observations(new_obs, env)
         step = self.num_timesteps // env.num_envs + 1
         try:
             if normalizer is not None:
@@ -841,6 +842,9 @@ class DeepSPI(PPO):
                 getattr(model, name)(1.0)  # whether it is one shows when it is called
             if "seed" not in kwargs and "key" in saved:
                 model.key = jax.device_put(saved["key"], model.jax_device)
+        if env is not None and model._last_obs is not None:
+            with checkpoint.building(cls.__name__):
+                checks.observations(model._last_obs, env)
         if env is not None and not force_reset and contents.environment is not None:
             with checkpoint.building("environment"):
                 environment.restore(env, contents.environment)
@@ -854,9 +858,7 @@ class DeepSPI(PPO):
         return [*self._live_objects(), *self._derived_schedules()]
 
     def _derived_schedules(self) -> list[str]:
-        return [
-            name for name, value in vars(self).items() if isinstance(value, FloatSchedule) and name != "learning_rate"
-        ]
+        return [name for name in vars(self) if name.endswith("_schedule") and getattr(self, name) is not None]
 
 
 def automatic_n_steps(n_envs: int, batch_size: int) -> int:

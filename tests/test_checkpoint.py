@@ -208,7 +208,7 @@ def test_optimisers_activations_and_schedules_by_name(tmp_path: Path) -> None:
     kwargs = TINY["policy_kwargs"] | dict(
         activation_fn=th.nn.ELU, optimizer_class=optax.rmsprop, optimizer_kwargs=dict(decay=0.8)
     )
-    schedules = dict(learning_rate=LinearSchedule(1e-2, 1e-3, 0.5), clip_range=ConstantSchedule(0.3), clip_range_vf=0.7)
+    schedules = dict(learning_rate=LinearSchedule(1e-2, 1e-3, 0.5), clip_range=FloatSchedule(0.3), clip_range_vf=0.7)
     model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY | {"policy_kwargs": kwargs}, **schedules).learn(8)
     model.save(tmp_path / "model.zip")
     loaded = DeepSPI.load(str(tmp_path / "model.zip"), env=model.env)
@@ -529,6 +529,17 @@ def test_attributes_that_are_missing(saved: bytes, model: DeepSPI) -> None:
         if name in ("policy_class", "policy_kwargs", "observation_space", "action_space", "n_envs"):
             with pytest.raises(CheckpointError):
                 load(data)
+
+
+def test_hostile_environments(saved: bytes, harmless: Path) -> None:
+    """What a file says of the environment is only believed where it is asked for."""
+    for state in (3, [], {"episodes": 1}, {"episodes": {"states": [1]}, "normalization": None}, *evil_values(harmless)):
+        data = with_json(saved, lambda plain, state=state: plain.update(environment=state))
+        with pytest.raises(CheckpointError, match="environment"):
+            load(data, env=make_vec_env("CartPole-v1"), force_reset=False)
+    with pytest.raises(CheckpointError, match="observations must have shape"):
+        other = make_vec_env("CartPole-v1", 2)
+        load(saved, env=other, force_reset=False)
 
 
 def test_tensors_that_do_not_fit(saved: bytes, harmless: Path) -> None:
