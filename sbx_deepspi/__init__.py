@@ -1,12 +1,16 @@
 """Deep SPI for Stable-Baselines3, SBX and RL Zoo."""
 
-from sbx_deepspi.callbacks import SPICertificateCallback
+from sbx_deepspi.callbacks import CheckpointCallback, SPICertificateCallback
+from sbx_deepspi.checkpoint import CheckpointError
 from sbx_deepspi.deepmdp import DeepMDP
 from sbx_deepspi.deepspi import DeepSPI
+from sbx_deepspi.environment import load_normalization
 from sbx_deepspi.envs import ConfoundingGrid, ConfoundingGridVecEnv, make_envpool_env
 from sbx_deepspi.policies import CnnPolicy, MlpPolicy
 
 __all__ = [
+    "CheckpointCallback",
+    "CheckpointError",
     "CnnPolicy",
     "ConfoundingGrid",
     "ConfoundingGridVecEnv",
@@ -14,5 +18,6 @@ __all__ = [
     "DeepSPI",
     "MlpPolicy",
     "SPICertificateCallback",
+    "load_normalization",
     "make_envpool_env",
 ]

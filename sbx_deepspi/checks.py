@@ -1,12 +1,13 @@
 """What can be wrong with the user's input, each in one sentence: what it is, what was given, what to do."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
 
 
 def not_supported(**arguments: tuple[Any, Any]) -> None:
@@ -153,6 +154,36 @@ def neighbourhood(clip_range: Any) -> None:
         raise ValueError(
             f"The neighbourhood needs clip_range in (0, 1), so that C = 1 + ε lies in (1, 2), but got {clip_range!r}."
         )
+
+
+def attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None:
+    """
+    :param model: as its constructor leaves it
+    :param saved: attributes from a file, by name
+    :param live: attributes that only a running program has
+    :raises ValueError: one is no attribute to set, or not of the kind that the model has
+    """
+    for name, value in saved.items():
+        of_class = getattr(type(model), name, None)
+        if name in live or callable(of_class) or isinstance(of_class, property):
+            raise ValueError(f"{name!r} is not an attribute that a file may set.")
+        own = vars(model).get(name)
+        number = isinstance(value, (int, float, np.number, np.bool_))
+        if isinstance(own, (int, float)) and not (number or callable(value)):
+            raise ValueError(f"{name} must be a number, but got {value!r}.")
+        if isinstance(own, jax.Array) and (np.shape(value), getattr(value, "dtype", None)) != (own.shape, own.dtype):
+            raise ValueError(f"{name} must be an array of shape {own.shape} and {own.dtype}.")
+
+
+def observations(values: Any, env: VecEnv) -> None:
+    """
+    :param values: what is to be an observation of each environment
+    :param env: the environments
+    :raises ValueError: they have another shape than their space
+    """
+    shape = (env.num_envs, *(env.observation_space.shape or ()))
+    if np.shape(values) != shape:
+        raise ValueError(f"The environments' observations must have shape {shape}, but have {np.shape(values)}.")
 
 
 def finite(name: str, values: np.ndarray, step: int) -> None:

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -20,11 +20,17 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import (
+    FloatSchedule,
+    LinearSchedule,
+    check_for_correct_spaces,
+    get_system_info,
+)
 from stable_baselines3.common.vec_env import VecEnv
 
-from sbx_deepspi import checks, objective
+from sbx_deepspi import checkpoint, checks, environment, objective
 from sbx_deepspi.certificate import Certificate, certify, numbers, verdict, violations
+from sbx_deepspi.interruption import Interruption
 from sbx_deepspi.neighbourhood import project
 from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.policies import (
@@ -40,6 +46,8 @@ from sbx_deepspi.policies import (
 from sbx_deepspi.rollout import Rollout, Transitions, microbatches, to_transitions
 
 TRANSITIONS_PER_ROLLOUT = 1024
+# One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
+FAULTY_UPDATES_IN_A_ROW = 3
 
 VERDICT_LENGTH = 64
 NEIGHBOURHOODS = ("clip", "project")
@@ -113,11 +121,42 @@ class Metrics(struct.PyTreeNode):
         return jax.tree.map(lambda values: jnp.mean(values, where=where), self)
 
 
+class Faults(struct.PyTreeNode):
+    """
+    Which quantities were NaN or infinite: bools of a minibatch, or the number of minibatches.
+
+    :param loss: -J
+    :param gradient: of -J, any part of it
+    :param parameters: any, after the optimiser's step
+    """
+
+    loss: jax.Array
+    gradient: jax.Array
+    parameters: jax.Array
+
+    @property
+    def any(self) -> jax.Array:
+        """
+        :return: whether any quantity is at fault
+        """
+        return (self.loss > 0) | (self.gradient > 0) | (self.parameters > 0)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """
+    :param tree: of arrays
+    :return: whether every number in it is finite, a bool
+    """
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 class UpdateReport(struct.PyTreeNode):
     """
     What an update tells the user; scalars.
 
-    :param metrics: over the minibatches that ran
+    :param metrics: over the minibatches that ran, without those at fault
+    :param faults: how many of them were at fault, by quantity; their steps were not applied
+    :param n_minibatches: that ran
     :param explained_variance: of the returns by the values at collection time
     :param n_epochs: epochs that ran
     :param stopped: whether ``target_kl`` stopped the update
@@ -125,6 +164,8 @@ class UpdateReport(struct.PyTreeNode):
     """
 
     metrics: Metrics
+    faults: Faults
+    n_minibatches: jax.Array
     explained_variance: jax.Array
     n_epochs: jax.Array
     stopped: jax.Array
@@ -261,33 +302,39 @@ def update(
     )
     state = state.replace(opt_state=opt_state)
 
-    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, tuple[Metrics, Faults]]:
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
         gradients, metrics = loss_gradients(state, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)
         new_state = new_state.replace(params=state.apply_fn(new_state.params, method="limit_policy"))
+        faults = Faults(
+            loss=~jnp.isfinite(metrics.loss),
+            gradient=~all_finite(gradients),
+            parameters=~all_finite(new_state.params),
+        )
+        rejected = faults.any
         if h.target_kl is not None:
-            too_far = metrics.approx_kl > 1.5 * h.target_kl
-            new_state = jax.tree.map(lambda new, old: jnp.where(too_far, old, new), new_state, state)
-        return new_state, metrics
+            rejected |= metrics.approx_kl > 1.5 * h.target_kl
+        new_state = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), new_state, state)
+        return new_state, (metrics, faults)
 
     def minibatch_step(progress: Progress, minibatch: tuple[jax.Array, jax.Array]) -> tuple[Progress, Any]:
         indices, key = minibatch
         if h.target_kl is None:
-            state, metrics = learn(progress.state, indices, key)
-            return progress.replace(state=state), (metrics, True)
+            state, (metrics, faults) = learn(progress.state, indices, key)
+            return progress.replace(state=state), (metrics, faults, True)
 
         nothing = jax.tree.map(
             lambda shape: jnp.zeros(shape.shape, shape.dtype),
             jax.eval_shape(learn, progress.state, indices, key)[1],
         )
-        state, metrics = jax.lax.cond(
+        state, (metrics, faults) = jax.lax.cond(
             progress.stopped,
             lambda: (progress.state, nothing),
             lambda: learn(progress.state, indices, key),
         )
         stopped = progress.stopped | (metrics.approx_kl > 1.5 * h.target_kl)
-        return Progress(state, stopped), (metrics, ~progress.stopped)
+        return Progress(state, stopped), (metrics, faults, ~progress.stopped)
 
     def epoch_step(progress: Progress, key: jax.Array) -> tuple[Progress, Any]:
         key, shuffle_key = jax.random.split(key)
@@ -305,10 +352,12 @@ def update(
         return progress, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
     progress = Progress(state, jnp.asarray(False))
-    progress, (metrics, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
+    progress, (metrics, faults, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
 
     report = UpdateReport(
-        metrics=metrics.mean(where=ran),
+        metrics=metrics.mean(where=ran & ~faults.any),
+        faults=jax.tree.map(jnp.sum, faults),
+        n_minibatches=ran.sum(),
         explained_variance=1 - jnp.var(transitions.returns - transitions.values) / jnp.var(transitions.returns),
         n_epochs=ran.any(axis=1).sum(),
         stopped=progress.stopped,
@@ -452,6 +501,9 @@ class DeepSPI(PPO):
         self.transition_loss_coef = transition_loss_coef
         self.gradient_penalty_coef = gradient_penalty_coef
         self.neighbourhood = neighbourhood
+        self.interruption = Interruption()
+        self._last_fault = ""
+        self._faulty_updates = 0
         if _init_setup_model:
             self._setup_model()
 
@@ -510,9 +562,11 @@ class DeepSPI(PPO):
         :param callback: called at every step, and at the rollout's start and end
         :param rollout_buffer: what to fill
         :param n_rollout_steps: steps of each environment
-        :return: False if the callback stopped the training
+        :return: False if the training is to stop: by the callback, by a signal, or because updates were faulty
         :raises ValueError: an observation or a reward is not finite
         """
+        if self.interruption.received or self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+            return False
         rollout = rollout_buffer
         checks.finite("observation", self._last_obs, self.num_timesteps // env.num_envs)
         callback.on_rollout_start()
@@ -522,7 +576,12 @@ class DeepSPI(PPO):
             decision = jax.device_get(decision)
             actions, values = decision.actions, decision.values
             clipped_actions = self._to_environment(actions)
-            new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
+            try:
+                new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
+            except (EOFError, OSError):
+                if self.interruption.received:  # Ctrl-C also ends the processes of a SubprocVecEnv
+                    return False
+                raise
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -568,7 +627,7 @@ class DeepSPI(PPO):
         :param env: the environments
         :param actions: shape (N, ...)
         :return: observations, rewards, dones and infos
-        :raises ValueError: an observation or a reward is not finite
+        :raises ValueError: an observation or a reward is not finite, or observations have another shape than before
         """
         normalizer = self._vec_normalize_env
         statistics: dict[str, Any] = {} if normalizer is None else vars(normalizer)
@@ -577,6 +636,7 @@ class DeepSPI(PPO):
         kept = {name: copy.copy(statistics[name]) for name in names}
         new_obs, rewards, dones, infos = env.step(actions)
         assert isinstance(new_obs, np.ndarray)
+        checks.observations(new_obs, env)
         step = self.num_timesteps // env.num_envs + 1
         try:
             if normalizer is not None:
@@ -635,6 +695,19 @@ class DeepSPI(PPO):
         if self.neighbourhood == "project":
             self.logger.record("spi/kept_fraction", float(kept))
         self._log_certificate(self.certificate)
+        self._watch(report)
+
+    def _watch(self, report: UpdateReport) -> None:
+        if not report.faults.any:
+            self._faulty_updates = 0
+            return
+        self._faulty_updates += 1
+        quantity = next(name for name in ("loss", "gradient", "parameters") if getattr(report.faults, name))
+        self._last_fault = (
+            f"The update after {self.num_timesteps:,} steps had a non-finite {quantity} in "
+            f"{getattr(report.faults, quantity)} of {report.n_minibatches} minibatches: their steps were not applied."
+        )
+        warnings.warn(self._last_fault, RuntimeWarning, stacklevel=3)
 
     def _log(self, report: UpdateReport, log_std: np.ndarray | None, hyperparameters: Hyperparameters) -> None:
         metrics = report.metrics
@@ -688,21 +761,105 @@ class DeepSPI(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDeepSPI:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        """
+        Learn; see SB3's ``BaseAlgorithm.learn``. Where it is interrupted, callbacks still get their
+        ``on_training_end``, and the model is as its last good update left it.
+
+        :param total_timesteps: steps of all environments together, at least
+        :param callback: called at every step, and at the beginning and end of rollouts and training
+        :param log_interval: updates from one logged table to the next
+        :param tb_log_name: name of the run for TensorBoard
+        :param reset_num_timesteps: begin to count anew; if not, ``total_timesteps`` come on top of those made
+        :param progress_bar: show one
+        :return: the model
+        :raises KeyboardInterrupt: SIGINT or SIGTERM came: the running update was finished first
+        :raises ValueError: three updates in a row were not finite, or the environment returned what is not
+        """
+        self._faulty_updates = 0
+        with self.interruption:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+            raise ValueError(
+                f"{self._faulty_updates} updates in a row were not finite, the model has its last good parameters: "
+                f"lower learning_rate, or look at the scale of the rewards. {self._last_fault}"
+            )
+        if self.interruption.received:
+            raise KeyboardInterrupt(f"{self.interruption.received.name} after {self.num_timesteps:,} steps")
+        return self
+
+    def get_parameters(self) -> dict[str, dict[str, np.ndarray]]:
+        """
+        The parameters, as SB3 names them.
+
+        :return: ``policy`` and ``policy.optimizer``, each with NumPy arrays by name
+        """
+        state = self.policy.state
+        return {
+            "policy": checkpoint.flatten(state.params["params"]),
+            "policy.optimizer": checkpoint.flatten(state.opt_state),
+        }
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Not supported: the parameters come with the policy, see :meth:`load`.
+        Set parameters in place; all of them, or, where one does not fit, none.
 
-        :param load_path_or_dict: nothing, which is what ``load`` has left to set
-        :param exact_match: not used
-        :param device: not used
-        :raises NotImplementedError: there is something to set
+        :param load_path_or_dict: a saved model, or what :meth:`get_parameters` returns
+        :param exact_match: whether every parameter has to be given; if not, those given are set
+        :param device: not used: the model stays where it is
+        :raises ValueError: an object is unknown or missing
+        :raises RuntimeError: a parameter is unknown or missing, or has another shape
         """
-        if load_path_or_dict:
-            raise NotImplementedError("DeepSPI cannot set parameters in place: use DeepSPI.load(path, env=env).")
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            tensors = checkpoint.read(given, suffix="zip").tensors
+            given = {
+                "policy": checkpoint.subtree(tensors, "policy/state/params/params/"),
+                "policy.optimizer": checkpoint.subtree(tensors, "policy/state/opt_state/"),
+            }
+        own = self.get_parameters()
+        for name in given.keys() - own.keys():
+            raise ValueError(f"Key {name} is an invalid object name.")
+        if exact_match and given.keys() != own.keys():
+            raise ValueError(
+                f"Names of parameters do not match agents' parameters: expected {set(own)}, got {set(given)}"
+            )
+        merged = {name: checkpoint.merge(own[name], given.get(name, {}), exact_match) for name in own}
+        state = self.policy.state
+        params = checkpoint.unflatten(merged["policy"], state.params["params"])
+        opt_state = checkpoint.unflatten(merged["policy.optimizer"], state.opt_state)
+        self.policy.state = jax.device_put(
+            state.replace(params={"params": params}, opt_state=opt_state), self.jax_device
+        )
+
+    def save(
+        self,
+        path: Any,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+        pickle: bool = False,
+    ) -> None:
+        """
+        Save the model, atomically and without code: attributes as JSON, arrays as safetensors.
+
+        With it go the statistics of ``VecNormalize``, and the state of environments that have ``get_state()``.
+
+        :param path: of the file, which gets the suffix ``.zip`` if it has none, or a file open for writing
+        :param exclude: attributes to leave out, beside those that always are
+        :param include: attributes to save that otherwise would not be
+        :param pickle: pickle what has no plain form; such a file loads only with ``trust=True``
+        :raises CheckpointError: an attribute has no plain form
+        :raises OSError: it could not be written; a file that was there is as it was
+        """
+        excluded = {*self._excluded_save_params(), *(exclude or [])} - set(include or [])
+        contents = checkpoint.Checkpoint(
+            written_by=type(self).__name__,
+            attributes={name: value for name, value in vars(self).items() if name not in excluded},
+            environment=None if self.env is None else environment.state_of(self.env, self._last_obs is not None),
+            tensors=self.policy.tensors(),
+        )
+        checkpoint.write(path, contents, pickle, suffix="zip")
 
     @classmethod
     def load(  # type: ignore[override]
@@ -713,26 +870,80 @@ class DeepSPI(PPO):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        trust: bool = False,
         **kwargs: Any,
     ) -> SelfDeepSPI:
         """
-        Load a saved model; see SB3's ``BaseAlgorithm.load``.
+        Load a saved model, without running anything that is in the file.
 
-        :param path: of the file
+        :param path: of the file, or a file open for reading
         :param env: what to go on learning from; ``None``: for predictions only
         :param device: where JAX computes
         :param custom_objects: attributes to take from here instead of from the file
         :param print_system_info: print the system that saved the model, and this one
-        :param force_reset: reset the environment before learning goes on
+        :param force_reset: reset the environment before learning goes on; if not, it is put into the state in which
+            it was saved, where that is known, so that the run goes on as if it had not been interrupted
+        :param trust: load also what was saved with ``pickle=True``, which may run any code
         :param kwargs: attributes to change; ``n_steps=None`` chooses it for the environments that there are
         :return: the model
+        :raises CheckpointError: the file is none of ours, is damaged, newer, pickled, or another class's
+        :raises ValueError: the environment has other spaces than the model
         """
+        contents = checkpoint.read(path, trust, custom_objects, suffix="zip")
+        if print_system_info:
+            print("== CURRENT SYSTEM INFO ==")
+            get_system_info()
+            print(f"== SAVED MODEL SYSTEM INFO ==\n{contents.system_info}")
+        checkpoint.written_by(cls.__name__, contents)
+        saved = contents.attributes
         if "n_steps" in kwargs:
             kwargs["_automatic_n_steps"] = kwargs["n_steps"] is None
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if kwargs.get("policy_kwargs", saved.get("policy_kwargs")) != saved.get("policy_kwargs"):
+            raise ValueError(
+                "The specified policy kwargs do not equal the stored policy kwargs: "
+                f"stored {saved.get('policy_kwargs')}, specified {kwargs['policy_kwargs']}."
+            )
+        with checkpoint.building(cls.__name__):
+            checks.supported_spaces(saved["observation_space"], saved["action_space"])
+        if env is not None:
+            env = cls._wrap_env(env, saved.get("verbose", 0))
+            check_for_correct_spaces(env, saved["observation_space"], saved["action_space"])
+            saved["n_envs"] = env.num_envs
+            if force_reset:
+                saved["_last_obs"] = None
+
+        with checkpoint.building(cls.__name__):
+            model = cls(saved["policy_class"], env, device=device, _init_setup_model=False)
+            checks.attributes(model, saved, () if trust else model._live_objects())
+            vars(model).update(saved)
+            model.policy = model.policy_class(  # type: ignore[assignment]
+                model.observation_space, model.action_space, FloatSchedule(model.learning_rate), **model.policy_kwargs
+            )
+            model.policy.restore(contents.tensors)
+            vars(model).update(kwargs)
+            model._setup_model()  # draws a new key from the seed
+            for name in model._derived_schedules():
+                getattr(model, name)(1.0)  # whether it is one shows when it is called
+            if "seed" not in kwargs and "key" in saved:
+                model.key = jax.device_put(saved["key"], model.jax_device)
+        if env is not None and model._last_obs is not None:
+            with checkpoint.building(cls.__name__):
+                checks.observations(model._last_obs, env)
+        if env is not None and not force_reset and contents.environment is not None:
+            with checkpoint.building("environment"):
+                environment.restore(env, contents.environment)
+        return model
+
+    def _live_objects(self) -> list[str]:
+        return [*super()._excluded_save_params(), "policy", "jax_device", "interruption"]
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "jax_device", "certificate"]
+        # schedules are made anew from the arguments they come from
+        return [*self._live_objects(), *self._derived_schedules()]
+
+    def _derived_schedules(self) -> list[str]:
+        return [name for name in vars(self) if name.endswith("_schedule") and getattr(self, name) is not None]
 
 
 def automatic_n_steps(n_envs: int, batch_size: int) -> int:

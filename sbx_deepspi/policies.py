@@ -3,13 +3,14 @@
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import torch as th
 from flax import struct
 from flax.training.train_state import TrainState
 from gymnasium import spaces
@@ -17,8 +18,9 @@ from sbx.common.policies import BaseJaxPolicy
 from sbx.ppo.policies import Actor
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import ConstantSchedule
 
-from sbx_deepspi import checks
+from sbx_deepspi import checkpoint, checks
 from sbx_deepspi.networks.actor_critic import (
     CONVOLUTIONS,
     Activation,
@@ -34,6 +36,8 @@ from sbx_deepspi.networks.agent import ONE_LIPSCHITZ_ACTIVATIONS, Networks, log_
 from sbx_deepspi.networks.world_model import CategoricalTransitionModel, RewardModel, TransitionModel
 from sbx_deepspi.objective import CATEGORICAL_COSTS
 from sbx_deepspi.rollout import Transitions
+
+SelfDeepSPIPolicy = TypeVar("SelfDeepSPIPolicy", bound="DeepSPIPolicy")
 
 TRANSITION_DENSITIES = ("mixture", "normal", "deterministic", "categorical")
 
@@ -292,6 +296,74 @@ class DeepSPIPolicy(BaseJaxPolicy):
             self.lipschitz_constant,
             embed_actions=self.lipschitz_policy is not None,
         )
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """
+        :return: parameters, optimiser and key as a checkpoint holds them
+        """
+        return checkpoint.flatten({"state": self.state, "key": self.key}, "policy/")
+
+    def restore(self, tensors: dict[str, np.ndarray]) -> None:
+        """
+        Make the networks, and take parameters, optimiser and key from a checkpoint. The shapes are compared before
+        anything is allocated.
+
+        :param tensors: what :meth:`tensors` returned
+        :raises CheckpointError: names, shapes or dtypes are not this policy's
+        """
+
+        def build(key: jax.Array) -> dict[str, Any]:
+            # learning rate and norm are numbers of the optimiser's state: those of the checkpoint follow
+            self.build(key, ConstantSchedule(1.0), 1.0)
+            return {"state": self.state, "key": self.key}
+
+        # what takes memory or time before there are shapes to compare
+        n_layers, n_actions = sum(map(len, self.net_arch.values())), np.prod(self.action_space.shape or ())
+        if n_layers > len(tensors) or n_actions > sum(tensor.size for tensor in tensors.values()):
+            raise checkpoint.CheckpointError("The checkpoint describes more layers or actions than it has tensors for.")
+        shapes = jax.eval_shape(build, jax.ShapeDtypeStruct((2,), jnp.uint32))
+        restored = checkpoint.unflatten(tensors, shapes, "policy/")
+        self.state, self.key = jax.device_put((restored["state"], restored["key"]))
+
+    def save(self, path: Any) -> None:
+        """
+        Save the policy alone, atomically and without code.
+
+        :param path: of the file, or a file open for writing
+        :raises CheckpointError: an argument of the policy has no plain form
+        :raises OSError: it could not be written
+        """
+        contents = checkpoint.Checkpoint(
+            written_by=type(self).__name__,
+            attributes=self._get_constructor_parameters(),
+            environment=None,
+            tensors=self.tensors(),
+        )
+        checkpoint.write(path, contents)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfDeepSPIPolicy], path: Any, device: th.device | str = "auto"
+    ) -> SelfDeepSPIPolicy:
+        """
+        Load a policy that was saved alone.
+
+        :param path: of the file, or a file open for reading
+        :param device: where JAX computes
+        :return: the policy, ready to predict
+        :raises CheckpointError: the file is none of ours, is damaged, or holds another kind of policy
+        """
+        contents = checkpoint.read(path)
+        checkpoint.written_by(cls.__name__, contents)
+        with checkpoint.building(cls.__name__), jax.default_device(checks.jax_device(device)):
+            policy = cls(lr_schedule=ConstantSchedule(1.0), **contents.attributes)
+            policy.restore(contents.tensors)
+        return policy
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # every argument of the constructor is kept under its own name
+        names = [*inspect.signature(DeepSPIPolicy).parameters][:-1]
+        return {name: getattr(self, name) for name in names if name != "lr_schedule"}
 
     def predict_values(self, obs: np.ndarray) -> jax.Array:
         """

@@ -4,6 +4,7 @@ What RL Zoo needs to know: our algorithms, their hyperparameters, a search space
 Importing this module registers it all; ``zoo_hook`` does so as soon as a program imports ``rl_zoo3``.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -112,6 +113,19 @@ class ExperimentManager(exp_manager.ExperimentManager):
             env = self.vec_env_wrapper(env)
         return self._maybe_normalize(env, eval_env)
 
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train; where that fails, our algorithms keep what they have learned.
+
+        :param model: an initialised model
+        """
+        try:
+            super().learn(model)
+        except Exception:
+            if self.algo in OUR_ALGOS:
+                self.save_trained_model(model)
+            raise
+
 
 def flatten_dict(env: gym.Env) -> gym.Env:
     """
@@ -196,6 +210,13 @@ def run_enjoy_from_any_folder(call: Callable[..., int]) -> Callable[..., int]:
     return patched_call
 
 
+def mend_push_to_hub() -> None:
+    """``rl_zoo3.push_to_hub`` imports ``generate_metadata``, which ``huggingface_sb3`` has since renamed."""
+    hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")  # the package has a function of that name
+    if not hasattr(hub, "generate_metadata"):
+        hub.generate_metadata = lambda *arguments: hub._generate_metadata(*arguments).to_dict()
+
+
 for algo, algo_class in OUR_ALGOS.items():
     ALGOS[algo] = algo_class
     HYPERPARAMS_SAMPLER[algo] = sample_hyperparams
@@ -204,3 +225,5 @@ exp_manager.ExperimentManager = ExperimentManager  # type: ignore[misc]
 exp_manager.jax = jax  # type: ignore[attr-defined]  # policy_kwargs: "dict(activation_fn=jax.nn.relu)"
 if "rl_zoo3.benchmark" in sys.orig_argv:
     subprocess.call = run_enjoy_from_any_folder(subprocess.call)
+if "rl_zoo3.push_to_hub" in sys.orig_argv:
+    mend_push_to_hub()

@@ -22,6 +22,14 @@ def test_learns_trains_scores_and_fails_below_the_target(env: str) -> None:
     assert "stayed below" in process.stderr
 
 
+def test_soak_survives_faults_and_draws(tmp_path: Path) -> None:
+    process = run("soak.py", "--minutes", "0.1", "--games", "CartPole-v1", "--results", str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    assert pd.read_csv(tmp_path / "soak.csv")["memory_mb"].gt(0).all()
+    assert (tmp_path / "soak.png").is_file()
+    assert "CartPole-v1" in process.stdout
+
+
 def test_committed_learning_curve_is_a_long_run() -> None:
     games = pd.read_csv(BENCHMARKS.parent / "docs" / "results" / "breakout.csv")
     assert games["step"].is_monotonic_increasing

@@ -519,13 +519,6 @@ def test_every_kind_of_normalisation_trains(norm_obs: bool, norm_reward: bool) -
     assert not same(before, params(model.learn(16)))
 
 
-def test_parameters_are_not_set_in_silence(tmp_path: Any) -> None:
-    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN)
-    model.save(tmp_path / "model")
-    with pytest.raises(NotImplementedError, match="use DeepSPI"):
-        model.set_parameters(tmp_path / "model")
-
-
 def test_set_env_refuses_other_spaces() -> None:
     model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN)
     with pytest.raises(ValueError, match="Observation spaces do not match"):

@@ -54,11 +54,14 @@ def test_smoke(how: str, wheel_python: Path, tmp_path: Path) -> None:
     assert (tmp_path / "logs/deepspi/CartPole-v1_1/CartPole-v1.zip").is_file()
 
 
-def test_ctrl_c_keeps_the_model(tmp_path: Path) -> None:
-    command = "-m rl_zoo3.train --algo deepspi --env CartPole-v1 -P -params n_envs:1 n_steps:64 batch_size:64"
+TRAIN = "-m rl_zoo3.train --algo deepspi --env CartPole-v1 -params n_envs:1 n_steps:64 batch_size:64"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_model_and_training_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *command.split(), "n_timesteps:10_000_000"],
+            [sys.executable, *TRAIN.split(), "n_timesteps:10_000_000", "-P"],
             cwd=tmp_path,
             stdout=output,
             stderr=output,
@@ -67,8 +70,42 @@ def test_ctrl_c_keeps_the_model(tmp_path: Path) -> None:
         deadline = time.monotonic() + 120
         while "n_updates" not in (tmp_path / "output").read_text() and time.monotonic() < deadline:
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(timeout=60) == 0, (tmp_path / "output").read_text()
-    model = DeepSPI.load(tmp_path / "logs/deepspi/CartPole-v1_1/CartPole-v1.zip")
+    assert f"{number.name}: training stops after this update" in (tmp_path / "output").read_text()
+    path = "logs/deepspi/CartPole-v1_1/CartPole-v1.zip"
+    model = DeepSPI.load(tmp_path / path)
     assert 0 < model.num_timesteps < 10_000_000
-    assert model.policy.state.step > 0
+    assert model.num_timesteps * model.n_epochs == model._n_updates * 64  # whole updates
+    if number == signal.SIGTERM:
+        arguments = [sys.executable, *TRAIN.split(), "n_timesteps:64", "-i", path]
+        assert subprocess.run(arguments, cwd=tmp_path, capture_output=True).returncode == 0
+        assert DeepSPI.load(tmp_path / path.replace("_1", "_2"))._n_updates == model._n_updates + model.n_epochs
+
+
+def test_a_failing_environment_keeps_the_model(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    train = TRAIN.replace("CartPole-v1", "Failing-v0 --gym-packages failing").replace(
+        "-params", "-params n_timesteps:999"
+    )
+    process = subprocess.run([sys.executable, *train.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "RuntimeError: on purpose" in process.stderr
+    assert DeepSPI.load(tmp_path / "logs/deepspi/Failing-v0_1/Failing-v0.zip")._n_updates > 0
+
+
+FAILING = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Failing(CartPoleEnv):
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 100:
+            raise RuntimeError("on purpose")
+        return super().step(action)
+
+gym.register("Failing-v0", Failing, max_episode_steps=500)
+"""

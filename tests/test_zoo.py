@@ -16,6 +16,7 @@ import optuna
 import pytest
 import yaml
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
 
@@ -89,10 +90,68 @@ def test_continue_training(folder: Path) -> None:
     assert (first._n_updates, second._n_updates) == (1, 2)
 
 
+def test_the_same_seed_gives_the_same_parameters(folder: Path, tmp_path: Path) -> None:
+    command = f"{TRAIN} --env CartPole-v1 -n 128 --eval-freq -1 {SMALL} --seed "
+    for seed in (3, 3):
+        python(f"{command}{seed}", tmp_path)
+    paths = [*(tmp_path / f"logs/deepspi/CartPole-v1_{run}/CartPole-v1.zip" for run in (1, 2))]
+    paths.append(folder / "logs/deepspi/CartPole-v1_1/CartPole-v1.zip")  # another seed
+    runs = [DeepSPI.load(path).policy.tensors() for path in paths]
+    same = [all(np.array_equal(tensor, other[name]) for name, tensor in runs[0].items()) for other in runs]
+    assert same == [True, True, False]
+
+
 @pytest.mark.parametrize("which", ["--load-best --custom-objects", "--load-last-checkpoint --exp-id 1"])
 def test_enjoy(folder: Path, which: str) -> None:
     output, _ = python(f"{ENJOY} --env CartPole-v1 -n 501 {which}", folder)
     assert "Mean reward" in output
+
+
+def test_push_to_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the network: what would be uploaded lies in a folder."""
+    zoo.mend_push_to_hub()
+    from rl_zoo3 import push_to_hub
+
+    class Offline:
+        uploaded: Path
+
+        def create_repo(self, repo_id: str, **kwargs: Any) -> str:
+            return repo_id
+
+        def snapshot_download(self, repo_id: str, local_dir: Path) -> None:
+            local_dir.mkdir(parents=True)
+
+        def upload_folder(self, folder_path: Path, **kwargs: Any) -> None:
+            Offline.uploaded = folder_path
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(push_to_hub, "HfApi", Offline)
+    run = folder / "logs/deepspi/CartPole-v1_1"
+    env = VecNormalize(make_vec_env("CartPole-v1"))
+    name = push_to_hub.ModelName("deepspi", push_to_hub.EnvironmentName("CartPole-v1"))
+    push_to_hub.package_to_hub(
+        DeepSPI.load(run / "CartPole-v1.zip", env=env),
+        name, "deepspi", "DeepSPI", run, {}, {}, push_to_hub.EnvironmentName("CartPole-v1"), env,
+        push_to_hub.ModelRepoId("organization", name), "message", n_eval_episodes=1,
+    )  # fmt: skip
+    pushed = Offline.uploaded
+    assert DeepSPI.load(pushed / "deepspi-CartPole-v1.zip")._n_updates == 1
+    unpacked = {path.name for path in (pushed / "deepspi-CartPole-v1").iterdir()}
+    assert unpacked == {"data", "tensors.safetensors", "system_info.txt"}
+    assert "deepspi" in (pushed / "README.md").read_text()
+
+
+def test_push_to_hub_gets_as_far_as_the_network(folder: Path) -> None:
+    command = "-m rl_zoo3.push_to_hub --algo deepspi --env CartPole-v1 -f logs -orga nobody --no-render"
+    process = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=folder,
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert "Uploading to nobody/deepspi-CartPole-v1" in process.stdout, process.stderr
+    assert "create_repo" in process.stderr
 
 
 def test_benchmark(folder: Path, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""Environments: the EnvPool adapter and the confounding grid."""
+"""Environments: the EnvPool adapter, the confounding grid, and processes that are not waited for for ever."""
 
 import gymnasium as gym
 
 from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS, ConfoundingGrid, ConfoundingGridVecEnv
 from sbx_deepspi.envs.envpool import EnvPoolVecEnv, make_envpool_env
+from sbx_deepspi.envs.subprocess import TimeoutSubprocVecEnv
 
-__all__ = ["ConfoundingGrid", "ConfoundingGridVecEnv", "EnvPoolVecEnv", "make_envpool_env"]
+__all__ = ["ConfoundingGrid", "ConfoundingGridVecEnv", "EnvPoolVecEnv", "TimeoutSubprocVecEnv", "make_envpool_env"]
 
 gym.register(
     "ConfoundingGrid-v0",

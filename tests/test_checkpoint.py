@@ -1,0 +1,570 @@
+"""Files that hold no code, that are never half written, and what happens to those that somebody has tampered with."""
+
+import base64
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import subprocess
+import sys
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.save_util import save_to_zip_file
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sbx_deepspi import CnnPolicy, DeepSPI, MlpPolicy, checkpoint
+from sbx_deepspi.checkpoint import JSON, SYSTEM_INFO, TENSORS, CheckpointError
+from sbx_deepspi.environment import load_normalization
+
+TINY: dict[str, Any] = dict(
+    n_steps=8, batch_size=8, n_epochs=1, seed=0,
+    policy_kwargs=dict(net_arch=[3], features_extractor_kwargs=dict(features_dim=4), n_components=2),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> DeepSPI:
+    return DeepSPI("MlpPolicy", "CartPole-v1", **TINY).learn(8)
+
+
+@pytest.fixture(scope="module")
+def saved(model: DeepSPI) -> bytes:
+    file = io.BytesIO()
+    model.save(file)
+    return file.getvalue()
+
+
+def load(data: bytes, **kwargs: Any) -> DeepSPI:
+    return DeepSPI.load(io.BytesIO(data), **kwargs)
+
+
+def members(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def archive_of(contents: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def with_json(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
+    """The file with its JSON changed and all checksums in order, as a hostile hand would do it."""
+    contents = members(data)
+    plain = json.loads(contents[JSON])
+    change(plain)
+    return archive_of(contents | {JSON: json.dumps(plain).encode()})
+
+
+def with_attribute(data: bytes, name: str, value: Any) -> bytes:
+    return with_json(data, lambda plain: plain["attributes"].update({name: value}))
+
+
+def with_tensors(data: bytes, change: Callable[[dict[str, np.ndarray]], Any]) -> bytes:
+    contents = members(data)
+    tensors = safetensors.numpy.load(contents[TENSORS])
+    change(tensors)
+    return archive_of(contents | {TENSORS: safetensors.numpy.save(tensors)})
+
+
+def assert_same(first: DeepSPI, second: DeepSPI) -> None:
+    ours, theirs = first.policy.tensors(), second.policy.tensors()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(tensor, theirs[name], err_msg=name)
+    np.testing.assert_array_equal(first.key, second.key)
+    for name in (
+        "num_timesteps",
+        "_n_updates",
+        "gamma",
+        "n_steps",
+        "observation_space",
+        "action_space",
+        "policy_kwargs",
+    ):
+        assert getattr(first, name) == getattr(second, name), name
+
+
+# --- what is saved ----------------------------------------------------------------------------------
+
+PLAIN_VALUES = {
+    "numbers": [True, -3, 2**70, 0.1, float("inf"), np.float32(0.1), np.int64(-1), np.bool_(True)],
+    "text": ["π", "", Path("a/b")],
+    "containers": [(1, (2.5,)), deque([1, 2], maxlen=3), deque(), {"$array": 1}, {1: "a", (2, 3): {"b": None}}],
+    "arrays": [np.arange(6.0).reshape(2, 3), np.array(True), np.zeros((0, 2), np.uint8), np.float16([1, 2])],
+    "schedules": [FloatSchedule(LinearSchedule(1e-3, 0, 0.5)), ConstantSchedule(2.0), LinearSchedule(1, 2, 3)],
+    "functions": [nn.relu, jax.nn.silu, jnp.tanh, optax.adam, optax.rmsprop, th.nn.ELU, MlpPolicy, CnnPolicy],
+    "spaces": [
+        spaces.Box(np.float32([-1, -np.inf]), np.float32([1, np.inf])), spaces.Box(0, 255, (2, 3), np.uint8),
+        spaces.Discrete(3, start=2), spaces.MultiDiscrete([2, 5]), spaces.MultiBinary(4),
+    ],
+    "dtypes": [np.dtype("int16")],
+}  # fmt: skip
+
+
+def round_trip(value: Any) -> Any:
+    contents = checkpoint.Checkpoint("Test", {"value": value}, None, {})
+    return checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {}).attributes["value"]
+
+
+@pytest.mark.parametrize("kind", PLAIN_VALUES)
+def test_plain_values_come_back(kind: str) -> None:
+    for value in PLAIN_VALUES[kind]:
+        restored = round_trip([value])[0]
+        assert type(restored) is type(value)
+        if isinstance(value, np.ndarray | np.generic):
+            assert restored.dtype == value.dtype
+            np.testing.assert_array_equal(restored, value)
+        elif isinstance(value, deque):
+            assert (restored, restored.maxlen) == (value, value.maxlen)
+        elif kind == "schedules":
+            assert [restored(p) for p in (1.0, 0.3, 0.0)] == [value(p) for p in (1.0, 0.3, 0.0)]
+        else:
+            assert restored == value
+    assert np.isnan(round_trip(float("nan")))
+    key = round_trip(jax.random.PRNGKey(3))
+    assert isinstance(key, jax.Array)
+    np.testing.assert_array_equal(key, jax.random.PRNGKey(3))
+
+
+def test_a_file_is_plain(saved: bytes) -> None:
+    contents = members(saved)
+    assert set(contents) == {JSON, TENSORS, SYSTEM_INFO}
+    plain = json.loads(contents[JSON])
+    assert (plain["version"], plain["written_by"]) == (1, "DeepSPI")
+    assert plain["attributes"]["policy_class"] == {"$named": "sbx_deepspi.policies.MlpPolicy"}
+    assert b"pickle" not in contents[JSON]
+    assert "policy/state/params/params/encoder/Dense_0/kernel" in safetensors.numpy.load(contents[TENSORS])
+
+
+class HomeMade(LinearSchedule):
+    pass
+
+
+@pytest.mark.parametrize(
+    "schedule", [lambda progress: 1e-3 * progress, HomeMade(1e-3, 0, 1)], ids=["lambda", "home-made class"]
+)
+def test_what_has_no_plain_form_is_refused_or_pickled(schedule: Any, tmp_path: Path) -> None:
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY, learning_rate=schedule)
+    with pytest.raises(CheckpointError, match=r"learning_rate = .* has no plain form"):
+        model.save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    model.save(tmp_path / "model", pickle=True)
+    with pytest.raises(CheckpointError, match=r"learning_rate of the checkpoint is pickled, .* trust=True"):
+        DeepSPI.load(tmp_path / "model")
+    assert DeepSPI.load(tmp_path / "model", trust=True).learning_rate(0.5) == 0.5e-3
+    assert DeepSPI.load(tmp_path / "model", custom_objects={"learning_rate": 0.0}).learning_rate == 0.0
+    model.save(tmp_path / "model", exclude=["learning_rate"])
+    assert DeepSPI.load(tmp_path / "model").learning_rate(1.0) == 2.5e-4  # the default
+
+
+def test_home_made_policies_and_optimisers_are_refused(tmp_path: Path) -> None:
+    class Own(MlpPolicy):
+        pass
+
+    with pytest.raises(CheckpointError, match=r"policy_class = .*Own"):
+        DeepSPI(Own, "CartPole-v1", **TINY).save(tmp_path / "model")
+    kwargs = TINY["policy_kwargs"] | {"optimizer_class": lambda learning_rate: optax.sgd(learning_rate)}
+    with pytest.raises(CheckpointError, match=r"policy_kwargs/optimizer_class = "):
+        DeepSPI("MlpPolicy", "CartPole-v1", **TINY | {"policy_kwargs": kwargs}).save(tmp_path / "model")
+
+
+def test_subclasses_save_and_load(model: DeepSPI, tmp_path: Path) -> None:
+    class Variant(DeepSPI):
+        pass
+
+    variant = Variant("MlpPolicy", "CartPole-v1", **TINY)
+    variant.note = {"anything": (1, 2.0)}
+    variant.save(tmp_path / "variant")
+    loaded = Variant.load(tmp_path / "variant")
+    assert type(loaded) is Variant
+    assert loaded.note == {"anything": (1, 2.0)}
+    assert_same(variant, loaded)
+    with pytest.raises(CheckpointError, match=r"saved by Variant: load it with Variant.load"):
+        DeepSPI.load(tmp_path / "variant")
+
+
+def test_optimisers_activations_and_schedules_by_name(tmp_path: Path) -> None:
+    kwargs = TINY["policy_kwargs"] | dict(
+        activation_fn=th.nn.ELU, optimizer_class=optax.rmsprop, optimizer_kwargs=dict(decay=0.8)
+    )
+    schedules = dict(learning_rate=LinearSchedule(1e-2, 1e-3, 0.5), clip_range=FloatSchedule(0.3), clip_range_vf=0.7)
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY | {"policy_kwargs": kwargs}, **schedules).learn(8)
+    model.save(tmp_path / "model.zip")
+    loaded = DeepSPI.load(str(tmp_path / "model.zip"), env=model.env)
+    assert_same(model, loaded)
+    for progress in (1.0, 0.6, 0.0):
+        assert loaded.lr_schedule(progress) == model.lr_schedule(progress)
+        assert loaded.clip_range_schedule(progress) == 0.3
+    assert loaded.clip_range_vf_schedule(0.5) == 0.7
+    loaded.learn(8)
+
+
+def test_paths_files_and_system_info(model: DeepSPI, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.warns(UserWarning, match="does not exist. Will create it"):
+        model.save(str(tmp_path / "new" / "model"))
+    (tmp_path / "folder.zip").mkdir()
+    with pytest.warns(UserWarning, match="is a folder"):
+        model.save(tmp_path / "folder")
+    with (tmp_path / "open").open("wb") as file:
+        model.save(file)
+    for path in (tmp_path / "new/model.zip", tmp_path / "folder.zip_2", tmp_path / "open"):
+        assert_same(model, DeepSPI.load(path, print_system_info=True))
+        assert capsys.readouterr().out.count("Stable-Baselines3") == 2
+    link = tmp_path / "link.zip"
+    link.symlink_to(tmp_path / "open")
+    model.save(link)
+    assert link.is_symlink()
+    assert (tmp_path / "open").stat().st_mode & 0o777 == 0o666 & ~current_umask()
+    with pytest.raises(FileNotFoundError):
+        DeepSPI.load(tmp_path / "nothing")
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_load_refuses_other_policy_kwargs(saved: bytes) -> None:
+    with pytest.raises(ValueError, match="policy kwargs do not equal"):
+        load(saved, policy_kwargs=dict(net_arch=[5]))
+    assert load(saved, policy_kwargs=TINY["policy_kwargs"]).num_timesteps == 8
+
+
+def test_normalisation_is_saved_with_the_model(tmp_path: Path) -> None:
+    env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0), clip_obs=5.0)
+    model = DeepSPI("MlpPolicy", env, **TINY).learn(32)
+    model.save(tmp_path / "model")
+    normalized = load_normalization(tmp_path / "model", make_vec_env("CartPole-v1", 3))
+    assert normalized.clip_obs == 5.0
+    np.testing.assert_array_equal(normalized.obs_rms.mean, env.obs_rms.mean)
+    np.testing.assert_array_equal(normalized.obs_rms.var, env.obs_rms.var)
+    assert normalized.obs_rms.count == env.obs_rms.count
+    assert normalized.ret_rms.var == env.ret_rms.var
+    observations = np.ones((3, 4), np.float32)
+    np.testing.assert_array_equal(normalized.normalize_obs(observations), env.normalize_obs(observations))
+    with pytest.raises(CheckpointError, match="not of this environment's observations"):
+        load_normalization(tmp_path / "model", make_vec_env("Pendulum-v1"))
+    DeepSPI("MlpPolicy", "CartPole-v1", **TINY).save(tmp_path / "without")
+    with pytest.raises(CheckpointError, match="holds no VecNormalize statistics"):
+        load_normalization(tmp_path / "without", make_vec_env("CartPole-v1"))
+
+
+# --- never half a file ------------------------------------------------------------------------------
+
+SAVE_UNTIL_KILLED = """
+import os, random, signal, sys, time
+import numpy as np
+from sbx_deepspi import checkpoint
+
+path, n_kills = sys.argv[1], int(sys.argv[2])
+dice = random.Random(0)
+
+def contents(number):
+    tensors = {f"policy/{i}": np.full(50_000, number, np.float32) for i in range(4)}
+    return checkpoint.Checkpoint("Test", {"number": number}, None, tensors)
+
+checkpoint.write(path, contents(0))
+newest, changes = 0, 0
+for kill in range(n_kills):
+    child = os.fork()
+    if child == 0:
+        for number in range(newest + 1, newest + 10**6):
+            checkpoint.write(path, contents(number))
+    time.sleep(dice.uniform(0, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    loaded = checkpoint.read(path)  # raises where a checksum is wrong
+    number = loaded.attributes["number"]
+    assert number >= newest, (number, newest)
+    assert all((tensor == number).all() for tensor in loaded.tensors.values()), number
+    changes += number > newest
+    newest = number
+print(changes, newest)
+"""
+
+
+def test_a_killed_process_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_UNTIL_KILLED, str(tmp_path / "model.zip"), "200"]
+    process = subprocess.run(arguments, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    changes, newest = map(int, process.stdout.split())
+    assert changes > 20  # the kills did come while files were written
+    assert newest > 100
+    assert list(tmp_path.glob(".model.zip.*.tmp"))
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(model: DeepSPI, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"Could not save .*model.zip .*: the file that was there is as it was"):
+            model.save(tmp_path / "model")
+        with pytest.raises(OSError, match=r"Could not save .*other.zip .*: nothing was written"):
+            model.save(tmp_path / "other")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(model: DeepSPI) -> None:
+    with pytest.raises(OSError, match=r"Could not save /sys/model.zip \(.*\): nothing was written"):
+        model.save("/sys/model")  # where not even root may write
+
+
+# --- hostile files ----------------------------------------------------------------------------------
+
+
+class Bomb:
+    """A pickle that leaves a trace where it is read."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trace,))
+
+
+UNPICKLED: list[str] = []
+sys.addaudithook(lambda event, _: UNPICKLED.append(event) if event == "pickle.find_class" else None)
+
+
+@pytest.fixture
+def harmless(tmp_path: Path) -> Iterator[Path]:
+    """Nothing is unpickled, and memory does not grow by more than what a few hundred small models need."""
+    UNPICKLED.clear()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield tmp_path / "trace"
+    assert not UNPICKLED
+    assert not (tmp_path / "trace").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def refused_or_correct(data: bytes, model: DeepSPI) -> bool:
+    """Whether a file is refused, by one clear sentence; if not, it has to be the model as it was."""
+    try:
+        loaded = load(data)
+    except CheckpointError as error:
+        assert str(error)
+        assert "\n" not in str(error)
+        return True
+    assert_same(model, loaded)
+    return False
+
+
+def test_truncated_and_flipped_files(saved: bytes, model: DeepSPI, harmless: Path) -> None:
+    dice = random.Random(0)
+    truncated = [saved[:length] for length in (0, 1, *dice.sample(range(len(saved)), 98))]
+    assert all(refused_or_correct(data, model) for data in truncated)
+    flipped = []
+    headers = [*range(200), *range(len(saved) - 300, len(saved))]  # zip's own records, where no checksum helps
+    for place in [*dice.sample(range(len(saved)), 150), *dice.sample(headers, 100)]:
+        data = bytearray(saved)
+        data[place] ^= 1 << dice.randrange(8)
+        flipped.append(refused_or_correct(bytes(data), model))
+    assert sum(flipped) > 150
+    assert not all(flipped)  # dates, for one, do no harm
+
+
+def planted(trace: Path) -> bytes:
+    return pickle.dumps(Bomb(trace))
+
+
+def hostile_archives(saved: bytes, trace: Path) -> Iterator[tuple[str, bytes]]:
+    """Files whose archive is wrong, each with a part of the sentence that says so."""
+    contents = members(saved)
+    bomb = planted(trace)
+    for name in contents:
+        yield (
+            ("cannot|damaged|no checkpoint|does not say" if name != SYSTEM_INFO else "^$"),
+            archive_of(contents | {name: bomb}),
+        )
+    yield "should hold", archive_of(contents | {"extra.pkl": bomb})
+    yield "should hold", archive_of(contents | {"../../../evil.pkl": bomb})
+    yield "should hold", archive_of({f"../{name}": content for name, content in contents.items()})
+    yield "should hold", archive_of({f"/{name}": content for name, content in contents.items()})
+    yield "should hold", archive_of({JSON: contents[JSON]})
+    yield "pickling format", archive_of(contents | {"_stable_baselines3_version": b"2.9.2"})
+    yield "compressed", archive_of(contents, zipfile.ZIP_DEFLATED)
+    yield "compressed", archive_of(contents | {TENSORS: bytes(2**28)}, zipfile.ZIP_DEFLATED)
+    yield "compressed", archive_of(contents | {JSON: b"[" * 2**26}, zipfile.ZIP_LZMA)
+    yield "too many", archive_of(contents | {JSON: b" " * 2**23})
+    yield "damaged", archive_of(contents | {JSON: b"[" * 2**20})
+    yield "damaged", archive_of(contents | {JSON: b"9" * 2**20})
+    yield "damaged", archive_of(contents | {JSON: b"\xff\xfe"})
+    yield "damaged", archive_of(contents | {TENSORS: (2**62).to_bytes(8, "little") + contents[TENSORS][8:]})
+    yield "does not say", archive_of(contents | {JSON: b"[]"})
+    yield "does not say", archive_of(contents | {JSON: b"{}"})
+    yield "damaged", bomb
+    twice = io.BytesIO(saved)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(twice, "a") as archive:
+        archive.writestr(JSON, contents[JSON])
+    yield "should hold", twice.getvalue()
+
+
+def test_hostile_archives(saved: bytes, model: DeepSPI, harmless: Path) -> None:
+    for sentence, data in hostile_archives(saved, harmless):
+        if sentence == "^$":
+            assert_same(model, load(data))  # nobody reads it but a user who asks for it
+            continue
+        with pytest.raises(CheckpointError, match=sentence):
+            load(data)
+
+
+def test_a_newer_format_is_refused(saved: bytes) -> None:
+    with pytest.raises(CheckpointError, match="format version 2, this sbx-deepspi reads up to 1: install a newer one"):
+        load(with_json(saved, lambda plain: plain.update(version=2)))
+    for version in ("1", None, 0, -1, 1.5, [1]):
+        with pytest.raises(CheckpointError, match="does not say that it is one"):
+            load(with_json(saved, lambda plain, version=version: plain.update(version=version)))
+
+
+def test_files_of_sb3_are_refused(model: DeepSPI, harmless: Path) -> None:
+    file = io.BytesIO()
+    save_to_zip_file(file, data={"policy_class": Bomb(harmless), "gamma": 0.9}, params={})
+    UNPICKLED.clear()
+    for trust in (False, True):
+        with pytest.raises(CheckpointError, match="Stable-Baselines3's pickling format"):
+            load(file.getvalue(), trust=trust)
+
+
+def evil_values(trace: Path) -> list[Any]:
+    return [
+        {"$pickle": base64.b64encode(planted(trace)).decode()},
+        {":serialized:": base64.b64encode(planted(trace)).decode(), ":type:": "x"},
+        {"$named": "os.system"},
+        {"$named": "jax.nn.initializers"},
+        {"$object": ["subprocess.Popen", {"args": ["touch", str(trace)]}]},
+        {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1, "shape": [10**6, 10**6], "dtype": "float32"}]},
+        {"$object": ["stable_baselines3.common.utils.FloatSchedule", {"value_schedule": {"$named": "builtins.exec"}}]},
+        {"$array": "../../etc/passwd"},
+        {"$dtype": "object"},
+        {"$deque": [-1, []]},
+        {"$unknown": 1},
+        {"$array": "key", "$jax": "key"},
+    ]
+
+
+def test_hostile_values(saved: bytes, harmless: Path) -> None:
+    names = list(json.loads(members(saved)[JSON])["attributes"])
+    for i, value in enumerate(evil_values(harmless)):
+        for name in [*names[i::3], "brand_new"]:
+            if isinstance(value, dict) and ":serialized:" in value and name not in ("gamma", "policy_class", "n_steps"):
+                continue  # to us a dictionary like any other
+            with pytest.raises(CheckpointError, match=f"{name}|CartPole|must|describe") as error:
+                load(with_attribute(saved, name, value))
+            assert "\n" not in str(error.value)
+
+
+HUGE = 10**12
+NOT_A_MODEL = {
+    "policy_kwargs": [
+        dict(net_arch=[HUGE]), dict(net_arch=[1] * 10**5), dict(net_arch={"pi": "abc"}), dict(n_components=HUGE),
+        dict(features_extractor_kwargs=dict(features_dim=HUGE)), dict(lipschitz_constant="x"), dict(unknown=1), [], 3,
+        dict(activation_fn={"$named": "optax.adam"}), dict(optimizer_class={"$named": "jax.nn.relu"}),
+        dict(optimizer_kwargs=dict(eps="x")), dict(optimizer_kwargs=dict(nonsense=1)),
+    ],
+    "action_space": [
+        {"$object": ["gymnasium.spaces.discrete.Discrete", {"n": HUGE, "start": 0}]},
+        {"$object": ["gymnasium.spaces.discrete.Discrete", {"n": 3, "start": 0}]},
+        {"$object": ["gymnasium.spaces.multi_binary.MultiBinary", {"n": HUGE}]},
+        {"$object": ["gymnasium.spaces.multi_binary.MultiBinary", {"n": 3}]},
+        {"$object": ["gymnasium.spaces.discrete.Discrete", {"n": -1, "start": 0}]}, None, 1, "Discrete(2)",
+    ],
+    "observation_space": [
+        {"$object": ["gymnasium.spaces.discrete.Discrete", {"n": 3, "start": 0}]}, None,
+        {"$object": ["gymnasium.spaces.box.Box", {"low": -1, "high": 1, "dtype": {"$dtype": "float32"}}]},
+        {"$object": ["gymnasium.spaces.box.Box", {"low": 2, "high": 1, "dtype": {"$dtype": "float32"}}]},
+    ],
+    "policy_class": [None, "MlpPolicy", {"$named": "sbx_deepspi.policies.CnnPolicy"}, {"$named": "jax.nn.relu"}],
+    "n_steps": [HUGE**2, -1, 0, "8", 1.5, None], "n_envs": [HUGE**2, -1, "1", [1]], "batch_size": [0, "8", {}],
+    "gamma": [2.0, "x", {"$float": "nan"}, {}, True + 1], "gae_lambda": [-1, []], "max_grad_norm": [-1.0, "x"],
+    "ent_coef": ["x", None, []], "vf_coef": ["x"], "clip_range": [-1.0, "x"], "clip_range_vf": ["x", -1.0],
+    "learning_rate": ["x", None, {"$named": "torch.nn.Tanh"}, []], "key": [3, {"$array": "_last_obs"}, None],
+    "seed": ["x", -1, 2**80], "num_timesteps": ["x", None], "_n_updates": ["x"], "reward_loss_coef": [2, "x"],
+    "learn": [1], "save": [None], "__class__": ["x"], "logger": [0], "env": [None], "policy": [0], "_logger": [0],
+}  # fmt: skip
+
+
+def test_numbers_that_make_no_model(saved: bytes, harmless: Path) -> None:
+    """All checksums are right; nothing of the sizes claimed is allocated."""
+    accepted = []
+    for name, values in NOT_A_MODEL.items():
+        for value in values:
+            try:
+                load(with_attribute(saved, name, value))
+                accepted.append((name, value))
+            except CheckpointError as error:
+                assert "\n" not in str(error), (name, value)
+    assert not accepted
+
+
+def test_attributes_that_are_missing(saved: bytes, model: DeepSPI) -> None:
+    for name in json.loads(members(saved)[JSON])["attributes"]:
+        data = with_json(saved, lambda plain, name=name: plain["attributes"].pop(name))
+        if name in ("policy_class", "policy_kwargs", "observation_space", "action_space", "n_envs"):
+            with pytest.raises(CheckpointError):
+                load(data)
+
+
+def test_hostile_environments(saved: bytes, harmless: Path) -> None:
+    """What a file says of the environment is only believed where it is asked for."""
+    for state in (3, [], {"episodes": 1}, {"episodes": {"states": [1]}, "normalization": None}, *evil_values(harmless)):
+        data = with_json(saved, lambda plain, state=state: plain.update(environment=state))
+        with pytest.raises(CheckpointError, match="environment"):
+            load(data, env=make_vec_env("CartPole-v1"), force_reset=False)
+    with pytest.raises(CheckpointError, match="observations must have shape"):
+        other = make_vec_env("CartPole-v1", 2)
+        load(saved, env=other, force_reset=False)
+
+
+def test_tensors_that_do_not_fit(saved: bytes, harmless: Path) -> None:
+    names = [name for name in safetensors.numpy.load(members(saved)[TENSORS]) if name.startswith("policy/")]
+    assert len(names) == 80
+    for name in names:
+        for change in (
+            lambda tensors, name=name: tensors.pop(name),
+            lambda tensors, name=name: tensors.update({name: tensors[name].astype(np.float64)}),
+            lambda tensors, name=name: tensors.update({name: np.zeros((*tensors[name].shape, 2), tensors[name].dtype)}),
+        ):
+            data = with_tensors(saved, change)
+            with pytest.raises(CheckpointError, match=name):
+                checkpoint_fits(data)
+    with pytest.raises(CheckpointError, match="not among them"):
+        load(with_tensors(saved, lambda tensors: tensors.update({"policy/more": np.zeros(1)})))
+
+
+SHAPES: dict[str, Any] = {}
+
+
+def checkpoint_fits(data: bytes) -> None:
+    """What ``load`` compares, without tracing the networks again for each file."""
+    if not SHAPES:
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY)
+        SHAPES.update(state=model.policy.state, key=model.policy.key)
+    contents = checkpoint.from_bytes(data, False, {})
+    checkpoint.unflatten(contents.tensors, jax.tree.map(jnp.asarray, SHAPES), "policy/")

@@ -1,0 +1,77 @@
+"""Environments in processes of their own: what fails there is said here, and nothing hangs."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from sbx_deepspi.envs import TimeoutSubprocVecEnv
+
+
+def failing(fault: str) -> gym.Env:
+    """An environment that fails at its third step; a local class, so that its process need not import this module."""
+
+    class Failing(gym.Wrapper):
+        steps = 0
+
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            observation, *rest = super().step(action)
+            if self.steps == 3:
+                if fault == "raise":
+                    raise RuntimeError("the environment's own words")
+                if fault == "hang":
+                    time.sleep(1000)
+                if fault == "shape":
+                    observation = observation[:3]
+            return observation, *rest
+
+    return Failing(gym.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "sentence"),
+    [
+        ("raise", ConnectionError, r"process of environment 1 has ended \(exit code 1\)"),
+        ("hang", TimeoutError, "Environment 1 has not answered for 0.5 s"),
+        ("shape", ValueError, r"Environment 1 returned an observation of shape \(3,\), but .* has shape \(4,\)"),
+    ],
+)
+def test_faults(fault: str, error: type[Exception], sentence: str) -> None:
+    good, bad = failing("none"), failing(fault)
+    env = TimeoutSubprocVecEnv([lambda: good, lambda: bad])
+    handles = len(os.listdir("/proc/self/fd"))
+    pids = [process.pid for process in env.processes]
+    env.reset()
+    for remote in env.remotes:  # now that both processes run
+        remote.timeout = 0.5
+    actions = np.zeros(2, int)
+    env.step(actions)
+    env.step(actions)
+    with pytest.raises(error, match=sentence):
+        env.step(actions)
+    start = time.monotonic()
+    env.close()
+    assert time.monotonic() - start < 5
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert len(os.listdir("/proc/self/fd")) <= handles - 2  # the pipes
+
+
+def test_it_is_sb3s_otherwise() -> None:
+    kwargs: dict[str, Any] = dict(n_envs=2, seed=0)
+    ours = make_vec_env("CartPole-v1", vec_env_cls=TimeoutSubprocVecEnv, vec_env_kwargs=dict(timeout=60), **kwargs)
+    theirs = make_vec_env("CartPole-v1", vec_env_cls=SubprocVecEnv, **kwargs)
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    for _ in range(30):
+        for mine, other in zip(ours.step(np.ones(2, int)), theirs.step(np.ones(2, int)), strict=True):
+            if isinstance(mine, np.ndarray):
+                np.testing.assert_array_equal(mine, other)
+    assert ours.get_attr("spec") == theirs.get_attr("spec")
+    ours.close()
+    theirs.close()
