@@ -935,10 +935,9 @@ class DeepSPI(PPO):
         return model
 
     def _live_objects(self) -> list[str]:
-        return [*super()._excluded_save_params(), "policy", "jax_device", "interruption"]
+        return [*super()._excluded_save_params(), "policy", "jax_device", "interruption", "certificate"]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "jax_device", "certificate"]
         # schedules are made anew from the arguments they come from
         return [*self._live_objects(), *self._derived_schedules()]
 
