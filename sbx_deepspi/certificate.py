@@ -287,7 +287,7 @@ def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dic
     :param all_actions: whether D_IR is over every action, not only over the sampled ones
     :return: name → what is wrong, in the order of :data:`CONDITIONS`
     """
-    limit = f"1/γ = {1 / gamma:.4f}"
+    limit = f"1/γ = {1 / gamma if gamma > 0 else math.inf:.4f}"
     failed = {}
     sup = float(certificate.importance_ratio.sup)
     if not sup * gamma < 1:

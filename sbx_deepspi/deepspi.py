@@ -576,7 +576,8 @@ class DeepSPI(PPO):
         for n_steps in range(n_rollout_steps):
             decision, self.key = decide(self.policy.state, self._last_obs, self.key)
             decision = jax.device_get(decision)
-            actions, values = decision.actions, decision.values
+            # callbacks know them by these names
+            actions, values, log_probs = decision.actions, decision.values, decision.log_probs
             clipped_actions = self._to_environment(actions)
             try:
                 new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
@@ -604,7 +605,7 @@ class DeepSPI(PPO):
             rollout.dones[n_steps] = dones
             rollout.truncated_values[n_steps] = truncated_values
             rollout.values[n_steps] = values
-            rollout.log_probs[n_steps] = decision.log_probs
+            rollout.log_probs[n_steps] = log_probs
             rollout.log_policy[n_steps] = decision.log_policy
             self._last_obs = new_obs
             self._last_episode_starts = dones

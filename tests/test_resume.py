@@ -128,7 +128,7 @@ def test_a_resumed_run_logs_what_the_run_logged(runs: Path) -> None:
     # SB3 logs an update in the table after it: that of the update at 96 steps went with the old process
     rows = {name: log.iloc[-1].drop(["time/fps", "time/time_elapsed", "time/iterations"]) for name, log in logs.items()}
     assert rows["straight"].to_dict() == rows["resumed"].to_dict()
-    assert len(rows["straight"]) == 19
+    assert {"train/loss", "spi/zeta", "rollout/ep_rew_mean"} <= set(rows["straight"].index)
 
 
 def test_without_the_environments_state_it_is_another_run(runs: Path) -> None:
