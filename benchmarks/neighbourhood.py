@@ -35,6 +35,12 @@ class Watch(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
+        self._note()
+
+    def _on_training_end(self) -> None:
+        self._note()
+
+    def _note(self) -> None:
         model = self.model
         if model.certificate is not None:
             clip_range = model.clip_range_schedule(model._current_progress_remaining)

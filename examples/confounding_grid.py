@@ -4,16 +4,15 @@ The paper's toy result: two corridors that look alike, and three ways to learn w
     python examples/confounding_grid.py --name confounding_grid
 
 trains PPO (DeepSPI with α = 0), DeepMDP and DeepSPI on five seeds each, and draws the exact value of the policy and how
-far apart the latent states of the two choice cells are, median and range over the seeds. A fourth algorithm,
-"projected", is DeepSPI with neighbourhood="project". NAME.csv and NAME.png go to docs/results. --latent 8x2 makes z of
-8 one-hot vectors of 2 classes, --latent map leaves it the encoder's 7 x 7 x 64 map.
+far apart the latent states of the two choice cells are: means of 10 updates, their median and range over the seeds. A
+fourth algorithm, "projected", is DeepSPI with neighbourhood="project". NAME.csv and NAME.png go to docs/results.
+--latent 8x2 makes z of 8 one-hot vectors of 2 classes, --latent map leaves it the encoder's 7 x 7 x 64 map.
 
 The grid has 16 different frames. Each is encoded once per minibatch, and its latent state is picked by the state's
 number, which is exact and saves most of the work.
 """
 
 import argparse
-import csv
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -205,9 +204,7 @@ def main() -> None:
         for future in tqdm(as_completed(futures), total=len(runs), desc="runs"):
             curves.append(future.result())
             # nothing is lost if the rest is stopped
-            pd.concat(curves).to_csv(
-                RESULTS / f"{arguments.name}.csv", index=False, float_format="%.5g", quoting=csv.QUOTE_MINIMAL
-            )
+            pd.concat(curves).to_csv(RESULTS / f"{arguments.name}.csv", index=False, float_format="%.5g")
     table = pd.concat(curves).sort_values(["algorithm", "seed", "step"])
     latent = "7 × 7 × 64 latent" if arguments.latent == "map" else f"{arguments.latent.replace('x', ' × ')} latent"
     title = (

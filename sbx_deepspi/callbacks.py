@@ -10,7 +10,15 @@ from flax.training.train_state import TrainState
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sbx_deepspi import checkpoint, checks
-from sbx_deepspi.certificate import CONDITIONS, numbers, outside_neighbourhood, verdict, violations
+from sbx_deepspi.certificate import (
+    CONDITIONS,
+    behaviour_numbers,
+    numbers,
+    outside_neighbourhood,
+    unbounded,
+    verdict,
+    violations,
+)
 from sbx_deepspi.deepspi import DeepSPI
 
 REACTIONS = ("stop", "restore")
@@ -20,8 +28,10 @@ class SPICertificateCallback(BaseCallback):
     """
     Write each update's certificate to a CSV file, and hold training to the conditions asked for.
 
+    In a list of callbacks it stands before those that save the model: they should find the parameters that it leaves.
+
     :param path: of the CSV file, one row per update; rows are added to a file that exists. ``None``: no file
-    :param require: conditions that every update must meet, of :data:`~sbx_deepspi.certificate.CONDITIONS` and
+    :param require: conditions, or one, that every update must meet, of :data:`~sbx_deepspi.certificate.CONDITIONS` and
         ``"neighbourhood"``, every importance ratio within [1 - ε, 1 + ε]
     :param on_violation: ``"stop"`` training, or ``"restore"`` the last parameters that met the conditions (at first
         those before training) and go on from there
@@ -34,13 +44,13 @@ class SPICertificateCallback(BaseCallback):
     def __init__(
         self,
         path: str | Path | None = None,
-        require: Iterable[str] = (),
+        require: str | Iterable[str] = (),
         on_violation: str = "stop",
         verbose: int = 1,
     ):
         super().__init__(verbose)
         self.path = None if path is None else Path(path)
-        self.require = tuple(require)
+        self.require = (require,) if isinstance(require, str) else tuple(require)
         self.on_violation = on_violation
         for condition in self.require:
             checks.one_of((*CONDITIONS, "neighbourhood"), require=condition)
@@ -49,8 +59,10 @@ class SPICertificateCallback(BaseCallback):
     def _init_callback(self) -> None:
         if not isinstance(self.model, DeepSPI):
             raise ValueError(f"SPICertificateCallback needs DeepSPI or DeepMDP, but got {type(self.model).__name__}.")
-        checks.reachable(self.require, self.model.gamma, self.model.clip_range, self.model.all_actions)
         self._last_good: TrainState = self.model.policy.state
+        model, state = self.model, self.model.policy.state
+        clip_range = model.clip_range_schedule(1.0)
+        checks.reachable(self.require, model.gamma, clip_range, model.all_actions, unbounded(state))
         self._seen = self.model.certificate
         self._goes_on = True
         if self.path is not None:
@@ -71,8 +83,9 @@ class SPICertificateCallback(BaseCallback):
             return
         self._seen = certificate
         failed = violations(certificate, self.model.gamma, self.model.all_actions)
-        row = {"timesteps": self.num_timesteps, **numbers(certificate, self.model.all_actions)}
-        self._write({**row, "verdict": verdict(certificate, failed)})
+        row: dict[str, float | str] = {"timesteps": self.num_timesteps}
+        row |= numbers(certificate, self.model.all_actions) | behaviour_numbers(certificate)
+        self._write(row | {"verdict": verdict(certificate, failed)})
 
         clip_range = self.model.clip_range_schedule(self.model._current_progress_remaining)
         failed |= outside_neighbourhood(certificate, clip_range)
@@ -91,10 +104,14 @@ class SPICertificateCallback(BaseCallback):
     def _write(self, row: dict[str, float | str]) -> None:
         if self.path is None:
             return
-        is_new = not self.path.exists() or self.path.stat().st_size == 0
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        header = ",".join(row)
+        with self.path.open("a+", newline="", encoding="utf-8") as file:
+            file.seek(0)
+            found = file.readline().strip()
+            if found not in ("", header):
+                raise ValueError(f"{self.path} has other columns than this run's certificates: choose another path.")
             writer = csv.DictWriter(file, list(row))
-            if is_new:
+            if not found:
                 writer.writeheader()
             writer.writerow(row)
 

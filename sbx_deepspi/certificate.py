@@ -27,6 +27,9 @@ N_EPISODES = 8
 HORIZON = 6
 """Imagined steps; the critic tells what follows."""
 
+ROUNDING = 1e-5
+"""What floats may lose between two programs that compute the same importance ratios."""
+
 CONDITIONS = ("importance_ratio", "all_actions", "reward_lipschitz", "transition_lipschitz", "episode_length")
 """What the bound needs, by name."""
 
@@ -52,7 +55,7 @@ class LatentModel(struct.PyTreeNode):
 
     :param reward_error: L_R = E abs(R - R̄), in units of reward
     :param transition_error: L_P = E W₁(φP, P̄), in Euclidean units of the latent space
-    :param end_value: L_end = E abs(V̄(φ(s'))) where an episode ends at s', which the latent model does not know of
+    :param end_value: L_end ≥ E abs(V̄(φ(s'))) where an episode ends at s', which the latent model does not know of
     :param reward_lipschitz: K_R of z ↦ E_π̄ R̄(z, a)
     :param transition_lipschitz: K_P of z ↦ E_π̄ P̄(·|z, a), in W₁
     """
@@ -72,8 +75,8 @@ class Certificate(struct.PyTreeNode):
     :param model: of the updated policy
     :param behaviour_model: of the behaviour policy
     :param value_lipschitz: K_V of the updated latent value
-    :param average_episode_length: AEL, in steps; infinite where no episode ended
-    :param zeta: ζ; infinite where a condition fails
+    :param average_episode_length: AEL, in steps; infinite as long as no episode has ended
+    :param zeta: ζ; infinite unless C < 1/γ, K_P < 1/γ, and K_R and AEL are finite
     :param paper_zeta: ζ with the paper's factors, which takes L_end to be 0
     :param latent_improvement: V̄(φ(s_I)) - V̄_b(φ_b(s_I)) estimated; NaN where no episode began
     """
@@ -129,9 +132,25 @@ def model_error(model: LatentModel, gamma: Scalar) -> jax.Array:
     :return: scalar
     """
     k_value = value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma)
-    # a model without error needs no Lipschitz value
-    transition = jnp.where(jnp.asarray(model.transition_error) > 0, k_value * model.transition_error, 0.0)
-    return model.reward_error + gamma * transition
+    transition_error = jnp.asarray(gamma * model.transition_error)
+    # where there is no error, no Lipschitz value is needed; and infinity times 0 would be NaN
+    return model.reward_error + jnp.where(transition_error > 0, k_value * transition_error, 0.0)
+
+
+def end_value_bound(model: LatentModel, reward: Scalar, distance: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    Bound of E abs(V̄(z)): since V̄(z) = E[R̄ + γ V̄(ẑ')], it is at most (E abs(R̄) + γ K_V E‖ẑ' - z‖) / (1 - γ).
+
+    :param model: K_R and K_P
+    :param reward: E abs(R̄(z, a)) under π̄
+    :param distance: E‖ẑ' - z‖₂ under π̄ and P̄
+    :param gamma: γ
+    :return: scalar; infinite unless K_P < 1/γ and γ < 1
+    """
+    k_value = value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma)
+    moved = jnp.asarray(gamma * distance)
+    total = reward + jnp.where(moved > 0, k_value * moved, 0.0)
+    return jnp.where(jnp.asarray(gamma) < 1, total / jnp.where(jnp.asarray(gamma) < 1, 1 - gamma, 1.0), jnp.inf)
 
 
 def return_gap(model: LatentModel, average_episode_length: Scalar, ratio_sup: Scalar, gamma: Scalar) -> jax.Array:
@@ -145,7 +164,8 @@ def return_gap(model: LatentModel, average_episode_length: Scalar, ratio_sup: Sc
     :return: scalar; infinite unless C < 1/γ and K_P < 1/γ
     """
     gap = ratio_sup * average_episode_length * model_error(model, gamma) + model.end_value
-    return jnp.where(ratio_sup * gamma < 1, gap, jnp.inf)
+    holds = (jnp.asarray(ratio_sup) * gamma < 1) & jnp.isfinite(average_episode_length)
+    return jnp.where(holds, gap, jnp.inf)
 
 
 def paper_return_gap(model: LatentModel, average_episode_length: Scalar, ratio_sup: Scalar, gamma: Scalar) -> jax.Array:
@@ -160,7 +180,7 @@ def paper_return_gap(model: LatentModel, average_episode_length: Scalar, ratio_s
     """
     room = 1 / jnp.asarray(ratio_sup) - gamma
     gap = average_episode_length * model_error(model, gamma) / jnp.where(room > 0, room, 1.0)
-    return jnp.where(room > 0, gap, jnp.inf)
+    return jnp.where((room > 0) & jnp.isfinite(average_episode_length), gap, jnp.inf)
 
 
 def importance_ratios(updated: TrainState, rollout: Rollout, microbatch_size: int) -> RatioRange:
@@ -184,7 +204,13 @@ def importance_ratios(updated: TrainState, rollout: Rollout, microbatch_size: in
 
 @jax.jit(static_argnames="microbatch_size")
 def certify(
-    behaviour: TrainState, updated: TrainState, rollout: Rollout, key: jax.Array, gamma: Scalar, microbatch_size: int
+    behaviour: TrainState,
+    updated: TrainState,
+    rollout: Rollout,
+    average_episode_length: Scalar,
+    key: jax.Array,
+    gamma: Scalar,
+    microbatch_size: int,
 ) -> Certificate:
     """
     The certificate of one update, on the rollout that it learned from.
@@ -194,12 +220,13 @@ def certify(
     :param behaviour: π_b with its model
     :param updated: π with its model
     :param rollout: T steps of N environments under π_b
+    :param average_episode_length: AEL, in steps
     :param key: randomness of the sample and of the latent states
     :param gamma: γ
     :param microbatch_size: the most observations that go through the networks at a time
     :return: scalars
     """
-    sample_key, key = jax.random.split(key)
+    sample_key, error_key, end_key, imagination_key = jax.random.split(key, 4)
     flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), rollout)
     n_transitions = len(flat.rewards)
     chosen = jax.random.choice(sample_key, n_transitions, (min(N_SAMPLED, n_transitions),), replace=False)
@@ -215,22 +242,30 @@ def certify(
         def ask(question: str, *arguments: Any) -> Any:
             return updated.apply_fn(constrained, *arguments, method=question)
 
-        errors = jax.lax.map(lambda part: ask("model_errors", part, key), microbatches(sample, microbatch_size))
+        parts = microbatches(sample, microbatch_size)
+        keys = jax.random.split(error_key, len(parts.rewards))
+        errors = jax.lax.map(lambda part: ask("model_errors", *part), (parts, keys))
         bounds: NetworkBounds = ask("lipschitz_bounds")
-        end_values = jnp.abs(ask("latent_values", ask("encode", ends.observations)))
         model = LatentModel(
             reward_error=errors.rewards.mean(),
             transition_error=errors.transitions.mean(),
-            end_value=(end_values * ends.valid).sum() / jnp.maximum(ends.valid.sum(), 1),
+            end_value=0.0,
             reward_lipschitz=bounds.reward.latent + bounds.reward.action * bounds.policy,
             transition_lipschitz=bounds.transition.latent + bounds.transition.action * bounds.policy,
         )
+        latents = ask("encode", ends.observations)
+        step = ask("imagine", latents, end_key)
+        moved = jnp.sqrt(((step.latents - latents) ** 2).reshape(len(latents), -1).sum(axis=1))
+        end_value = end_value_bound(model, ends.mean(jnp.abs(step.rewards)), ends.mean(moved), gamma)
+        model = model.replace(end_value=end_value)
 
         def imagine(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             step = ask("imagine", latents, key)
             return step.latents, step.rewards
 
-        latents, rewards = jax.lax.scan(imagine, ask("encode", starts.observations), jax.random.split(key, HORIZON))
+        latents, rewards = jax.lax.scan(
+            imagine, ask("encode", starts.observations), jax.random.split(imagination_key, HORIZON)
+        )
         discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
         returns = (discounts * rewards).sum(axis=0) + gamma**HORIZON * ask("latent_values", latents)
         return model, returns.mean(where=starts.valid)
@@ -241,8 +276,7 @@ def certify(
     behaviour_model, model = (jax.tree.map(lambda scalar, i=i: scalar[i], models) for i in (0, 1))
 
     ratio = importance_ratios(updated, rollout, microbatch_size)
-    n_ends = rollout.dones.sum()
-    length = jnp.where(n_ends > 0, n_transitions / jnp.maximum(n_ends, 1), jnp.inf)
+    length = average_episode_length
     return Certificate(
         importance_ratio=ratio,
         model=model,
@@ -267,6 +301,13 @@ class Few(struct.PyTreeNode):
     observations: jax.Array
     valid: jax.Array
 
+    def mean(self, numbers: jax.Array) -> jax.Array:
+        """
+        :param numbers: one of each observation
+        :return: their mean over the valid ones, 0 if there are none
+        """
+        return (numbers * self.valid).sum() / jnp.maximum(self.valid.sum(), 1)
+
 
 def first_few(observations: jax.Array, where: jax.Array) -> Few:
     """
@@ -278,6 +319,22 @@ def first_few(observations: jax.Array, where: jax.Array) -> Few:
     return Few(observations[indices], jnp.arange(N_EPISODES) < where.sum())
 
 
+def unbounded(state: TrainState) -> dict[str, str]:
+    """
+    Which Lipschitz conditions networks of this kind never meet, whatever their parameters.
+
+    :param state: of the policy
+    :return: name of the condition → what is unbounded
+    """
+    bounds: NetworkBounds = state.apply_fn(state.params, method="lipschitz_bounds")
+    models = {"reward_lipschitz": ("K_R", bounds.reward), "transition_lipschitz": ("K_P", bounds.transition)}
+    return {
+        condition: f"{constant} is unbounded"
+        for condition, (constant, model) in models.items()
+        if not math.isfinite(model.latent + model.action * bounds.policy)
+    }
+
+
 def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dict[str, str]:
     """
     Which of the bound's conditions fail, each with a sentence.
@@ -285,26 +342,25 @@ def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dic
     :param certificate: numbers on the host
     :param gamma: γ
     :param all_actions: whether D_IR is over every action, not only over the sampled ones
-    :return: name → what is wrong, in the order of :data:`CONDITIONS`
+    :return: name → what is wrong, briefly
     """
     limit = f"1/γ = {1 / gamma if gamma > 0 else math.inf:.4f}"
-    failed = {}
+    failed: dict[str, str] = {}
     sup = float(certificate.importance_ratio.sup)
     if not sup * gamma < 1:
         failed["importance_ratio"] = f"D_IR sup {sup:.4g} ≥ {limit}"
     if not all_actions:
-        failed["all_actions"] = "D_IR is known for sampled actions only"
-    models = (certificate.model, certificate.behaviour_model)
-    k_reward = max(float(model.reward_lipschitz) for model in models)
-    k_transition = max(float(model.transition_lipschitz) for model in models)
-    if not math.isfinite(k_reward):
-        failed["reward_lipschitz"] = "K_R has no bound: set lipschitz_policy"
-    if not math.isfinite(k_transition):
-        failed["transition_lipschitz"] = "K_P has no bound: set lipschitz_policy, and a normal or deterministic density"
-    elif not k_transition * gamma < 1:
-        failed["transition_lipschitz"] = f"K_P {k_transition:.4g} ≥ {limit}"
+        failed["all_actions"] = "D_IR of sampled actions only"
+    for whose, model in ((" of π_b", certificate.behaviour_model), ("", certificate.model)):
+        k_reward, k_transition = float(model.reward_lipschitz), float(model.transition_lipschitz)
+        if not math.isfinite(k_reward):
+            failed["reward_lipschitz"] = f"K_R{whose} unbounded"
+        if not math.isfinite(k_transition):
+            failed["transition_lipschitz"] = f"K_P{whose} unbounded"
+        elif not k_transition * gamma < 1:
+            failed["transition_lipschitz"] = f"K_P{whose} {k_transition:.4g} ≥ {limit}"
     if not math.isfinite(certificate.average_episode_length):
-        failed["episode_length"] = "no episode ended in this rollout"
+        failed["episode_length"] = "no episode ended yet"
     return failed
 
 
@@ -328,7 +384,7 @@ def outside_neighbourhood(certificate: Certificate, clip_range: float) -> dict[s
     :return: ``"neighbourhood"`` → what is wrong, or nothing
     """
     ratio = certificate.importance_ratio
-    if 1 - clip_range <= ratio.inf and ratio.sup <= 1 + clip_range:
+    if 1 - clip_range - ROUNDING <= ratio.inf and ratio.sup <= 1 + clip_range + ROUNDING:
         return {}
     found, allowed = f"[{ratio.inf:.4g}, {ratio.sup:.4g}]", f"[{1 - clip_range:.4g}, {1 + clip_range:.4g}]"
     return {"neighbourhood": f"D_IR {found} leaves {allowed}"}
@@ -356,5 +412,23 @@ def numbers(certificate: Certificate, all_actions: bool) -> dict[str, float]:
         "zeta": certificate.zeta,
         "zeta_paper": certificate.paper_zeta,
         "latent_improvement": certificate.latent_improvement,
+    }
+    return {name: float(number) for name, number in named.items()}
+
+
+def behaviour_numbers(certificate: Certificate) -> dict[str, float]:
+    """
+    What ζ needs to know of the behaviour policy's own model, by name.
+
+    :param certificate: numbers on the host
+    :return: name → number
+    """
+    model = certificate.behaviour_model
+    named = {
+        "L_R_b": model.reward_error,
+        "L_P_b": model.transition_error,
+        "L_end_b": model.end_value,
+        "K_R_b": model.reward_lipschitz,
+        "K_P_b": model.transition_lipschitz,
     }
     return {name: float(number) for name, number in named.items()}

@@ -123,34 +123,43 @@ def supported_spaces(observation_space: spaces.Space, action_space: spaces.Space
     )
 
 
-def reachable(conditions: Iterable[str], gamma: float, clip_range: Any, all_actions: bool) -> None:
+def reachable(
+    conditions: Iterable[str], gamma: float, clip_range: float, all_actions: bool, unbounded: dict[str, str]
+) -> None:
     """
     :param conditions: of a certificate, that training is to be held to
     :param gamma: γ
-    :param clip_range: ε or a schedule; C is 1 + ε
+    :param clip_range: ε at the start; C is 1 + ε
     :param all_actions: whether importance ratios are over every action
+    :param unbounded: conditions that networks of this kind never meet → what is unbounded
     :raises ValueError: no update could ever meet one of them
     """
-    if not gamma < 1 and {"importance_ratio", "transition_lipschitz"} & set(conditions):
+    if not gamma < 1 and "importance_ratio" in conditions:
         raise ValueError(
             f"With gamma={gamma!r} the bound means nothing, since it needs importance ratios below 1/γ: "
-            "choose a gamma below 1, or do not require 'importance_ratio' and 'transition_lipschitz'."
+            "choose a gamma below 1, or do not require 'importance_ratio'."
         )
     if "all_actions" in conditions and not all_actions:
         raise ValueError(
             "The condition 'all_actions' is never met with Box actions, whose importance ratios are computed for the "
             "sampled actions only: do not require it."
         )
+    for condition, what in unbounded.items():
+        if condition in conditions:
+            raise ValueError(
+                f"The condition {condition!r} is never met, since {what}: set policy_kwargs=dict(lipschitz_policy=..., "
+                "transition_density='normal'), or 'deterministic', or do not require it."
+            )
     if "neighbourhood" in conditions:
         neighbourhood(clip_range)
 
 
-def neighbourhood(clip_range: Any) -> None:
+def neighbourhood(clip_range: float) -> None:
     """
-    :param clip_range: ε; schedules are left to themselves
+    :param clip_range: ε
     :raises ValueError: C = 1 + ε is not in (1, 2)
     """
-    if isinstance(clip_range, (int, float)) and not 0 < clip_range < 1:
+    if not 0 < clip_range < 1:
         raise ValueError(
             f"The neighbourhood needs clip_range in (0, 1), so that C = 1 + ε lies in (1, 2), but got {clip_range!r}."
         )

@@ -32,7 +32,7 @@ class DeepMDP(DeepSPI):
     The baseline that adds the world model's losses to PPO's, with its published defaults: α_R = α_P = 1, a
     deterministic transition model, plain layers.
 
-    :param args: see :class:`~sbx_deepspi.DeepSPI`
+    :param args: the first of :class:`~sbx_deepspi.DeepSPI`'s arguments; ``policy_kwargs`` goes by name
     :param reward_loss_coef: α_R, in [0, 1]
     :param transition_loss_coef: α_P, in [0, 1]
     :param policy_kwargs: arguments of the policy, see :class:`~sbx_deepspi.policies.DeepSPIPolicy`
@@ -49,7 +49,7 @@ class DeepMDP(DeepSPI):
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        super().__init__(  # type: ignore[misc]  # whoever gives an argument twice hears of it from Python
+        super().__init__(  # type: ignore[misc]  # args end before these
             *args,
             reward_loss_coef=reward_loss_coef,
             transition_loss_coef=transition_loss_coef,

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
@@ -49,7 +50,7 @@ TRANSITIONS_PER_ROLLOUT = 1024
 # One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
 FAULTY_UPDATES_IN_A_ROW = 3
 
-VERDICT_LENGTH = 64
+VERDICT_LENGTH = 128
 NEIGHBOURHOODS = ("clip", "project")
 
 SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
@@ -302,8 +303,8 @@ def update(
         faults = Faults(
             loss=~jnp.isfinite(metrics.loss),
             # one number that is not finite makes the norm so; the optimiser needs that of the gradients anyway
-            gradient=~jnp.isfinite(optax.global_norm(gradients)),
-            parameters=~jnp.isfinite(optax.global_norm(new_state.params)),
+            gradient=~jnp.isfinite(optax.tree.norm(gradients)),
+            parameters=~jnp.isfinite(optax.tree.norm(new_state.params)),
         )
         rejected = faults.any
         if h.target_kl is not None:
@@ -402,8 +403,8 @@ class DeepSPI(PPO):
     :param gradient_penalty_coef: weight of a penalty on slopes of the world model above 1, the alternative to Lipschitz
         layers; ``None``: none
     :param neighbourhood: ``"clip"``: the objective's clip alone keeps the policy near the one that collected the data;
-        ``"project"``: after each update the parameters are drawn back until every importance ratio on the rollout lies
-        in [1 - ε, 1 + ε]
+        ``"project"``: after each update the parameters are drawn back until every importance ratio on the rollout's
+        states (over all actions; for Box, over the sampled ones) lies in [1 - ε, 1 + ε]
     :param _init_setup_model: whether to build the networks at once
     :raises ValueError: an argument, a space or the device is not supported
     """
@@ -486,7 +487,7 @@ class DeepSPI(PPO):
             )
         self.device = th.device("cpu")  # where SB3 holds tensors; jax_device is where DeepSPI computes
         if verbose >= 1:
-            print(f"DeepSPI computes on {self.jax_device}")
+            print(f"{type(self).__name__} computes on {self.jax_device}")
         self._automatic_n_steps = n_steps is None
         self.target_kl = target_kl
         self._stats_window_size = stats_window_size
@@ -494,6 +495,8 @@ class DeepSPI(PPO):
         self.transition_loss_coef = transition_loss_coef
         self.gradient_penalty_coef = gradient_penalty_coef
         self.neighbourhood = neighbourhood
+        self._episode_steps = np.zeros(n_envs, int)
+        self._episode_lengths: deque[int] = deque(maxlen=stats_window_size)
         self.interruption = Interruption()
         self._last_fault = ""
         self._faulty_updates = 0
@@ -518,13 +521,13 @@ class DeepSPI(PPO):
             gae_lambda=self.gae_lambda,
         )
         checks.one_of(NEIGHBOURHOODS, neighbourhood=self.neighbourhood)
-        if self.neighbourhood == "project":
-            checks.neighbourhood(self.clip_range)
         if self.gradient_penalty_coef is not None:
             checks.positive(gradient_penalty_coef=self.gradient_penalty_coef)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.clip_range_schedule = FloatSchedule(self.clip_range)
+        if self.neighbourhood == "project":
+            checks.neighbourhood(self.clip_range_schedule(1.0))
         self.clip_range_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
         if getattr(self, "policy", None) is None:
             self.policy = self.policy_class(  # type: ignore[assignment]
@@ -533,6 +536,8 @@ class DeepSPI(PPO):
             with jax.default_device(self.jax_device):
                 self.key = self.policy.build(self.key, self.lr_schedule, self.max_grad_norm)
         self.policy.state, self.key = jax.device_put((self.policy.state, self.key), self.jax_device)
+        if len(self._episode_steps) != self.n_envs:
+            self._episode_steps = np.zeros(self.n_envs, int)
         self.rollout_buffer = Rollout.empty(
             self.n_steps,
             self.n_envs,
@@ -577,6 +582,7 @@ class DeepSPI(PPO):
                     return False
                 raise
             self.num_timesteps += env.num_envs
+            self._count_episode_steps(dones)
 
             callback.update_locals(locals())
             if not callback.on_step():
@@ -604,6 +610,19 @@ class DeepSPI(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _count_episode_steps(self, dones: np.ndarray) -> None:
+        # not from infos: Atari's count frames, and whole games where an episode is one life
+        assert self._last_episode_starts is not None
+        self._episode_steps = np.where(self._last_episode_starts, 0, self._episode_steps) + 1
+        self._episode_lengths.extend(self._episode_steps[dones].tolist())
+
+    @property
+    def average_episode_length(self) -> float:
+        """
+        :return: mean steps of the last ``stats_window_size`` episodes; infinite as long as none has ended
+        """
+        return float(np.mean(self._episode_lengths)) if self._episode_lengths else math.inf
 
     def _to_environment(self, actions: np.ndarray) -> np.ndarray:
         actions = actions.reshape(-1, *(self.action_space.shape or ()))
@@ -680,7 +699,15 @@ class DeepSPI(PPO):
             updated, kept = project(
                 behaviour, updated, rollout, hyperparameters.clip_range, hyperparameters.microbatch_size
             )
-        certificate = certify(behaviour, updated, rollout, certificate_key, self.gamma, hyperparameters.microbatch_size)
+        certificate = certify(
+            behaviour,
+            updated,
+            rollout,
+            self.average_episode_length,
+            certificate_key,
+            self.gamma,
+            hyperparameters.microbatch_size,
+        )
         self.policy.state = updated
         # None unless actions are Box; what the user sees comes to the host in one transfer
         log_std = updated.params["params"]["actor"].get("log_std")
@@ -751,7 +778,7 @@ class DeepSPI(PPO):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "DeepSPI",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDeepSPI:
@@ -762,7 +789,7 @@ class DeepSPI(PPO):
         :param total_timesteps: steps of all environments together, at least
         :param callback: called at every step, and at the beginning and end of rollouts and training
         :param log_interval: updates from one logged table to the next
-        :param tb_log_name: name of the run for TensorBoard
+        :param tb_log_name: name of the run for TensorBoard; ``None``: the algorithm's
         :param reset_num_timesteps: begin to count anew; if not, ``total_timesteps`` come on top of those made
         :param progress_bar: show one
         :return: the model
@@ -771,7 +798,14 @@ class DeepSPI(PPO):
         """
         self._faulty_updates = 0
         with self.interruption:
-            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+            super().learn(
+                total_timesteps,
+                callback,
+                log_interval,
+                tb_log_name or type(self).__name__,
+                reset_num_timesteps,
+                progress_bar,
+            )
         if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
             raise ValueError(
                 f"{self._faulty_updates} updates in a row were not finite, the model has its last good parameters: "

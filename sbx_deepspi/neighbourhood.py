@@ -1,19 +1,18 @@
 """The neighbourhood N^C(π_b) = {π : 2 - C ≤ D_IR^inf ≤ D_IR^sup ≤ C}, enforced instead of suggested."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.training.train_state import TrainState
 
-from sbx_deepspi.certificate import importance_ratios
+from sbx_deepspi.certificate import ROUNDING, importance_ratios
 from sbx_deepspi.rollout import Rollout
 
 N_HALVINGS = 12
 RELATIVE_PRECISION = 1 / 8
-ROUNDING = 1e-5  # what floats may lose between this search and whoever looks at the ratios next
 
 Params = TypeVar("Params")
 
@@ -36,8 +35,9 @@ def draw_back(behaviour: Params, updated: Params, is_inside: Callable[[Params], 
     """
     Go back from the updated parameters toward the behaviour policy's, in a straight line, until inside.
 
-    Halve the interval between a step inside and one outside until they are within :data:`RELATIVE_PRECISION` of each
-    other. Should even 1/4,096 of the step be outside, nothing of it is kept.
+    Halve the interval between a step found inside and one found outside, until they are within
+    :data:`RELATIVE_PRECISION` of each other or :data:`N_HALVINGS` steps were tried. Should even 1/4,096 of the step be
+    outside, nothing of it is kept.
 
     :param behaviour: parameters of π_b, inside
     :param updated: parameters after the update
@@ -81,7 +81,7 @@ def project(
     :return: the state inside, and the fraction of the update that was kept
     """
 
-    def is_inside(params: Params) -> jax.Array:
+    def is_inside(params: Any) -> jax.Array:
         ratio = importance_ratios(updated.replace(params=params), rollout, microbatch_size)
         below, above = ratio.sup <= 1 + clip_range - ROUNDING, ratio.inf >= 1 - clip_range + ROUNDING
         return jnp.logical_and(below, above)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sbx_deepspi import DeepMDP, DeepSPI, SPICertificateCallback, checks
@@ -18,12 +20,14 @@ from sbx_deepspi import certificate as certificates
 from sbx_deepspi.neighbourhood import draw_back
 from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.networks.lipschitz import lipschitz_bound
-from tests.test_deepspi import CHANNELS_FIRST, TINY_RUN, VECTOR, ToyEnv, collected, params, same
+from sbx_deepspi.policies import action_distance
+from tests.test_deepspi import TINY_RUN, VECTOR, ToyEnv, collected, params, same
 
 DISCRETE = spaces.Discrete(3)
+IMAGE = spaces.Box(0, 255, (2, 44, 48), np.uint8)  # a latent map of 2 x 2, on which convolutions are more than dense
 CERTIFIABLE: dict[str, Any] = dict(
     gamma=0.9,
-    policy_kwargs=dict(transition_density="deterministic", lipschitz_constant=0.9, lipschitz_policy=0.1),
+    policy_kwargs=dict(transition_density="deterministic", lipschitz_constant=0.8, lipschitz_policy=0.05),
 )
 
 
@@ -46,7 +50,7 @@ def test_importance_ratio_range_by_numpy() -> None:
 
 def trained(action_space: spaces.Space = DISCRETE, policy: str = "MlpPolicy", **kwargs: Any) -> DeepSPI:
     """A model after two updates, the second of which is in its certificate."""
-    observation_space = VECTOR if policy == "MlpPolicy" else CHANNELS_FIRST
+    observation_space = VECTOR if policy == "MlpPolicy" else IMAGE
     env = DummyVecEnv([lambda: ToyEnv(observation_space, action_space, length=4)] * 2)
     return DeepSPI(policy, env, **{**TINY_RUN, **kwargs}).learn(32)
 
@@ -101,9 +105,63 @@ def test_errors_and_episode_length_of_an_update() -> None:
     assert certificate is not None
     assert float(certificate.model.reward_error) == pytest.approx(np.abs(predict["reward_model"] - 1).mean(), rel=1e-4)
     assert float(certificate.model.transition_error) == pytest.approx(distances.mean(), rel=1e-4)
-    assert float(certificate.average_episode_length) == pytest.approx(16 / rollout.dones.sum())
-    ends = state.apply_fn(state.params, rollout.next_observations[rollout.dones])[1]
-    assert float(certificate.model.end_value) == pytest.approx(np.abs(ends)[:8].mean(), rel=1e-4)
+    assert float(certificate.average_episode_length) == 4
+    assert certificate.model.end_value == np.inf  # K_V is
+
+
+def test_average_episode_length_of_environments_in_step() -> None:
+    """Whole episodes are counted: a rollout of 4 steps in which all end would say 4."""
+    env = DummyVecEnv([lambda: ToyEnv(VECTOR, DISCRETE, length=6)] * 4)
+    model = DeepSPI("MlpPolicy", env, **{**TINY_RUN, "n_steps": 4, "batch_size": 16}).learn(16)
+    assert model.certificate is not None
+    assert model.certificate.average_episode_length == np.inf
+    assert "episode_length" in certificates.violations(model.certificate, 0.99, True)
+    model.learn(32, reset_num_timesteps=False)
+    assert model.certificate.average_episode_length == 6
+
+
+def test_end_value_bounds_the_latent_value() -> None:
+    """On a latent MDP of three states on a line, whose values are exact."""
+    random = np.random.default_rng(0)
+    for gamma in (0.0, 0.5, 0.9):
+        positions, rewards = np.array([0.0, 1.0, 3.0]), random.normal(size=3)
+        transitions = 0.7 * random.dirichlet(np.ones(3)) + 0.3 * random.dirichlet(np.ones(3), 3)
+        values = np.linalg.solve(np.eye(3) - gamma * transitions, rewards)
+        distances = np.abs(positions[:, None] - positions)
+        k_reward = (np.abs(rewards[:, None] - rewards) / (distances + np.diag([np.inf] * 3))).max()
+        cumulative = np.cumsum(transitions[:, None] - transitions[None], axis=-1)[..., :-1]
+        apart = (np.abs(cumulative) * np.diff(positions)).sum(axis=-1)
+        k_transition = (apart / (distances + np.diag([np.inf] * 3))).max()
+        model = certificates.LatentModel(0.0, 0.0, 0.0, k_reward, k_transition)
+        moved = (transitions * distances).sum(axis=1)
+        for state in range(3):
+            bound = certificates.end_value_bound(model, abs(rewards[state]), moved[state], gamma)
+            assert abs(values[state]) <= float(bound) * (1 + 1e-5)
+            assert gamma > 0 or float(bound) == pytest.approx(abs(values[state]))
+    assert certificates.end_value_bound(model, 1.0, 1.0, 1.0) == np.inf
+
+
+def test_latent_improvement_is_that_of_imagined_steps() -> None:
+    """With one action and certain transitions nothing is random, and a plain loop says the same."""
+    model = trained(spaces.Discrete(1), policy_kwargs=dict(transition_density="deterministic"), learning_rate=1e-2)
+    rollout, _ = collected(model)
+    before = model.policy.state
+    model.train()
+    first = rollout.observations[1:][rollout.dones[:-1]][: certificates.N_EPISODES]
+
+    def imagined(state: Any) -> float:
+        constrained = state.apply_fn(state.params, method="constrain")
+        latents, total = state.apply_fn(constrained, first, method="encode"), 0.0
+        for t in range(certificates.HORIZON):
+            step = state.apply_fn(constrained, latents, jax.random.key(0), method="imagine")
+            total, latents = total + model.gamma**t * step.rewards, step.latents
+        values = state.apply_fn(constrained, latents, method="latent_values")
+        return float((total + model.gamma**certificates.HORIZON * values).mean())
+
+    expected = imagined(model.policy.state) - imagined(before)
+    assert model.certificate is not None
+    assert float(model.certificate.latent_improvement) == pytest.approx(expected, rel=1e-3)
+    assert abs(expected) > 1e-3
 
 
 def test_zeta_is_the_formula() -> None:
@@ -137,9 +195,13 @@ def test_the_verdict_names_what_fails() -> None:
     assert certificates.verdict(broken, failed) == "not certified: D_IR sup 1.31 ≥ 1/γ = 1.0101"
     cases = {
         "all_actions": (certificate, False, "sampled actions only"),
-        "reward_lipschitz": (certificate.replace(model=model.replace(reward_lipschitz=np.inf)), True, "K_R"),
+        "reward_lipschitz": (
+            certificate.replace(behaviour_model=model.replace(reward_lipschitz=np.inf)),
+            True,
+            "K_R of π_b unbounded",
+        ),
         "transition_lipschitz": (certificate.replace(model=model.replace(transition_lipschitz=1.2)), True, "K_P 1.2 ≥"),
-        "episode_length": (certificate.replace(average_episode_length=np.inf), True, "no episode ended"),
+        "episode_length": (certificate.replace(average_episode_length=np.inf), True, "no episode ended yet"),
     }
     for name, (case, all_actions, words) in cases.items():
         failed = certificates.violations(case, 0.9, all_actions)
@@ -181,6 +243,10 @@ def test_no_slope_is_above_its_bound(
     def outputs(networks: Any, latents: jax.Array) -> dict[str, jax.Array]:
         density = networks.transition_model(latents, actions)
         named = {"reward": networks.reward_model(latents, actions)[:, None], "next": density.sample(key)}
+        if isinstance(action_space, spaces.Discrete):  # E_π̄ R̄(z, a), whose constant is K_R
+            every = [networks.reward_model(latents, jnp.full(n_pairs, a)) for a in range(action_space.n)]
+            probs = jax.nn.softmax(distribution_mean(networks, latents))
+            named["expected reward"] = (probs * jnp.stack(every, axis=1)).sum(axis=1, keepdims=True)
         return {**named, "policy": distribution_mean(networks, latents)}
 
     @jax.jit
@@ -192,7 +258,9 @@ def test_no_slope_is_above_its_bound(
             return {name: flat(first[name] - second[name]) / apart for name in first}
 
         steepest = {}
-        for name in ("reward", "next", "policy"):
+        for name in jax.eval_shape(
+            lambda: networks.apply(variables, jnp.zeros((n_pairs, *latent_shape)), method=outputs)
+        ):
             pair = tuple(jax.random.normal(k, (n_pairs, *latent_shape)) for k in jax.random.split(key))
 
             def step(pair: Any, _: None, name: str = name) -> tuple[Any, jax.Array]:
@@ -209,6 +277,7 @@ def test_no_slope_is_above_its_bound(
         bounds = networks.apply(constrained, method="lipschitz_bounds")
         policy_bound = float(bounds.policy) / networks.action_distance
         limits = {"reward": bounds.reward.latent, "next": bounds.transition.latent, "policy": policy_bound}
+        limits["expected reward"] = bounds.reward.latent + bounds.reward.action * bounds.policy
         assert policy_bound <= 2 * (1 + 1e-4)
         found = ascend(constrained)
         for name, slopes in found.items():
@@ -238,22 +307,31 @@ def test_action_bounds_hold_for_every_pair_of_actions() -> None:
             assert moved.max() <= float(bounds.transition.action) * apart * (1 + 1e-4)
 
 
-def test_action_distance_is_the_softmaxs() -> None:
-    """Total variation of two softmaxes is at most ‖Δ logits‖ / (2√2), and nearly that for two even actions."""
+@pytest.mark.parametrize(("n_choices", "n_options"), [(1, 2), (1, 5), (3, 2), (2, 4)])
+def test_action_distance_bounds_how_far_actions_move(n_choices: int, n_options: int) -> None:
+    """W₁ of one-hot actions, choice by choice: total variation times √2, and never more than the sum over choices."""
     random = np.random.default_rng(0)
+    constant = action_distance(spaces.MultiDiscrete([n_options] * n_choices))
+    assert action_distance(spaces.Discrete(n_options)) == 0.5
+    assert action_distance(spaces.Box(-1, 1, (3,))) == 1.0
+    steepest = 0.0
     for scale in (0.01, 1.0, 5.0):
-        logits = random.normal(size=(2, 500, 2)) * scale
+        logits = random.normal(size=(2, 2000, n_choices, n_options)) * scale
+        logits[1] = logits[0] + 0.1 * random.normal(size=logits[0].shape)
         first, second = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
         variation = 0.5 * np.abs(first - second).sum(axis=-1)
-        slopes = variation / np.linalg.norm(logits[0] - logits[1], axis=-1)
-        assert slopes.max() <= 1 / (2 * np.sqrt(2)) + 1e-9
-    # one-hot vectors are √2 apart
-    assert trained().policy.networks.action_distance == pytest.approx(np.sqrt(2) / (2 * np.sqrt(2)))
+        moved = np.sqrt(2) * variation.sum(axis=-1)
+        apart = np.linalg.norm((logits[0] - logits[1]).reshape(2000, -1), axis=-1)
+        steepest = max(steepest, (moved / apart).max())
+    assert 0.8 * constant <= steepest <= constant * (1 + 1e-9)
 
 
 def test_lipschitz_policy_is_kept_by_every_step() -> None:
     model = trained(learning_rate=0.1, policy_kwargs=dict(lipschitz_policy=0.05))
     assert float(lipschitz_bound(params(model)["params"]["actor"])) == pytest.approx(0.05, rel=1e-3)
+    # at its limit, the numbers that the README names still leave K_P below 1/γ
+    limit = trained(learning_rate=0.1, **CERTIFIABLE)
+    assert "transition_lipschitz" not in certificates.violations(limit.certificate, 0.9, True)  # type: ignore[arg-type]
     free = trained(learning_rate=0.1)
     assert float(lipschitz_bound(params(free)["params"]["actor"])) > 0.05
 
@@ -293,6 +371,32 @@ class TestNeighbourhood:
 
 
 class TestCallback:
+    def test_restores_the_last_good_parameters_and_not_the_first(self) -> None:
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, "learning_rate": 1e-5})
+        before = params(model)
+        callback = SPICertificateCallback(require="neighbourhood", on_violation="restore", verbose=0)
+        good = params(model.learn(8, callback=callback))
+        assert not same(before, good)
+
+        class Worsen(BaseCallback):
+            def _on_step(self) -> bool:
+                if self.n_calls == 9:
+                    self.model.learning_rate = 0.3
+                    self.model._setup_lr_schedule()
+                return True
+
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, "learning_rate": 1e-5})
+        model.learn(24, callback=[Worsen(), callback])
+        assert same(good, params(model))
+
+    def test_a_file_of_other_columns_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "certificates.csv"
+        path.write_text("something,else\n")
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN)
+        with pytest.raises(ValueError, match="has other columns than this run's certificates: choose another path"):
+            model.learn(8, callback=SPICertificateCallback(path))
+        assert path.read_text() == "something,else\n"
+
     def test_writes_a_row_for_each_update(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "certificates.csv"
         model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN)
@@ -319,7 +423,10 @@ class TestCallback:
 
     def test_conditions_that_are_met_change_nothing(self) -> None:
         runs = []
-        for callback in (None, SPICertificateCallback(require=["importance_ratio", "transition_lipschitz"])):
+        for callback in (
+            None,
+            SPICertificateCallback(require=["importance_ratio", "transition_lipschitz", "reward_lipschitz"]),
+        ):
             model = DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, **CERTIFIABLE, "learning_rate": 1e-4})
             runs.append(params(model.learn(16, callback=callback)))
         assert same(*runs)
@@ -337,6 +444,8 @@ class TestBadInput:
             "importance_ratio": (dict(gamma=1.0), DISCRETE, r"gamma=1\.0 the bound means nothing"),
             "all_actions": ({}, spaces.Box(-1, 1, (1,), np.float32), "never met with Box actions"),
             "neighbourhood": (dict(clip_range=1.5), DISCRETE, r"clip_range in \(0, 1\).*but got 1.5"),
+            "transition_lipschitz": ({}, DISCRETE, "never met, since K_P is unbounded: set policy_kwargs"),
+            "reward_lipschitz": ({}, DISCRETE, "never met, since K_R is unbounded: set policy_kwargs"),
         }
         for condition, (kwargs, action_space, message) in never_met.items():
             model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, action_space), **TINY_RUN, **kwargs)
@@ -347,6 +456,10 @@ class TestBadInput:
         ("kwargs", "message"),
         [
             (dict(neighbourhood="trust"), "neighbourhood must be one of 'clip', 'project', but got 'trust'"),
+            (
+                dict(neighbourhood="project", clip_range=LinearSchedule(2.0, 0.0, 1.0)),
+                r"clip_range in \(0, 1\).*got 2.0",
+            ),
             (dict(neighbourhood="project", clip_range=1.0), r"C = 1 \+ ε lies in \(1, 2\), but got 1.0"),
             (dict(gradient_penalty_coef=-1.0), "gradient_penalty_coef must be positive, but got -1.0"),
             (dict(policy_kwargs=dict(transition_density="cubic")), "transition_density must be one of.*'categorical'"),
@@ -366,7 +479,20 @@ class TestBadInput:
     def test_gamma_of_one_is_not_certified(self) -> None:
         model = trained(gamma=1.0, policy_kwargs=CERTIFIABLE["policy_kwargs"])
         assert "importance_ratio" in certificates.violations(model.certificate, 1.0, True)  # type: ignore[arg-type]
-        checks.reachable(("reward_lipschitz",), 1.0, 0.1, True)
+        assert model.certificate is not None
+        assert model.certificate.zeta == np.inf
+        checks.reachable(("reward_lipschitz",), 1.0, 0.1, True, {})  # has nothing to do with γ
+
+
+def test_new_arguments_are_saved_and_loaded(tmp_path: Path) -> None:
+    model = trained(neighbourhood="project", gradient_penalty_coef=0.5, **CERTIFIABLE)
+    model.save(tmp_path / "model")
+    loaded = DeepSPI.load(tmp_path / "model", model.env)
+    assert (loaded.neighbourhood, loaded.gradient_penalty_coef) == ("project", 0.5)
+    assert loaded.policy.lipschitz_policy == 0.05
+    assert loaded.average_episode_length == model.average_episode_length == 4
+    assert same(params(model), params(loaded))
+    loaded.learn(16, reset_num_timesteps=False)
 
 
 def test_deepmdp_adds_the_losses_outside_the_clip() -> None:

@@ -290,3 +290,7 @@ def test_gap_by_hand() -> None:
     for gap in (return_gap, paper_return_gap):
         assert float(gap(model, 10.0, 1.2, 0.9)) == np.inf  # C ≥ 1/γ
         assert float(gap(model.replace(transition_lipschitz=1.2), 10.0, 1.0, 0.9)) == np.inf  # K_P ≥ 1/γ
+        assert float(gap(model, np.inf, 1.0, 0.9)) == np.inf
+        unbounded = model.replace(reward_lipschitz=np.inf, transition_lipschitz=np.inf)
+        assert float(gap(unbounded, 10.0, 1.0, 0.9)) == np.inf
+        assert np.isfinite(float(gap(unbounded, 10.0, 1.0, 0.0)))  # what follows counts for nothing

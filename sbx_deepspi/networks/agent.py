@@ -45,8 +45,8 @@ class ModelErrors(struct.PyTreeNode):
     How far the world model is from what happened, for ``B`` transitions; every array is (B,).
 
     :param rewards: abs(R̄(φ(s), a) - r)
-    :param transitions: ‖ẑ' - φ(s')‖₂, ẑ' one sample of P̄(·|φ(s), a): in expectation no less than the 1-Wasserstein
-        distance between P̄ and the law of φ(s')
+    :param transitions: ‖ẑ' - φ(s')‖₂, ẑ' one sample of P̄(·|φ(s), a): in expectation over new transitions no less than
+        the 1-Wasserstein distance between P̄ and the law of φ(s')
     """
 
     rewards: jax.Array
@@ -136,15 +136,20 @@ class Networks(nn.Module):
 
     def limit_policy(self) -> dict[str, Any]:
         """
-        The nearest parameters, by scaling kernels, whose torso and actor are Lipschitz as asked for.
+        The parameters with kernels of torso and actor scaled down until these are as Lipschitz as asked for.
 
         :return: a tree of the parameters' structure; without ``lipschitz_policy``, the parameters themselves
         """
         params = dict(self.variables["params"])
         if self.lipschitz_policy is not None:
             last = f"Dense_{len(self.actor.net_arch)}"
-            actor = limit_kernels(params["actor"], 1.0)
-            params["actor"] = actor | {last: limit_kernels(params["actor"][last], self.lipschitz_policy)}
+            limits = {name: self.lipschitz_policy if name == last else 1.0 for name in params["actor"]}
+            limited = {
+                name: limit_kernels(layer, limits[name])
+                for name, layer in params["actor"].items()
+                if name.startswith("Dense_")
+            }
+            params["actor"] = {**params["actor"], **limited}
             if "torso" in params:
                 params["torso"] = limit_kernels(params["torso"], 1.0)
         return {"params": params}
@@ -163,7 +168,9 @@ class Networks(nn.Module):
         features = self.torso(latents)
         distribution = self.actor(features)
         actions = self.encode_actions(transitions.actions)
-        penalties = self.gradient_penalties(latents, actions, key) if gradient_penalty else jnp.zeros(len(latents))
+        penalties = jnp.zeros(len(latents))
+        if gradient_penalty:
+            penalties = self.gradient_penalties(latents, actions, jax.random.fold_in(key, 1))
         return Evaluation(
             log_probs=distribution.log_prob(transitions.actions),
             entropies=distribution.entropy(),
@@ -262,8 +269,7 @@ class Networks(nn.Module):
         )
         policy: jax.Array | float = math.inf
         # where two actions may differ without bound, the policy's constant would tell nothing
-        is_useful = not (reward.action is math.inf and transition.action is math.inf)
-        if is_useful and self.actor.activation_fn in ONE_LIPSCHITZ_ACTIVATIONS:
+        if "actions" in params["reward_model"] and self.actor.activation_fn in ONE_LIPSCHITZ_ACTIVATIONS:
             policy = self.action_distance * lipschitz_bound(params.get("torso", {})) * lipschitz_bound(params["actor"])
         return NetworkBounds(policy, reward, transition)
 
