@@ -157,7 +157,7 @@ CHECKS = [HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_to
 def test_no_bound_is_broken() -> None:
     n_cases = 0
 
-    @settings(max_examples=1500, deadline=None, suppress_health_check=CHECKS)
+    @settings(max_examples=1000, deadline=None, suppress_health_check=CHECKS)
     @given(updates())
     def check(update: tuple[RealMDP, LatentMDP, LatentMDP]) -> None:
         nonlocal n_cases
@@ -168,7 +168,7 @@ def test_no_bound_is_broken() -> None:
     assert n_cases >= 1000  # where the conditions held
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=200, deadline=None, suppress_health_check=CHECKS)
 @given(updates())
 def test_the_papers_bound_holds_where_the_model_knows_the_ends_and_is_never_below_ours(
     update: tuple[RealMDP, LatentMDP, LatentMDP],
