@@ -929,7 +929,7 @@ class DeepSPI(PPO):
         if kwargs.get("policy_kwargs", saved.get("policy_kwargs")) != saved.get("policy_kwargs"):
             raise ValueError(
                 "The specified policy kwargs do not equal the stored policy kwargs: "
-                f"stored {saved.get('policy_kwargs')}, specified {kwargs['policy_kwargs']}."
+                f"stored {saved.get('policy_kwargs')!r:.200}, specified {kwargs['policy_kwargs']}."
             )
         with checkpoint.building(cls.__name__):
             checks.supported_spaces(saved["observation_space"], saved["action_space"])

@@ -77,7 +77,9 @@ def with_json(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
 
 
 def with_attribute(data: bytes, name: str, value: Any) -> bytes:
-    return with_json(data, lambda plain: plain["attributes"].update({name: value}))
+    """The file with another value for an attribute, and without the tensors of the old one."""
+    data = with_json(data, lambda plain: plain["attributes"].update({name: value}))
+    return with_tensors(data, lambda tensors: tensors.pop(f"attributes/{name}", None))
 
 
 def with_tensors(data: bytes, change: Callable[[dict[str, np.ndarray]], Any]) -> bytes:
@@ -157,6 +159,33 @@ def test_a_file_is_plain(saved: bytes) -> None:
     assert "policy/state/params/params/encoder/Dense_0/kernel" in safetensors.numpy.load(contents[TENSORS])
 
 
+def test_every_optimiser_that_is_stored_by_name_has_a_state_that_is() -> None:
+    parameters = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    for name in checkpoint.NAMED["optax"]:
+        state = optax.inject_hyperparams(getattr(optax, name))(learning_rate=0.1).init(parameters)
+        contents = checkpoint.Checkpoint("Test", {}, None, checkpoint.flatten(state, "policy/"))
+        read = checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {})
+        restored = checkpoint.unflatten(read.tensors, jax.eval_shape(lambda state=state: state), "policy/")
+        jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
+
+
+def test_dtypes_that_could_not_be_read_are_refused_where_they_are_saved() -> None:
+    tensors = checkpoint.flatten(optax.adam(0.1, mu_dtype="bfloat16").init({"kernel": jnp.ones(3)}), "policy/")
+    with pytest.raises(CheckpointError, match=r"policy/0/mu/kernel is of dtype bfloat16, .* use one of bool, int8"):
+        checkpoint.to_bytes(checkpoint.Checkpoint("Test", {}, None, tensors))
+    for value in (np.longdouble(1), np.zeros(2, np.longdouble), jnp.zeros(2, jnp.bfloat16), np.zeros(2, complex)):
+        with pytest.raises(CheckpointError, match=r"^value/0 = .* has no plain form"):
+            round_trip([value])
+
+
+def test_names_of_arrays_do_not_collide() -> None:
+    contents = checkpoint.Checkpoint("Test", {"environment": np.ones(1)}, np.zeros(2), {})
+    read = checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {})
+    assert (len(read.attributes["environment"]), len(read.environment)) == (1, 2)
+    with pytest.raises(CheckpointError, match="Two arrays would be called 'attributes/value/b/c'"):
+        round_trip({"b/c": np.zeros(1), "b": {"c": np.zeros(2)}})
+
+
 class HomeMade(LinearSchedule):
     pass
 
@@ -231,6 +260,11 @@ def test_paths_files_and_system_info(model: DeepSPI, tmp_path: Path, capsys: pyt
     for path in (tmp_path / "new/model.zip", tmp_path / "folder.zip_2", tmp_path / "open"):
         assert_same(model, DeepSPI.load(path, print_system_info=True))
         assert capsys.readouterr().out.count("Stable-Baselines3") == 2
+    DeepSPI.load(
+        io.BytesIO(archive_of(members((tmp_path / "open").read_bytes()) | {SYSTEM_INFO: b"a\x1b[2J\nb"})),
+        print_system_info=True,
+    )
+    assert capsys.readouterr().out.endswith("a?[2J\nb\n")
     link = tmp_path / "link.zip"
     link.symlink_to(tmp_path / "open")
     model.save(link)
@@ -334,6 +368,14 @@ def test_a_full_disk_keeps_the_previous_checkpoint(model: DeepSPI, tmp_path: Pat
 def test_a_folder_that_cannot_be_written(model: DeepSPI) -> None:
     with pytest.raises(OSError, match=r"Could not save /sys/model.zip \(.*\): nothing was written"):
         model.save("/sys/model")  # where not even root may write
+
+
+def test_folders_that_cannot_be_synced_do_no_harm() -> None:
+    descriptor = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(descriptor)
+    os.close(descriptor)
+    checkpoint.sync_folder(Path("/proc"))
 
 
 # --- hostile files ----------------------------------------------------------------------------------
@@ -461,6 +503,10 @@ def evil_values(trace: Path) -> list[Any]:
         {"$object": ["subprocess.Popen", {"args": ["touch", str(trace)]}]},
         {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1, "shape": [10**6, 10**6], "dtype": "float32"}]},
         {"$object": ["stable_baselines3.common.utils.FloatSchedule", {"value_schedule": {"$named": "builtins.exec"}}]},
+        {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1, "shape": [10**4, 10**4], "dtype": "float32"}]},
+        {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1, "dtype": "float32"}]},
+        {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1}]},
+        {"$object": ["gymnasium.spaces.discrete.Discrete", {"n": 2, "start": 0, "seed": 1}]},
         {"$array": "../../etc/passwd"},
         {"$dtype": "object"},
         {"$deque": [-1, []]},
@@ -478,6 +524,44 @@ def test_hostile_values(saved: bytes, harmless: Path) -> None:
             with pytest.raises(CheckpointError, match=f"{name}|CartPole|must|describe") as error:
                 load(with_attribute(saved, name, value))
             assert "\n" not in str(error.value)
+
+
+def test_a_box_is_made_from_its_bounds_alone(saved: bytes) -> None:
+    """Its shape takes a few bytes in a file and any number of them in memory."""
+    box = {"low": 0, "high": 1, "shape": [10**4, 10**4], "dtype": {"$dtype": "float32"}}
+    with pytest.raises(
+        CheckpointError, match="must make a gymnasium.spaces.box.Box from low, high, dtype, and nothing"
+    ):
+        load(with_attribute(saved, "note", {"$object": ["gymnasium.spaces.box.Box", box]}))
+    with pytest.raises(CheckpointError, match="must give a gymnasium.spaces.box.Box its dtype by name"):
+        box = {"low": 0, "high": 1, "dtype": "float32"}
+        load(with_attribute(saved, "note", {"$object": ["gymnasium.spaces.box.Box", box]}))
+
+
+def test_a_tensor_takes_its_memory_once(saved: bytes) -> None:
+    data = with_tensors(saved, lambda tensors: tensors.update({"attributes/note": np.zeros(10)}))
+    for tag in ("$array", "$jax", "$scalar"):
+        with pytest.raises(CheckpointError, match="note of the checkpoint cannot be read: 'attributes/note'"):
+            references = [{tag: "attributes/note"}] * 2
+            load(with_json(data, lambda plain, references=references: plain["attributes"].update(note=references)))
+    with pytest.raises(CheckpointError, match="tensor 'attributes/note' is not used by anything"):
+        load(data)
+    load(data, custom_objects={"note": 1})  # stands in for whatever the file has under this name
+
+
+def test_sentences_about_a_file_are_short_and_printable(saved: bytes) -> None:
+    for data in (
+        with_json(saved, lambda plain: plain.update(version=10**4000)),
+        with_json(saved, lambda plain: plain.update(written_by="x" * 10**6)),
+        with_attribute(saved, "\x1b[2J" * 10**5, {"$unknown": 1}),
+        with_attribute(saved, "note", {"$named": "\x1b[2J" * 10**5}),
+        with_tensors(saved, lambda tensors: tensors.update({"policy/\x1b" + "x" * 10**5: np.zeros(1)})),
+        with_tensors(saved, lambda tensors: tensors.update({"\x1b" + "x" * 10**5: np.zeros(1)})),
+    ):
+        with pytest.raises(CheckpointError) as error:
+            load(data)
+        assert len(str(error.value)) < 400
+        assert str(error.value).isprintable()
 
 
 HUGE = 10**12
@@ -504,7 +588,7 @@ NOT_A_MODEL = {
     "n_steps": [HUGE**2, -1, 0, "8", 1.5, None], "n_envs": [HUGE**2, -1, "1", [1]], "batch_size": [0, "8", {}],
     "gamma": [2.0, "x", {"$float": "nan"}, {}, True + 1], "gae_lambda": [-1, []], "max_grad_norm": [-1.0, "x"],
     "ent_coef": ["x", None, []], "vf_coef": ["x"], "clip_range": [-1.0, "x"], "clip_range_vf": ["x", -1.0],
-    "learning_rate": ["x", None, {"$named": "torch.nn.Tanh"}, []], "key": [3, {"$array": "_last_obs"}, None],
+    "learning_rate": ["x", None, {"$named": "torch.nn.Tanh"}, []], "key": [3, {"$array": "attributes/_last_obs"}, None],
     "seed": ["x", -1, 2**80], "num_timesteps": ["x", None], "_n_updates": ["x"], "reward_loss_coef": [2, "x"],
     "learn": [1], "save": [None], "__class__": ["x"], "logger": [0], "env": [None], "policy": [0], "_logger": [0],
 }  # fmt: skip
