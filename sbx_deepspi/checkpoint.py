@@ -417,8 +417,8 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool)
     if pickle:
         return {"$pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
     raise CheckpointError(
-        f"{name.removeprefix(ATTRIBUTES)} = {value!r} has no plain form, and a checkpoint holds no code: use one of the functions and classes "
-        "that are stored by name (see the README), leave it out (exclude=[...]), or save with pickle=True."
+        f"{name.removeprefix(ATTRIBUTES)} = {value!r} has no plain form, and a checkpoint holds no code: use one of "
+        "the functions and classes that are stored by name (see the README), leave it out (exclude=[...]), or save with pickle=True."
     )
 
 

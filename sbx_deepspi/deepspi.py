@@ -127,8 +127,8 @@ class Faults(struct.PyTreeNode):
     Which quantities were NaN or infinite: bools of a minibatch, or the number of minibatches.
 
     :param loss: -J
-    :param gradient: of -J, any part of it
-    :param parameters: any, after the optimiser's step
+    :param gradient: the norm of -J's: also where finite numbers, from about 1.8e19 on, have squares that overflow
+    :param parameters: the norm of all, after the optimiser's step
     """
 
     loss: jax.Array
@@ -302,7 +302,8 @@ def update(
         new_state = new_state.replace(params=state.apply_fn(new_state.params, method="limit_policy"))
         faults = Faults(
             loss=~jnp.isfinite(metrics.loss),
-            # one number that is not finite makes the norm so; the optimiser needs that of the gradients anyway
+            # one number that is not finite makes the norm so, as do finite ones whose squares are not (above 1.8e19);
+            # the optimiser needs that of the gradients anyway
             gradient=~jnp.isfinite(optax.tree.norm(gradients)),
             parameters=~jnp.isfinite(optax.tree.norm(new_state.params)),
         )
@@ -577,16 +578,16 @@ class DeepSPI(PPO):
             clipped_actions = self._to_environment(actions)
             try:
                 new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
+                self.num_timesteps += env.num_envs
+                self._count_episode_steps(dones)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
             except (EOFError, OSError):
-                if self.interruption.received:  # Ctrl-C also ends the processes of a SubprocVecEnv
+                # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
+                if self.interruption.received:
                     return False
                 raise
-            self.num_timesteps += env.num_envs
-            self._count_episode_steps(dones)
-
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
             self._update_info_buffer(infos, dones)
 
             next_observations, truncated = true_next_observations(new_obs, dones, infos)
@@ -910,7 +911,8 @@ class DeepSPI(PPO):
         :param custom_objects: attributes to take from here instead of from the file
         :param print_system_info: print the system that saved the model, and this one
         :param force_reset: reset the environment before learning goes on; if not, it is put into the state in which
-            it was saved, where that is known, so that the run goes on as if it had not been interrupted
+            it was saved, so that the run goes on as if it had not been interrupted (where that state is not known,
+            there is a warning and a reset). A ``VecNormalize`` that has seen no observation gets the saved statistics
         :param trust: load also what was saved with ``pickle=True``, which may run any code
         :param kwargs: attributes to change; ``n_steps=None`` chooses it for the environments that there are
         :return: the model
@@ -957,10 +959,26 @@ class DeepSPI(PPO):
         if env is not None and model._last_obs is not None:
             with checkpoint.building(cls.__name__):
                 checks.observations(model._last_obs, env)
-        if env is not None and not force_reset and contents.environment is not None:
+        if env is not None:
             with checkpoint.building("environment"):
-                environment.restore(env, contents.environment)
+                model._restore_environment(env, contents.environment, force_reset)
         return model
+
+    def _restore_environment(self, env: VecEnv, saved: dict[str, Any] | None, force_reset: bool) -> None:
+        if saved is not None and saved["episodes"] is not None and not force_reset:
+            environment.restore(env, saved)
+            return
+        if self._last_obs is not None:
+            warnings.warn(
+                "The file does not hold the environment's state: it is reset, in spite of force_reset=False.",
+                stacklevel=3,
+            )
+            self._last_obs = None  # type: ignore[assignment]
+        normalizer = environment.normalizer_of(env)
+        if normalizer is None or saved is None or saved["normalization"] is None:
+            return
+        if not force_reset or environment.has_seen_nothing(normalizer):
+            environment.set_normalization(normalizer, saved["normalization"])
 
     def _live_objects(self) -> list[str]:
         return [*super()._excluded_save_params(), "policy", "jax_device", "interruption", "certificate"]

@@ -300,9 +300,65 @@ def test_normalisation_is_saved_with_the_model(tmp_path: Path) -> None:
     np.testing.assert_array_equal(normalized.normalize_obs(observations), env.normalize_obs(observations))
     with pytest.raises(CheckpointError, match="not of this environment's observations"):
         load_normalization(tmp_path / "model", make_vec_env("Pendulum-v1"))
+
+    fresh = VecNormalize(make_vec_env("CartPole-v1", 3))
+    DeepSPI.load(tmp_path / "model", env=fresh)
+    np.testing.assert_array_equal(fresh.obs_rms.mean, env.obs_rms.mean)
+    assert (fresh.obs_rms.count, fresh.clip_obs) == (env.obs_rms.count, 10.0)
+    used = VecNormalize(make_vec_env("CartPole-v1", 3))
+    used.reset()
+    DeepSPI.load(tmp_path / "model", env=used)
+    assert used.obs_rms.count < 4
+
     DeepSPI("MlpPolicy", "CartPole-v1", **TINY).save(tmp_path / "without")
     with pytest.raises(CheckpointError, match="holds no VecNormalize statistics"):
         load_normalization(tmp_path / "without", make_vec_env("CartPole-v1"))
+
+
+def test_hostile_normalisation(tmp_path: Path, harmless: Path) -> None:
+    model = DeepSPI("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1", 2)), **TINY)
+    model.save(tmp_path / "model")
+    data = (tmp_path / "model.zip").read_bytes()
+    zeros = [0.0] * 4
+    good = dict(mean=zeros, var=zeros, count=1.0)
+    for change, sentence in [
+        (dict(settings=dict(nonsense=1)), "clip_obs"),
+        (dict(settings=3), "describe no VecNormalize"),
+        (dict(returns="x"), "describe no VecNormalize"),
+        (dict(statistics=[]), "describe no VecNormalize"),
+        (dict(statistics=dict(obs_rms=dict(mean=zeros))), "describe no VecNormalize"),
+        (dict(statistics=dict(venv=good)), "not of this environment"),
+        (dict(statistics=dict(obs_rms=good | dict(mean=[0.0]))), "not of this environment"),
+        (dict(statistics=dict(obs_rms=good | dict(mean=["x"] * 4))), "describe no VecNormalize"),
+        (dict(statistics=dict(obs_rms=good | dict(mean=[1e999] * 4))), "must be finite"),
+        (dict(statistics=dict(obs_rms=good | dict(var=[-1.0] * 4))), "must be finite, with var >= 0"),
+        (dict(statistics=dict(obs_rms=good | dict(count=[1.0]))), "must be finite"),
+        (dict(statistics=dict(obs_rms=good | dict(count=0))), "count > 0"),
+    ]:
+        hostile = with_json(data, lambda plain, change=change: plain["environment"]["normalization"].update(change))
+        hostile = with_tensors(hostile, lambda tensors, change=change: drop(tensors, *change))
+        with pytest.raises(CheckpointError, match=sentence) as error:
+            load_normalization(io.BytesIO(hostile), make_vec_env("CartPole-v1"))
+        assert "\n" not in str(error.value)
+    for setting, value in (("clip_obs", "x"), ("gamma", -1.0), ("training", 1), ("norm_obs_keys", ["a"]), ("venv", 1)):
+        hostile = with_json(
+            data,
+            lambda plain, setting=setting, value=value: plain["environment"]["normalization"]["settings"].update(
+                {setting: value}
+            ),
+        )
+        with pytest.raises(CheckpointError):
+            load_normalization(io.BytesIO(hostile), make_vec_env("CartPole-v1"))
+    injected = with_json(
+        data, lambda plain: plain["environment"]["normalization"].update(statistics=dict(obs_rms=good | dict(copy=1)))
+    )
+    injected = with_tensors(injected, lambda tensors: drop(tensors, "statistics"))
+    assert callable(load_normalization(io.BytesIO(injected), make_vec_env("CartPole-v1")).obs_rms.copy)
+
+
+def drop(tensors: dict[str, np.ndarray], *parts: str) -> None:
+    for name in [name for name in tensors if any(name.startswith(f"environment/normalization/{p}") for p in parts)]:
+        del tensors[name]
 
 
 # --- never half a file ------------------------------------------------------------------------------
@@ -530,10 +586,10 @@ def test_a_box_is_made_from_its_bounds_alone(saved: bytes) -> None:
     """Its shape takes a few bytes in a file and any number of them in memory."""
     box = {"low": 0, "high": 1, "shape": [10**4, 10**4], "dtype": {"$dtype": "float32"}}
     with pytest.raises(
-        CheckpointError, match="must make a gymnasium.spaces.box.Box from low, high, dtype, and nothing"
+        CheckpointError, match=r"must make a gymnasium\.spaces\.box\.Box from low, high, dtype, and nothing"
     ):
         load(with_attribute(saved, "note", {"$object": ["gymnasium.spaces.box.Box", box]}))
-    with pytest.raises(CheckpointError, match="must give a gymnasium.spaces.box.Box its dtype by name"):
+    with pytest.raises(CheckpointError, match=r"must give a gymnasium\.spaces\.box\.Box its dtype by name"):
         box = {"low": 0, "high": 1, "dtype": "float32"}
         load(with_attribute(saved, "note", {"$object": ["gymnasium.spaces.box.Box", box]}))
 
