@@ -175,7 +175,7 @@ class CheckpointCallback(BaseCallback):
         # by age, not by name: a new run may begin in the folder of an old one
         name = re.compile(re.escape(self.name_prefix) + r"_\d+_steps\.zip")
         older = [path for path in self.folder.iterdir() if name.fullmatch(path.name) and path != newest]
-        for path in sorted(older, key=modified)[: len(older) + 1 - self.keep]:
+        for path in sorted(older, key=modified, reverse=True)[self.keep - 1 :]:
             path.unlink(missing_ok=True)
 
 

@@ -418,7 +418,8 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool)
         return {"$pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
     raise CheckpointError(
         f"{name.removeprefix(ATTRIBUTES)} = {value!r} has no plain form, and a checkpoint holds no code: use one of "
-        "the functions and classes that are stored by name (see the README), leave it out (exclude=[...]), or save with pickle=True."
+        "the functions and classes that are stored by name (see the README), leave it out (exclude=[...]), or save "
+        "with pickle=True."
     )
 
 
@@ -576,6 +577,16 @@ def merge(own: dict[str, np.ndarray], given: dict[str, Any], exact_match: bool) 
         if np.shape(given[name]) != own[name].shape:
             raise RuntimeError(f"{name} should have shape {own[name].shape}, but has {np.shape(given[name])}.")
     return {name: np.asarray(given.get(name, array), array.dtype) for name, array in own.items()}
+
+
+def finite(parameters: dict[str, np.ndarray]) -> None:
+    """
+    :param parameters: arrays by name
+    :raises CheckpointError: a number in one of them is NaN or infinite
+    """
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"The parameter {name!r} is not finite: these parameters are of no use.")
 
 
 def subtree(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """DeepSPI: collect → advantages → update → log (Delgrange et al., ICLR 2026, arXiv 2510.12312)."""
 
 import copy
+import functools
 import math
 import warnings
 from collections import deque
@@ -419,7 +420,6 @@ class DeepSPI(PPO):
     policy: DeepSPIPolicy  # type: ignore[assignment]
     certificate: Certificate | None = None
     _last_obs: np.ndarray  # type: ignore[assignment]
-    rollout_buffer: Rollout  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -512,7 +512,10 @@ class DeepSPI(PPO):
     def _setup_model(self) -> None:
         if self._automatic_n_steps:
             self.n_steps = automatic_n_steps(self.n_envs, self.batch_size)
-        checks.positive_integer(n_steps=self.n_steps, batch_size=self.batch_size, n_epochs=self.n_epochs)
+        checks.positive_integer(
+            n_steps=self.n_steps, n_envs=self.n_envs, batch_size=self.batch_size, n_epochs=self.n_epochs
+        )
+        checks.rollout_size(self.n_steps, self.n_envs)
         checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
         checks.positive(clip_range=self.clip_range, clip_range_vf=self.clip_range_vf, max_grad_norm=self.max_grad_norm)
         checks.in_unit_interval(
@@ -537,9 +540,13 @@ class DeepSPI(PPO):
             with jax.default_device(self.jax_device):
                 self.key = self.policy.build(self.key, self.lr_schedule, self.max_grad_norm)
         self.policy.state, self.key = jax.device_put((self.policy.state, self.key), self.jax_device)
-        if len(self._episode_steps) != self.n_envs:
-            self._episode_steps = np.zeros(self.n_envs, int)
-        self.rollout_buffer = Rollout.empty(
+
+    @functools.cached_property
+    def rollout_buffer(self) -> Rollout:  # type: ignore[override]
+        """
+        :return: the present rollout; made when learning starts: a model that only predicts has none
+        """
+        return Rollout.empty(
             self.n_steps,
             self.n_envs,
             observation=(self.observation_space.shape, jax.dtypes.canonicalize_dtype(self.observation_space.dtype)),
@@ -837,7 +844,7 @@ class DeepSPI(PPO):
         :param load_path_or_dict: a saved model, or what :meth:`get_parameters` returns
         :param exact_match: whether every parameter has to be given; if not, those given are set
         :param device: not used: the model stays where it is
-        :raises ValueError: an object is unknown or missing
+        :raises ValueError: an object is unknown or missing, or a parameter is not finite
         :raises RuntimeError: a parameter is unknown or missing, or has another shape
         """
         given = load_path_or_dict
@@ -855,6 +862,7 @@ class DeepSPI(PPO):
                 f"Names of parameters do not match agents' parameters: expected {set(own)}, got {set(given)}"
             )
         merged = {name: checkpoint.merge(own[name], given.get(name, {}), exact_match) for name in own}
+        checkpoint.finite(merged["policy"])
         state = self.policy.state
         params = checkpoint.unflatten(merged["policy"], state.params["params"])
         opt_state = checkpoint.unflatten(merged["policy.optimizer"], state.opt_state)
@@ -946,6 +954,8 @@ class DeepSPI(PPO):
             model = cls(saved["policy_class"], env, device=device, _init_setup_model=False)
             checks.attributes(model, saved, () if trust else model._live_objects())
             vars(model).update(saved)
+            if env is not None and len(model._episode_steps) != env.num_envs:
+                model._episode_steps = np.zeros(env.num_envs, int)
             model.policy = model.policy_class(  # type: ignore[assignment]
                 model.observation_space, model.action_space, FloatSchedule(model.learning_rate), **model.policy_kwargs
             )

@@ -642,8 +642,12 @@ NOT_A_MODEL = {
     ],
     "policy_class": [None, "MlpPolicy", {"$named": "sbx_deepspi.policies.CnnPolicy"}, {"$named": "jax.nn.relu"}],
     "n_steps": [HUGE**2, -1, 0, "8", 1.5, None], "n_envs": [HUGE**2, -1, "1", [1]], "batch_size": [0, "8", {}],
+    "target_kl": ["x", {"$float": "nan"}, [], {"$named": "jax.nn.relu"}],
+    "gradient_penalty_coef": ["x", {"$float": "inf"}, -1.0],
+    "_episode_lengths": [None, [1], "x"], "ep_info_buffer": [3, [], {}], "ep_success_buffer": ["x"],
+    "_episode_steps": [3, [0], {"$deque": [None, []]}],
     "gamma": [2.0, "x", {"$float": "nan"}, {}, True + 1], "gae_lambda": [-1, []], "max_grad_norm": [-1.0, "x"],
-    "ent_coef": ["x", None, []], "vf_coef": ["x"], "clip_range": [-1.0, "x"], "clip_range_vf": ["x", -1.0],
+    "ent_coef": ["x", None, []], "vf_coef": ["x"], "clip_range": [-1.0, "x"], "clip_range_vf": ["x", -1.0, {"$float": "nan"}],
     "learning_rate": ["x", None, {"$named": "torch.nn.Tanh"}, []], "key": [3, {"$array": "attributes/_last_obs"}, None],
     "seed": ["x", -1, 2**80], "num_timesteps": ["x", None], "_n_updates": ["x"], "reward_loss_coef": [2, "x"],
     "learn": [1], "save": [None], "__class__": ["x"], "logger": [0], "env": [None], "policy": [0], "_logger": [0],
@@ -680,6 +684,32 @@ def test_hostile_environments(saved: bytes, harmless: Path) -> None:
     with pytest.raises(CheckpointError, match="observations must have shape"):
         other = make_vec_env("CartPole-v1", 2)
         load(saved, env=other, force_reset=False)
+
+
+def test_a_rollout_takes_memory_when_learning_starts(saved: bytes) -> None:
+    loaded = load(with_json(saved, lambda plain: plain["attributes"].update(n_steps=2**26, n_envs=2**4)))
+    assert "rollout_buffer" not in vars(loaded)
+    with pytest.raises(CheckpointError, match=r"less than 2\^31 transitions, but got n_steps=134217728, n_envs=16"):
+        load(with_json(saved, lambda plain: plain["attributes"].update(n_steps=2**27, n_envs=2**4)))
+
+
+def test_parameters_that_are_not_finite_are_refused(saved: bytes) -> None:
+    name = "encoder/Dense_0/kernel"
+    for value in (np.nan, np.inf):
+        path = f"policy/state/params/params/{name}"
+        data = with_tensors(saved, lambda tensors, path=path, value=value: poison(tensors, path, value))
+        with pytest.raises(CheckpointError, match=f"The parameter '{name}' is not finite"):
+            load(data)
+    model = load(saved)
+    parameters = model.get_parameters()
+    poison(parameters["policy"], name, np.nan)
+    with pytest.raises(ValueError, match=f"The parameter '{name}' is not finite"):
+        model.set_parameters(parameters)
+    assert_same(model, load(saved))
+
+
+def poison(tensors: dict[str, np.ndarray], name: str, value: float) -> None:
+    tensors[name] = np.full_like(tensors[name], value)
 
 
 def test_tensors_that_do_not_fit(saved: bytes, harmless: Path) -> None:
