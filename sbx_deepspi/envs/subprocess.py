@@ -34,23 +34,32 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
     ) -> None:
         self.timeout = timeout
         start = time.monotonic()
-        # SB3 waits for the first environment's spaces: it stops waiting when the process has ended
-        give_up = threading.Timer(timeout, lambda: [process.kill() for process in self.processes])
-        give_up.start()
+        self.processes = []
+        answered = threading.Event()
+        threading.Thread(target=self._kill_unless, args=(answered,), daemon=True).start()
         try:
-            super().__init__(env_fns, start_method)
+            try:
+                super().__init__(env_fns, start_method)
+            finally:
+                answered.set()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             late = time.monotonic() - start >= timeout
             connection = _ImpatientConnection(self.remotes[0], self.processes[0], 0, timeout)
             ended = connection.hangs() if late else connection.ended()
             self._end_processes(wait=0.0)
             raise ended from error
-        finally:
-            give_up.cancel()
         self.remotes: tuple[Any, ...] = tuple(
             _ImpatientConnection(remote, process, i, timeout)
             for i, (remote, process) in enumerate(zip(self.remotes, self.processes, strict=True))
         )
+
+    def _kill_unless(self, answered: threading.Event) -> None:
+        # SB3's constructor waits for the first environment's spaces: it stops waiting when the process has ended
+        wait = self.timeout
+        while not answered.wait(wait):
+            for process in self.processes:
+                process.kill()
+            wait = 0.1  # for processes that are still to start
 
     def step_wait(self) -> VecEnvStepReturn:
         """
