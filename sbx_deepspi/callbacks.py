@@ -1,7 +1,9 @@
 """Checkpoints and certificates while a model learns."""
 
 import csv
+import io
 import os
+import re
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -129,7 +131,7 @@ class CheckpointCallback(BaseCallback):
     :param name_prefix: how their names begin: ``<name_prefix>_<steps>_steps.zip``
     :param keep: number of checkpoints to keep
     :param verbose: 2 for a line per checkpoint
-    :raises ValueError: a number is less than 1
+    :raises ValueError: a number is less than 1; at the start of training, the model cannot be saved
     """
 
     def __init__(
@@ -151,6 +153,7 @@ class CheckpointCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.model.save(io.BytesIO())  # what cannot be saved is better known now
 
     def _on_step(self) -> bool:
         return True
@@ -170,10 +173,21 @@ class CheckpointCallback(BaseCallback):
         if self.verbose >= 2:
             print(f"Saved {newest}")
         # by age, not by name: a new run may begin in the folder of an old one
-        saved = self.folder.glob(f"{self.name_prefix}_*_steps.zip")
-        by_age = sorted(saved, key=lambda path: path.stat().st_mtime_ns)
-        for path in by_age[: -self.keep]:
-            path.unlink()
+        name = re.compile(re.escape(self.name_prefix) + r"_\d+_steps\.zip")
+        older = [path for path in self.folder.iterdir() if name.fullmatch(path.name) and path != newest]
+        for path in sorted(older, key=modified, reverse=True)[self.keep - 1 :]:
+            path.unlink(missing_ok=True)
+
+
+def modified(path: Path) -> int:
+    """
+    :param path: of a file
+    :return: when it was last written, in ns; 0 if somebody else has just deleted it
+    """
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def point(link: Path, name: str) -> None:
@@ -182,8 +196,15 @@ def point(link: Path, name: str) -> None:
 
     :param link: where the link is, or is to be
     :param name: of the file
+    :raises OSError: there cannot be a link
     """
     temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex}.tmp")
-    temporary.symlink_to(name)
-    os.replace(temporary, link)
+    try:
+        temporary.symlink_to(name)
+        os.replace(temporary, link)
+    except OSError as error:
+        reason = "it is a folder: move it away" if link.is_dir() else error.strerror
+        raise OSError(error.errno, f"Could not let {link} point at {name} ({reason}), which is saved") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     checkpoint.sync_folder(link.parent)

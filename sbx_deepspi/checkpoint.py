@@ -9,6 +9,7 @@ classes are names from a fixed list.
 
 import base64
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -35,8 +36,12 @@ from stable_baselines3.common.utils import get_system_info
 FORMAT = "sbx-deepspi checkpoint"
 VERSION = 1
 JSON, TENSORS, SYSTEM_INFO = "data", "tensors.safetensors", "system_info.txt"
+ATTRIBUTES, POLICY = "attributes/", "policy/"  # how names of tensors begin
 SB3_VERSION = "_stable_baselines3_version"  # a member that only SB3's own files have
-NUMBERS = ("b", "i", "u", "f")  # NumPy's kinds of dtypes
+DTYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+)  # fmt: skip
+"""What safetensors writes, and reads back, as NumPy arrays."""
 LARGEST_JSON = 2**22  # bytes; that of a model has a few thousand
 
 NAMED = {
@@ -47,7 +52,7 @@ NAMED = {
     ),
     "optax": (
         "adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "amsgrad", "fromage", "lamb", "lars",
-        "lion", "nadam", "nadamw", "noisy_sgd", "novograd", "radam", "rmsprop", "rprop", "sgd", "sm3", "yogi",
+        "lion", "nadam", "nadamw", "novograd", "radam", "rmsprop", "rprop", "sgd", "sm3", "yogi",
     ),
     "torch.nn": ("ELU", "GELU", "LeakyReLU", "ReLU", "SiLU", "Tanh"),
     "sbx_deepspi.policies": ("CnnPolicy", "MlpPolicy"),
@@ -114,25 +119,32 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(target.parent)
     except OSError as error:
         kept = "the file that was there is as it was" if target.exists() else "nothing was written"
         raise OSError(error.errno, f"Could not save {target} ({error.strerror}): {kept}") from error
+    sync_folder(target.parent)
 
 
 def sync_folder(folder: pathlib.Path) -> None:
     """
-    Let the names in a folder survive a power cut; nothing to do where folders cannot be opened (Windows).
+    Let the names in a folder survive a power cut, where folders can be opened (not on Windows) and synced (not on
+    some network drives).
 
     :param folder: in which a file was renamed
+    :raises OSError: it could not be synced; the file is there all the same
     """
     if not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            message = f"The new file in {folder} is in place, but may not survive a power cut ({error.strerror})"
+            raise OSError(error.errno, message) from error
 
 
 def save_path(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
@@ -213,9 +225,16 @@ def to_bytes(checkpoint: Checkpoint, pickle: bool = False) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "written_by": checkpoint.written_by,
-        "attributes": {name: _encode(value, name, tensors, pickle) for name, value in checkpoint.attributes.items()},
+        "attributes": {
+            name: _encode(value, ATTRIBUTES + name, tensors, pickle) for name, value in checkpoint.attributes.items()
+        },
         "environment": _encode(checkpoint.environment, "environment", tensors, pickle),
     }
+    for name, array in tensors.items():
+        if array.dtype.name not in DTYPES:
+            raise CheckpointError(
+                f"{name} is of dtype {array.dtype}, which a checkpoint cannot hold: use one of {', '.join(DTYPES)}."
+            )
     members = {
         JSON: json.dumps(plain, indent=1, allow_nan=False).encode(),
         TENSORS: safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()}),
@@ -252,23 +271,30 @@ def from_bytes(data: bytes, trust: bool, custom_objects: dict[str, Any]) -> Chec
         raise CheckpointError(f"The file is no checkpoint: its member {JSON!r} does not say that it is one.")
     if version > VERSION:
         raise CheckpointError(
-            f"The checkpoint has format version {version}, this sbx-deepspi reads up to {VERSION}: install a newer one."
+            f"The checkpoint has format version {_printable(str(version))}, this sbx-deepspi reads up to {VERSION}: "
+            "install a newer one."
         )
 
-    attributes = plain.get("attributes")
-    if not isinstance(attributes, dict) or not isinstance(plain.get("written_by"), str):
+    attributes, class_name = plain.get("attributes"), plain.get("written_by")
+    if not isinstance(attributes, dict) or not (isinstance(class_name, str) and class_name.isidentifier()):
         raise CheckpointError("The checkpoint is damaged: it has no attributes, or no class that wrote it.")
     decoded = {
         name: custom_objects[name] if name in custom_objects else _decoded(value, name, tensors, trust)
         for name, value in attributes.items()
     }
     environment = _decoded(plain.get("environment"), "environment", tensors, trust)
+    not_wanted = tuple(f"{ATTRIBUTES}{name}" for name in custom_objects)
+    unused = [name for name in tensors if not name.startswith((POLICY, *not_wanted))]
+    if unused:
+        raise CheckpointError(f"The checkpoint's tensor {_printable(unused[0])!r} is not used by anything in it.")
     return Checkpoint(
-        written_by=plain["written_by"],
+        written_by=class_name,
         attributes=decoded,
         environment=environment,
-        tensors={name: array for name, array in tensors.items() if name.startswith("policy/")},
-        system_info=members[SYSTEM_INFO].decode(errors="replace"),
+        tensors={name: array for name, array in tensors.items() if name.startswith(POLICY)},
+        system_info="\n".join(
+            _printable(line, 200) for line in members[SYSTEM_INFO].decode(errors="replace").splitlines()
+        ),
     )
 
 
@@ -301,7 +327,12 @@ def _members(data: bytes) -> dict[str, bytes]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return _printable(" ".join(str(error).split()), 200) or type(error).__name__
+
+
+def _printable(text: str, length: int = 80) -> str:
+    """What a file says may be long, and may try to speak to the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text[:length])
 
 
 def written_by(class_name: str, checkpoint: Checkpoint) -> None:
@@ -311,9 +342,9 @@ def written_by(class_name: str, checkpoint: Checkpoint) -> None:
     :raises CheckpointError: another class wrote it
     """
     if checkpoint.written_by != class_name:
+        other = _printable(checkpoint.written_by)
         raise CheckpointError(
-            f"The checkpoint was saved by {checkpoint.written_by}: load it with {checkpoint.written_by}.load, "
-            f"not with {class_name}.load."
+            f"The checkpoint was saved by {other}: load it with {other}.load, not with {class_name}.load."
         )
 
 
@@ -368,11 +399,13 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool)
         if all(type(key) is str and not key.startswith("$") for key in value):
             return {key: inner(item, key) for key, item in value.items()}
         return {"$dict": [[inner(key, f"key {i}"), inner(value[key], i)] for i, key in enumerate(value)]}
-    if isinstance(value, np.ndarray | np.generic | jax.Array) and getattr(value.dtype, "kind", None) in NUMBERS:
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and value.dtype.name in DTYPES:
+        if name in tensors:
+            raise CheckpointError(f"Two arrays would be called {name!r} in the file: use keys without '/'.")
         tag = "$jax" if isinstance(value, jax.Array) else "$array" if isinstance(value, np.ndarray) else "$scalar"
         tensors[name] = np.asarray(value)
         return {tag: name}
-    if isinstance(value, np.dtype) and value.kind in NUMBERS:
+    if isinstance(value, np.dtype) and value.name in DTYPES:
         return {"$dtype": value.name}
     if isinstance(value, pathlib.Path):
         return {"$path": str(value)}
@@ -384,8 +417,9 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool)
     if pickle:
         return {"$pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
     raise CheckpointError(
-        f"{name} = {value!r} has no plain form, and a checkpoint holds no code: use one of the functions and classes "
-        "that are stored by name (see the README), leave it out (exclude=[...]), or save with pickle=True."
+        f"{name.removeprefix(ATTRIBUTES)} = {value!r} has no plain form, and a checkpoint holds no code: use one of "
+        "the functions and classes that are stored by name (see the README), leave it out (exclude=[...]), or save "
+        "with pickle=True."
     )
 
 
@@ -402,9 +436,9 @@ def _decoded(value: Any, name: str, tensors: dict[str, np.ndarray], trust: bool)
     try:
         return _decode(value, tensors, trust)
     except CheckpointError as error:
-        raise CheckpointError(f"{name} of the checkpoint {error}") from None
+        raise CheckpointError(f"{_printable(name)} of the checkpoint {error}") from None
     except Exception as error:
-        raise CheckpointError(f"{name} of the checkpoint cannot be read: {_one_line(error)}.") from error
+        raise CheckpointError(f"{_printable(name)} of the checkpoint cannot be read: {_one_line(error)}.") from error
 
 
 def _decode(value: Any, tensors: dict[str, np.ndarray], trust: bool) -> Any:
@@ -412,7 +446,7 @@ def _decode(value: Any, tensors: dict[str, np.ndarray], trust: bool) -> Any:
     The value that :func:`_encode` turned into JSON.
 
     :param value: from the JSON
-    :param tensors: from the file
+    :param tensors: from the file; loses those that the value names, so that each takes its memory once
     :param trust: unpickle
     :return: the value
     :raises CheckpointError: it is pickled, or its name is not on the lists
@@ -440,13 +474,14 @@ def _decode(value: Any, tensors: dict[str, np.ndarray], trust: bool) -> Any:
         case "$dict":
             return {inner(key): inner(item) for key, item in content}
         case "$array":
-            return tensors[content].copy()
+            return tensors.pop(content).copy()
         case "$jax":
-            return jnp.asarray(tensors[content])
+            return jnp.asarray(tensors.pop(content))
         case "$scalar":
-            return tensors[content][()]
+            return tensors.pop(content)[()]
         case "$dtype":
-            return _numeric(np.dtype(str(content)))
+            if content in DTYPES:
+                return np.dtype(content)
         case "$path":
             return pathlib.Path(content)
         case "$named":
@@ -456,8 +491,7 @@ def _decode(value: Any, tensors: dict[str, np.ndarray], trust: bool) -> Any:
         case "$object":
             class_name, arguments = content
             if class_name in CONSTRUCTED:
-                module, _, class_ = class_name.rpartition(".")
-                return getattr(importlib.import_module(module), class_)(**inner(arguments))
+                return _construct(class_name, inner(arguments))
         case "$pickle":
             if trust:
                 return cloudpickle.loads(base64.b64decode(content))
@@ -465,13 +499,17 @@ def _decode(value: Any, tensors: dict[str, np.ndarray], trust: bool) -> Any:
                 "is pickled, so that reading it could run any code: pass it in custom_objects, or, if you know who "
                 "wrote the file, load with trust=True."
             )
-    raise CheckpointError(f"names {str(content)[:80]!r}, which is not among what may be stored by name.")
+    raise CheckpointError(f"names {_printable(str(content))!r}, which is not among what may be stored by name.")
 
 
-def _numeric(dtype: np.dtype) -> np.dtype:
-    if dtype.kind not in NUMBERS:
-        raise TypeError(f"{dtype} is not a dtype of numbers")
-    return dtype
+def _construct(class_name: str, arguments: dict[str, Any]) -> Any:
+    # a Box of any size can be had for a few bytes that name its shape
+    if arguments.keys() != set(CONSTRUCTED[class_name]):
+        raise CheckpointError(f"must make a {class_name} from {', '.join(CONSTRUCTED[class_name])}, and nothing else.")
+    if "dtype" in arguments and not isinstance(arguments["dtype"], np.dtype):
+        raise CheckpointError(f"must give a {class_name} its dtype by name.")
+    module, _, class_ = class_name.rpartition(".")
+    return getattr(importlib.import_module(module), class_)(**arguments)
 
 
 # --- trees of arrays --------------------------------------------------------------------------------
@@ -502,7 +540,7 @@ def unflatten(tensors: dict[str, np.ndarray], like: Any, prefix: str = "") -> An
     if tensors.keys() != expected.keys():
         name = min(tensors.keys() ^ expected.keys())
         raise CheckpointError(
-            f"The checkpoint's networks are not those that its attributes describe: {name!r} is "
+            f"The checkpoint's networks are not those that its attributes describe: {_printable(name)!r} is "
             f"{'missing' if name in expected else 'not among them'}."
         )
     for name, leaf in expected.items():
@@ -539,6 +577,16 @@ def merge(own: dict[str, np.ndarray], given: dict[str, Any], exact_match: bool) 
         if np.shape(given[name]) != own[name].shape:
             raise RuntimeError(f"{name} should have shape {own[name].shape}, but has {np.shape(given[name])}.")
     return {name: np.asarray(given.get(name, array), array.dtype) for name, array in own.items()}
+
+
+def finite(parameters: dict[str, np.ndarray]) -> None:
+    """
+    :param parameters: arrays by name
+    :raises CheckpointError: a number in one of them is NaN or infinite
+    """
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"The parameter {name!r} is not finite: these parameters are of no use.")
 
 
 def subtree(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """What can be wrong with the user's input, each in one sentence: what it is, what was given, what to do."""
 
 import warnings
+from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -78,6 +79,16 @@ def batch_size(batch_size: int, n_steps: int, n_envs: int) -> None:
             f"factor of `n_steps * n_envs` (n_steps={n_steps} and n_envs={n_envs}).",
             stacklevel=4,
         )
+
+
+def rollout_size(n_steps: int, n_envs: int) -> None:
+    """
+    :param n_steps: of each environment in a rollout
+    :param n_envs: number of environments
+    :raises ValueError: JAX cannot count its transitions
+    """
+    if n_steps * n_envs >= 2**31:
+        raise ValueError(f"A rollout must have less than 2^31 transitions, but got n_steps={n_steps}, n_envs={n_envs}.")
 
 
 def jax_device(device: Any) -> jax.Device:
@@ -165,6 +176,10 @@ def neighbourhood(clip_range: float) -> None:
         )
 
 
+OPTIONAL_NUMBERS = ("clip_range_vf", "gradient_penalty_coef", "target_kl")
+BUFFERS = ("_episode_lengths", "ep_info_buffer", "ep_success_buffer")
+
+
 def attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None:
     """
     :param model: as its constructor leaves it
@@ -180,6 +195,15 @@ def attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None
         number = isinstance(value, (int, float, np.number, np.bool_))
         if isinstance(own, (int, float)) and not (number or callable(value)):
             raise ValueError(f"{name} must be a number, but got {value!r}.")
+        if name in OPTIONAL_NUMBERS and not (
+            value is None or (number and np.isfinite(value)) or (name == "clip_range_vf" and callable(value))
+        ):
+            raise ValueError(f"{name} must be a finite number or None, but got {value!r}.")
+        # the last two are None before a model learns
+        if name in BUFFERS and not (isinstance(value, deque) or (own is None and value is None)):
+            raise ValueError(f"{name} must be a deque, but got {value!r}.")
+        if isinstance(own, np.ndarray) and (np.ndim(value), getattr(value, "dtype", None)) != (own.ndim, own.dtype):
+            raise ValueError(f"{name} must be an array with {own.ndim} dimensions and of {own.dtype}.")
         if isinstance(own, jax.Array) and (np.shape(value), getattr(value, "dtype", None)) != (own.shape, own.dtype):
             raise ValueError(f"{name} must be an array of shape {own.shape} and {own.dtype}.")
 

@@ -1,6 +1,7 @@
 """DeepSPI: collect → advantages → update → log (Delgrange et al., ICLR 2026, arXiv 2510.12312)."""
 
 import copy
+import functools
 import math
 import warnings
 from collections import deque
@@ -127,8 +128,8 @@ class Faults(struct.PyTreeNode):
     Which quantities were NaN or infinite: bools of a minibatch, or the number of minibatches.
 
     :param loss: -J
-    :param gradient: of -J, any part of it
-    :param parameters: any, after the optimiser's step
+    :param gradient: the norm of -J's: also where finite numbers, from about 1.8e19 on, have squares that overflow
+    :param parameters: the norm of all, after the optimiser's step
     """
 
     loss: jax.Array
@@ -302,7 +303,8 @@ def update(
         new_state = new_state.replace(params=state.apply_fn(new_state.params, method="limit_policy"))
         faults = Faults(
             loss=~jnp.isfinite(metrics.loss),
-            # one number that is not finite makes the norm so; the optimiser needs that of the gradients anyway
+            # one number that is not finite makes the norm so, as do finite ones whose squares are not (above 1.8e19);
+            # the optimiser needs that of the gradients anyway
             gradient=~jnp.isfinite(optax.tree.norm(gradients)),
             parameters=~jnp.isfinite(optax.tree.norm(new_state.params)),
         )
@@ -418,7 +420,6 @@ class DeepSPI(PPO):
     policy: DeepSPIPolicy  # type: ignore[assignment]
     certificate: Certificate | None = None
     _last_obs: np.ndarray  # type: ignore[assignment]
-    rollout_buffer: Rollout  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -511,7 +512,10 @@ class DeepSPI(PPO):
     def _setup_model(self) -> None:
         if self._automatic_n_steps:
             self.n_steps = automatic_n_steps(self.n_envs, self.batch_size)
-        checks.positive_integer(n_steps=self.n_steps, batch_size=self.batch_size, n_epochs=self.n_epochs)
+        checks.positive_integer(
+            n_steps=self.n_steps, n_envs=self.n_envs, batch_size=self.batch_size, n_epochs=self.n_epochs
+        )
+        checks.rollout_size(self.n_steps, self.n_envs)
         checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
         checks.positive(clip_range=self.clip_range, clip_range_vf=self.clip_range_vf, max_grad_norm=self.max_grad_norm)
         checks.in_unit_interval(
@@ -536,9 +540,13 @@ class DeepSPI(PPO):
             with jax.default_device(self.jax_device):
                 self.key = self.policy.build(self.key, self.lr_schedule, self.max_grad_norm)
         self.policy.state, self.key = jax.device_put((self.policy.state, self.key), self.jax_device)
-        if len(self._episode_steps) != self.n_envs:
-            self._episode_steps = np.zeros(self.n_envs, int)
-        self.rollout_buffer = Rollout.empty(
+
+    @functools.cached_property
+    def rollout_buffer(self) -> Rollout:  # type: ignore[override]
+        """
+        :return: the present rollout; made when learning starts: a model that only predicts has none
+        """
+        return Rollout.empty(
             self.n_steps,
             self.n_envs,
             observation=(self.observation_space.shape, jax.dtypes.canonicalize_dtype(self.observation_space.dtype)),
@@ -577,16 +585,16 @@ class DeepSPI(PPO):
             clipped_actions = self._to_environment(actions)
             try:
                 new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
+                self.num_timesteps += env.num_envs
+                self._count_episode_steps(dones)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
             except (EOFError, OSError):
-                if self.interruption.received:  # Ctrl-C also ends the processes of a SubprocVecEnv
+                # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
+                if self.interruption.received:
                     return False
                 raise
-            self.num_timesteps += env.num_envs
-            self._count_episode_steps(dones)
-
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
             self._update_info_buffer(infos, dones)
 
             next_observations, truncated = true_next_observations(new_obs, dones, infos)
@@ -836,7 +844,7 @@ class DeepSPI(PPO):
         :param load_path_or_dict: a saved model, or what :meth:`get_parameters` returns
         :param exact_match: whether every parameter has to be given; if not, those given are set
         :param device: not used: the model stays where it is
-        :raises ValueError: an object is unknown or missing
+        :raises ValueError: an object is unknown or missing, or a parameter is not finite
         :raises RuntimeError: a parameter is unknown or missing, or has another shape
         """
         given = load_path_or_dict
@@ -854,6 +862,7 @@ class DeepSPI(PPO):
                 f"Names of parameters do not match agents' parameters: expected {set(own)}, got {set(given)}"
             )
         merged = {name: checkpoint.merge(own[name], given.get(name, {}), exact_match) for name in own}
+        checkpoint.finite(merged["policy"])
         state = self.policy.state
         params = checkpoint.unflatten(merged["policy"], state.params["params"])
         opt_state = checkpoint.unflatten(merged["policy.optimizer"], state.opt_state)
@@ -910,7 +919,8 @@ class DeepSPI(PPO):
         :param custom_objects: attributes to take from here instead of from the file
         :param print_system_info: print the system that saved the model, and this one
         :param force_reset: reset the environment before learning goes on; if not, it is put into the state in which
-            it was saved, where that is known, so that the run goes on as if it had not been interrupted
+            it was saved, so that the run goes on as if it had not been interrupted (where that state is not known,
+            there is a warning and a reset). A ``VecNormalize`` that has seen no observation gets the saved statistics
         :param trust: load also what was saved with ``pickle=True``, which may run any code
         :param kwargs: attributes to change; ``n_steps=None`` chooses it for the environments that there are
         :return: the model
@@ -929,7 +939,7 @@ class DeepSPI(PPO):
         if kwargs.get("policy_kwargs", saved.get("policy_kwargs")) != saved.get("policy_kwargs"):
             raise ValueError(
                 "The specified policy kwargs do not equal the stored policy kwargs: "
-                f"stored {saved.get('policy_kwargs')}, specified {kwargs['policy_kwargs']}."
+                f"stored {saved.get('policy_kwargs')!r:.200}, specified {kwargs['policy_kwargs']}."
             )
         with checkpoint.building(cls.__name__):
             checks.supported_spaces(saved["observation_space"], saved["action_space"])
@@ -944,6 +954,8 @@ class DeepSPI(PPO):
             model = cls(saved["policy_class"], env, device=device, _init_setup_model=False)
             checks.attributes(model, saved, () if trust else model._live_objects())
             vars(model).update(saved)
+            if env is not None and len(model._episode_steps) != env.num_envs:
+                model._episode_steps = np.zeros(env.num_envs, int)
             model.policy = model.policy_class(  # type: ignore[assignment]
                 model.observation_space, model.action_space, FloatSchedule(model.learning_rate), **model.policy_kwargs
             )
@@ -957,10 +969,26 @@ class DeepSPI(PPO):
         if env is not None and model._last_obs is not None:
             with checkpoint.building(cls.__name__):
                 checks.observations(model._last_obs, env)
-        if env is not None and not force_reset and contents.environment is not None:
+        if env is not None:
             with checkpoint.building("environment"):
-                environment.restore(env, contents.environment)
+                model._restore_environment(env, contents.environment, force_reset)
         return model
+
+    def _restore_environment(self, env: VecEnv, saved: dict[str, Any] | None, force_reset: bool) -> None:
+        if saved is not None and saved["episodes"] is not None and not force_reset:
+            environment.restore(env, saved)
+            return
+        if self._last_obs is not None:
+            warnings.warn(
+                "The file does not hold the environment's state: it is reset, in spite of force_reset=False.",
+                stacklevel=3,
+            )
+            self._last_obs = None  # type: ignore[assignment]
+        normalizer = environment.normalizer_of(env)
+        if normalizer is None or saved is None or saved["normalization"] is None:
+            return
+        if not force_reset or environment.has_seen_nothing(normalizer):
+            environment.set_normalization(normalizer, saved["normalization"])
 
     def _live_objects(self) -> list[str]:
         return [*super()._excluded_save_params(), "policy", "jax_device", "interruption", "certificate"]

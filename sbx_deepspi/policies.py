@@ -309,7 +309,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
         anything is allocated.
 
         :param tensors: what :meth:`tensors` returned
-        :raises CheckpointError: names, shapes or dtypes are not this policy's
+        :raises CheckpointError: names, shapes or dtypes are not this policy's, or parameters are not finite
         """
 
         def build(key: jax.Array) -> dict[str, Any]:
@@ -323,6 +323,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
             raise checkpoint.CheckpointError("The checkpoint describes more layers or actions than it has tensors for.")
         shapes = jax.eval_shape(build, jax.ShapeDtypeStruct((2,), jnp.uint32))
         restored = checkpoint.unflatten(tensors, shapes, "policy/")
+        checkpoint.finite(checkpoint.subtree(tensors, "policy/state/params/params/"))
         self.state, self.key = jax.device_put((restored["state"], restored["key"]))
 
     def save(self, path: Any) -> None:

@@ -77,7 +77,9 @@ def with_json(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
 
 
 def with_attribute(data: bytes, name: str, value: Any) -> bytes:
-    return with_json(data, lambda plain: plain["attributes"].update({name: value}))
+    """The file with another value for an attribute, and without the tensors of the old one."""
+    data = with_json(data, lambda plain: plain["attributes"].update({name: value}))
+    return with_tensors(data, lambda tensors: tensors.pop(f"attributes/{name}", None))
 
 
 def with_tensors(data: bytes, change: Callable[[dict[str, np.ndarray]], Any]) -> bytes:
@@ -157,6 +159,33 @@ def test_a_file_is_plain(saved: bytes) -> None:
     assert "policy/state/params/params/encoder/Dense_0/kernel" in safetensors.numpy.load(contents[TENSORS])
 
 
+def test_every_optimiser_that_is_stored_by_name_has_a_state_that_is() -> None:
+    parameters = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    for name in checkpoint.NAMED["optax"]:
+        state = optax.inject_hyperparams(getattr(optax, name))(learning_rate=0.1).init(parameters)
+        contents = checkpoint.Checkpoint("Test", {}, None, checkpoint.flatten(state, "policy/"))
+        read = checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {})
+        restored = checkpoint.unflatten(read.tensors, jax.eval_shape(lambda state=state: state), "policy/")
+        jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
+
+
+def test_dtypes_that_could_not_be_read_are_refused_where_they_are_saved() -> None:
+    tensors = checkpoint.flatten(optax.adam(0.1, mu_dtype="bfloat16").init({"kernel": jnp.ones(3)}), "policy/")
+    with pytest.raises(CheckpointError, match=r"policy/0/mu/kernel is of dtype bfloat16, .* use one of bool, int8"):
+        checkpoint.to_bytes(checkpoint.Checkpoint("Test", {}, None, tensors))
+    for value in (np.longdouble(1), np.zeros(2, np.longdouble), jnp.zeros(2, jnp.bfloat16), np.zeros(2, complex)):
+        with pytest.raises(CheckpointError, match=r"^value/0 = .* has no plain form"):
+            round_trip([value])
+
+
+def test_names_of_arrays_do_not_collide() -> None:
+    contents = checkpoint.Checkpoint("Test", {"environment": np.ones(1)}, np.zeros(2), {})
+    read = checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {})
+    assert (len(read.attributes["environment"]), len(read.environment)) == (1, 2)
+    with pytest.raises(CheckpointError, match="Two arrays would be called 'attributes/value/b/c'"):
+        round_trip({"b/c": np.zeros(1), "b": {"c": np.zeros(2)}})
+
+
 class HomeMade(LinearSchedule):
     pass
 
@@ -231,6 +260,11 @@ def test_paths_files_and_system_info(model: DeepSPI, tmp_path: Path, capsys: pyt
     for path in (tmp_path / "new/model.zip", tmp_path / "folder.zip_2", tmp_path / "open"):
         assert_same(model, DeepSPI.load(path, print_system_info=True))
         assert capsys.readouterr().out.count("Stable-Baselines3") == 2
+    DeepSPI.load(
+        io.BytesIO(archive_of(members((tmp_path / "open").read_bytes()) | {SYSTEM_INFO: b"a\x1b[2J\nb"})),
+        print_system_info=True,
+    )
+    assert capsys.readouterr().out.endswith("a?[2J\nb\n")
     link = tmp_path / "link.zip"
     link.symlink_to(tmp_path / "open")
     model.save(link)
@@ -266,9 +300,65 @@ def test_normalisation_is_saved_with_the_model(tmp_path: Path) -> None:
     np.testing.assert_array_equal(normalized.normalize_obs(observations), env.normalize_obs(observations))
     with pytest.raises(CheckpointError, match="not of this environment's observations"):
         load_normalization(tmp_path / "model", make_vec_env("Pendulum-v1"))
+
+    fresh = VecNormalize(make_vec_env("CartPole-v1", 3))
+    DeepSPI.load(tmp_path / "model", env=fresh)
+    np.testing.assert_array_equal(fresh.obs_rms.mean, env.obs_rms.mean)
+    assert (fresh.obs_rms.count, fresh.clip_obs) == (env.obs_rms.count, 10.0)
+    used = VecNormalize(make_vec_env("CartPole-v1", 3))
+    used.reset()
+    DeepSPI.load(tmp_path / "model", env=used)
+    assert used.obs_rms.count < 4
+
     DeepSPI("MlpPolicy", "CartPole-v1", **TINY).save(tmp_path / "without")
     with pytest.raises(CheckpointError, match="holds no VecNormalize statistics"):
         load_normalization(tmp_path / "without", make_vec_env("CartPole-v1"))
+
+
+def test_hostile_normalisation(tmp_path: Path, harmless: Path) -> None:
+    model = DeepSPI("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1", 2)), **TINY)
+    model.save(tmp_path / "model")
+    data = (tmp_path / "model.zip").read_bytes()
+    zeros = [0.0] * 4
+    good = dict(mean=zeros, var=zeros, count=1.0)
+    for change, sentence in [
+        (dict(settings=dict(nonsense=1)), "clip_obs"),
+        (dict(settings=3), "describe no VecNormalize"),
+        (dict(returns="x"), "describe no VecNormalize"),
+        (dict(statistics=[]), "describe no VecNormalize"),
+        (dict(statistics=dict(obs_rms=dict(mean=zeros))), "describe no VecNormalize"),
+        (dict(statistics=dict(venv=good)), "not of this environment"),
+        (dict(statistics=dict(obs_rms=good | dict(mean=[0.0]))), "not of this environment"),
+        (dict(statistics=dict(obs_rms=good | dict(mean=["x"] * 4))), "describe no VecNormalize"),
+        (dict(statistics=dict(obs_rms=good | dict(mean=[1e999] * 4))), "must be finite"),
+        (dict(statistics=dict(obs_rms=good | dict(var=[-1.0] * 4))), "must be finite, with var >= 0"),
+        (dict(statistics=dict(obs_rms=good | dict(count=[1.0]))), "must be finite"),
+        (dict(statistics=dict(obs_rms=good | dict(count=0))), "count > 0"),
+    ]:
+        hostile = with_json(data, lambda plain, change=change: plain["environment"]["normalization"].update(change))
+        hostile = with_tensors(hostile, lambda tensors, change=change: drop(tensors, *change))
+        with pytest.raises(CheckpointError, match=sentence) as error:
+            load_normalization(io.BytesIO(hostile), make_vec_env("CartPole-v1"))
+        assert "\n" not in str(error.value)
+    for setting, value in (("clip_obs", "x"), ("gamma", -1.0), ("training", 1), ("norm_obs_keys", ["a"]), ("venv", 1)):
+        hostile = with_json(
+            data,
+            lambda plain, setting=setting, value=value: plain["environment"]["normalization"]["settings"].update(
+                {setting: value}
+            ),
+        )
+        with pytest.raises(CheckpointError):
+            load_normalization(io.BytesIO(hostile), make_vec_env("CartPole-v1"))
+    injected = with_json(
+        data, lambda plain: plain["environment"]["normalization"].update(statistics=dict(obs_rms=good | dict(copy=1)))
+    )
+    injected = with_tensors(injected, lambda tensors: drop(tensors, "statistics"))
+    assert callable(load_normalization(io.BytesIO(injected), make_vec_env("CartPole-v1")).obs_rms.copy)
+
+
+def drop(tensors: dict[str, np.ndarray], *parts: str) -> None:
+    for name in [name for name in tensors if any(name.startswith(f"environment/normalization/{p}") for p in parts)]:
+        del tensors[name]
 
 
 # --- never half a file ------------------------------------------------------------------------------
@@ -334,6 +424,14 @@ def test_a_full_disk_keeps_the_previous_checkpoint(model: DeepSPI, tmp_path: Pat
 def test_a_folder_that_cannot_be_written(model: DeepSPI) -> None:
     with pytest.raises(OSError, match=r"Could not save /sys/model.zip \(.*\): nothing was written"):
         model.save("/sys/model")  # where not even root may write
+
+
+def test_folders_that_cannot_be_synced_do_no_harm() -> None:
+    descriptor = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(descriptor)
+    os.close(descriptor)
+    checkpoint.sync_folder(Path("/proc"))
 
 
 # --- hostile files ----------------------------------------------------------------------------------
@@ -461,6 +559,10 @@ def evil_values(trace: Path) -> list[Any]:
         {"$object": ["subprocess.Popen", {"args": ["touch", str(trace)]}]},
         {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1, "shape": [10**6, 10**6], "dtype": "float32"}]},
         {"$object": ["stable_baselines3.common.utils.FloatSchedule", {"value_schedule": {"$named": "builtins.exec"}}]},
+        {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1, "shape": [10**4, 10**4], "dtype": "float32"}]},
+        {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1, "dtype": "float32"}]},
+        {"$object": ["gymnasium.spaces.box.Box", {"low": 0, "high": 1}]},
+        {"$object": ["gymnasium.spaces.discrete.Discrete", {"n": 2, "start": 0, "seed": 1}]},
         {"$array": "../../etc/passwd"},
         {"$dtype": "object"},
         {"$deque": [-1, []]},
@@ -478,6 +580,44 @@ def test_hostile_values(saved: bytes, harmless: Path) -> None:
             with pytest.raises(CheckpointError, match=f"{name}|CartPole|must|describe") as error:
                 load(with_attribute(saved, name, value))
             assert "\n" not in str(error.value)
+
+
+def test_a_box_is_made_from_its_bounds_alone(saved: bytes) -> None:
+    """Its shape takes a few bytes in a file and any number of them in memory."""
+    box = {"low": 0, "high": 1, "shape": [10**4, 10**4], "dtype": {"$dtype": "float32"}}
+    with pytest.raises(
+        CheckpointError, match=r"must make a gymnasium\.spaces\.box\.Box from low, high, dtype, and nothing"
+    ):
+        load(with_attribute(saved, "note", {"$object": ["gymnasium.spaces.box.Box", box]}))
+    with pytest.raises(CheckpointError, match=r"must give a gymnasium\.spaces\.box\.Box its dtype by name"):
+        box = {"low": 0, "high": 1, "dtype": "float32"}
+        load(with_attribute(saved, "note", {"$object": ["gymnasium.spaces.box.Box", box]}))
+
+
+def test_a_tensor_takes_its_memory_once(saved: bytes) -> None:
+    data = with_tensors(saved, lambda tensors: tensors.update({"attributes/note": np.zeros(10)}))
+    for tag in ("$array", "$jax", "$scalar"):
+        with pytest.raises(CheckpointError, match="note of the checkpoint cannot be read: 'attributes/note'"):
+            references = [{tag: "attributes/note"}] * 2
+            load(with_json(data, lambda plain, references=references: plain["attributes"].update(note=references)))
+    with pytest.raises(CheckpointError, match="tensor 'attributes/note' is not used by anything"):
+        load(data)
+    load(data, custom_objects={"note": 1})  # stands in for whatever the file has under this name
+
+
+def test_sentences_about_a_file_are_short_and_printable(saved: bytes) -> None:
+    for data in (
+        with_json(saved, lambda plain: plain.update(version=10**4000)),
+        with_json(saved, lambda plain: plain.update(written_by="x" * 10**6)),
+        with_attribute(saved, "\x1b[2J" * 10**5, {"$unknown": 1}),
+        with_attribute(saved, "note", {"$named": "\x1b[2J" * 10**5}),
+        with_tensors(saved, lambda tensors: tensors.update({"policy/\x1b" + "x" * 10**5: np.zeros(1)})),
+        with_tensors(saved, lambda tensors: tensors.update({"\x1b" + "x" * 10**5: np.zeros(1)})),
+    ):
+        with pytest.raises(CheckpointError) as error:
+            load(data)
+        assert len(str(error.value)) < 400
+        assert str(error.value).isprintable()
 
 
 HUGE = 10**12
@@ -502,9 +642,14 @@ NOT_A_MODEL = {
     ],
     "policy_class": [None, "MlpPolicy", {"$named": "sbx_deepspi.policies.CnnPolicy"}, {"$named": "jax.nn.relu"}],
     "n_steps": [HUGE**2, -1, 0, "8", 1.5, None], "n_envs": [HUGE**2, -1, "1", [1]], "batch_size": [0, "8", {}],
+    "target_kl": ["x", {"$float": "nan"}, [], {"$named": "jax.nn.relu"}],
+    "gradient_penalty_coef": ["x", {"$float": "inf"}, -1.0],
+    "_episode_lengths": [None, [1], "x"], "ep_info_buffer": [3, [], {}], "ep_success_buffer": ["x"],
+    "_episode_steps": [3, [0], {"$deque": [None, []]}],
     "gamma": [2.0, "x", {"$float": "nan"}, {}, True + 1], "gae_lambda": [-1, []], "max_grad_norm": [-1.0, "x"],
-    "ent_coef": ["x", None, []], "vf_coef": ["x"], "clip_range": [-1.0, "x"], "clip_range_vf": ["x", -1.0],
-    "learning_rate": ["x", None, {"$named": "torch.nn.Tanh"}, []], "key": [3, {"$array": "_last_obs"}, None],
+    "ent_coef": ["x", None, []], "vf_coef": ["x"], "clip_range": [-1.0, "x"],
+    "clip_range_vf": ["x", -1.0, {"$float": "nan"}],
+    "learning_rate": ["x", None, {"$named": "torch.nn.Tanh"}, []], "key": [3, {"$array": "attributes/_last_obs"}, None],
     "seed": ["x", -1, 2**80], "num_timesteps": ["x", None], "_n_updates": ["x"], "reward_loss_coef": [2, "x"],
     "learn": [1], "save": [None], "__class__": ["x"], "logger": [0], "env": [None], "policy": [0], "_logger": [0],
 }  # fmt: skip
@@ -540,6 +685,32 @@ def test_hostile_environments(saved: bytes, harmless: Path) -> None:
     with pytest.raises(CheckpointError, match="observations must have shape"):
         other = make_vec_env("CartPole-v1", 2)
         load(saved, env=other, force_reset=False)
+
+
+def test_a_rollout_takes_memory_when_learning_starts(saved: bytes) -> None:
+    loaded = load(with_json(saved, lambda plain: plain["attributes"].update(n_steps=2**26, n_envs=2**4)))
+    assert "rollout_buffer" not in vars(loaded)
+    with pytest.raises(CheckpointError, match=r"less than 2\^31 transitions, but got n_steps=134217728, n_envs=16"):
+        load(with_json(saved, lambda plain: plain["attributes"].update(n_steps=2**27, n_envs=2**4)))
+
+
+def test_parameters_that_are_not_finite_are_refused(saved: bytes) -> None:
+    name = "encoder/Dense_0/kernel"
+    for value in (np.nan, np.inf):
+        path = f"policy/state/params/params/{name}"
+        data = with_tensors(saved, lambda tensors, path=path, value=value: poison(tensors, path, value))
+        with pytest.raises(CheckpointError, match=f"The parameter '{name}' is not finite"):
+            load(data)
+    model = load(saved)
+    parameters = model.get_parameters()
+    poison(parameters["policy"], name, np.nan)
+    with pytest.raises(ValueError, match=f"The parameter '{name}' is not finite"):
+        model.set_parameters(parameters)
+    assert_same(model, load(saved))
+
+
+def poison(tensors: dict[str, np.ndarray], name: str, value: float) -> None:
+    tensors[name] = np.full_like(tensors[name], value)
 
 
 def test_tensors_that_do_not_fit(saved: bytes, harmless: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper
 from test_deepspi import TINY_RUN, VECTOR, ToyEnv, params, same
 
 from sbx_deepspi import CheckpointCallback, DeepSPI, checkpoint, make_envpool_env
@@ -40,20 +41,15 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from sbx_deepspi import CheckpointCallback, DeepSPI
 
 class Restorable(gym.Wrapper):
-    # CartPole's state, that of its generator, and how far its time limit has come
+    # CartPole's state, and that of its generator
     def get_state(self):
         cartpole = self.unwrapped
-        return {
-            "state": np.array(cartpole.state),
-            "generator": cartpole.np_random.bit_generator.state,
-            "steps": self.get_wrapper_attr("_elapsed_steps"),
-        }
+        return {"state": np.array(cartpole.state), "generator": cartpole.np_random.bit_generator.state}
 
     def set_state(self, state):
         cartpole = self.unwrapped
         cartpole.state = state["state"]
         cartpole.np_random.bit_generator.state = state["generator"]
-        self.set_wrapper_attr("_elapsed_steps", state["steps"])
 
 def environment(seed):
     return VecNormalize(VecFrameStack(make_vec_env("CartPole-v1", 2, seed=seed, wrapper_class=Restorable), 2))
@@ -178,17 +174,66 @@ def test_a_closed_environment_does_not_stop_a_save(vec_env: Any, tmp_path: Path)
     assert DeepSPI.load(tmp_path / "closed").num_timesteps == 8
 
 
+def test_a_time_limit_goes_on(tmp_path: Path) -> None:
+    gym.register("Frail-v0", lambda: Frail(VECTOR, spaces.Discrete(2), length=100), max_episode_steps=5)
+    env = make_vec_env("Frail-v0")
+    model = DeepSPI("MlpPolicy", env, **FAST).learn(0)
+    for _ in range(3):
+        env.step([0])
+    model.save(tmp_path / "model")
+    episodes = checkpoint.read(tmp_path / "model.zip").environment["episodes"]
+    np.testing.assert_array_equal(episodes["rewards"], [[1.0, 1.0, 1.0]])
+    other = make_vec_env("Frail-v0")
+    DeepSPI.load(tmp_path / "model", env=other, force_reset=False)
+    assert [bool(other.step([0])[2][0]) for _ in range(3)] == [False, True, False]
+    del gym.registry["Frail-v0"]
+
+
+class Opaque(Frail):
+    def get_state(self) -> Any:
+        return {"steps": object()}
+
+
+def test_a_state_without_a_plain_form_is_left_out(tmp_path: Path) -> None:
+    model = DeepSPI("MlpPolicy", Opaque(VECTOR, spaces.Discrete(2)), **FAST).learn(0)
+    with pytest.warns(UserWarning, match=r"state could not be saved .*environment/states/0/steps = .* no plain form"):
+        model.save(tmp_path / "model")
+    assert checkpoint.read(tmp_path / "model.zip").environment["episodes"] is None
+    env = DummyVecEnv([lambda: Opaque(VECTOR, spaces.Discrete(2))])
+    with pytest.warns(UserWarning, match="does not hold the environment's state: it is reset, in spite of force_reset"):
+        loaded = DeepSPI.load(tmp_path / "model", env=env, force_reset=False)
+    loaded.learn(0, reset_num_timesteps=False)
+    env.step([0])  # it has been reset
+
+
+class Own(VecEnvWrapper):
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def test_wrappers_that_may_have_a_state_are_named(tmp_path: Path) -> None:
+    env = Own(DummyVecEnv([lambda: Frail(VECTOR, spaces.Discrete(2))]))
+    with pytest.warns(UserWarning, match="What Own keeps from step to step, if anything, is not saved"):
+        DeepSPI("MlpPolicy", env, **FAST).learn(0).save(tmp_path / "model")
+
+
 # --- checkpoints ------------------------------------------------------------------------------------
 
 
 def test_the_last_checkpoints_and_the_latest(tmp_path: Path) -> None:
     (tmp_path / "rl_model_999_steps.zip").touch()  # of an older run: the first to go
     os.utime(tmp_path / "rl_model_999_steps.zip", (0, 0))
+    others = ["rl_model_9_9_steps.zip", "rl_model_best_steps.zip", "rl_model_x_7_steps.zip"]
+    for other in others:
+        (tmp_path / other).touch()
     model = DeepSPI("MlpPolicy", make_vec_env("CartPole-v1", 2), **FAST)
     model.learn(80, callback=CheckpointCallback(9, tmp_path, keep=2))
     # every 9 steps of an environment, at the end of the update that was running: after 16, 32, ... and at the end
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "rl_model_64_steps.zip", "rl_model_80_steps.zip", "rl_model_latest.zip"
+        "rl_model_64_steps.zip", "rl_model_80_steps.zip", *others[:2], "rl_model_latest.zip", others[2]
     ]  # fmt: skip
     assert (tmp_path / "rl_model_latest.zip").readlink() == Path("rl_model_80_steps.zip")
     latest = DeepSPI.load(tmp_path / "rl_model_latest.zip")
@@ -197,6 +242,31 @@ def test_the_last_checkpoints_and_the_latest(tmp_path: Path) -> None:
     for arguments in ((0, tmp_path), (1, tmp_path, "rl_model", 0)):
         with pytest.raises(ValueError, match="must be at least 1"):
             CheckpointCallback(*arguments)
+
+
+def test_the_newest_checkpoint_is_kept_whatever_the_clock_says(tmp_path: Path) -> None:
+    for steps in (1, 2, 3):
+        (tmp_path / f"rl[1]_{steps}_steps.zip").touch()
+        os.utime(tmp_path / f"rl[1]_{steps}_steps.zip", (2**33, 2**33 + steps))
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **FAST)
+    model.learn(0, callback=CheckpointCallback(1, tmp_path, "rl[1]", keep=5))
+    assert len(list(tmp_path.iterdir())) == 5
+    model.learn(0, callback=CheckpointCallback(1, tmp_path, "rl[1]", keep=2))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "rl[1]_0_steps.zip", "rl[1]_3_steps.zip", "rl[1]_latest.zip"
+    }  # fmt: skip
+    (tmp_path / "rl[1]_latest.zip").unlink()
+    (tmp_path / "rl[1]_latest.zip").mkdir()
+    with pytest.raises(OSError, match=r"latest.zip point at .* \(it is a folder: move it away\)"):
+        model.learn(0, callback=CheckpointCallback(1, tmp_path, "rl[1]", keep=2))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_model_that_cannot_be_saved_does_not_begin_to_learn(tmp_path: Path) -> None:
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **FAST | dict(learning_rate=lambda progress: 1e-3))
+    with pytest.raises(checkpoint.CheckpointError, match=r"learning_rate = .* has no plain form"):
+        model.learn(100, callback=CheckpointCallback(1, tmp_path))
+    assert model.num_timesteps == 0
 
 
 # --- signals ----------------------------------------------------------------------------------------
@@ -255,6 +325,17 @@ def test_handlers_of_others_and_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert model._n_updates == 4
+
+
+def test_a_signal_that_ends_the_environments_of_a_callback() -> None:
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise EOFError  # what a SubprocVecEnv for evaluations says when its processes are gone
+
+    model, callback = DeepSPI("MlpPolicy", "CartPole-v1", **FAST), At(interrupted)
+    with pytest.raises(KeyboardInterrupt, match="SIGINT after 3 steps"):
+        model.learn(100, callback=callback)
+    assert callback.ended == 1
 
 
 SCRIPT = """

@@ -32,6 +32,10 @@ def failing(fault: str) -> gym.Env:
                     observation = observation[:3]
             return observation, *rest
 
+        def close(self) -> None:
+            if fault == "hang in close":
+                time.sleep(1000)
+
     return Failing(gym.make("CartPole-v1"))
 
 
@@ -61,6 +65,20 @@ def test_faults(fault: str, error: type[Exception], sentence: str) -> None:
     assert time.monotonic() - start < 5
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert len(os.listdir("/proc/self/fd")) <= handles - 2  # the pipes
+
+
+def test_environments_that_cannot_be_made_or_closed() -> None:
+    with pytest.raises(TimeoutError, match=r"Environment 0 has not answered for 0.1 s"):
+        TimeoutSubprocVecEnv([lambda: time.sleep(1000)], timeout=0.1)
+    with pytest.raises(ConnectionError, match=r"process of environment 0 has ended \(exit code 1\)"):
+        TimeoutSubprocVecEnv([lambda: 1 / 0])
+    bad = failing("hang in close")
+    env = TimeoutSubprocVecEnv([lambda: bad])
+    env.reset()
+    env.timeout = 0.5
+    pid = env.processes[0].pid
+    env.close()
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_it_is_sb3s_otherwise() -> None:

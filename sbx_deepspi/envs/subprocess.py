@@ -1,5 +1,8 @@
 """SB3's ``SubprocVecEnv``, which does not wait for ever."""
 
+import contextlib
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -20,17 +23,43 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
 
     :param env_fns: functions that make an environment with Box observations each
     :param start_method: of the processes, see ``multiprocessing``
-    :param timeout: seconds that an environment may take for an answer
+    :param timeout: seconds that an environment may take for an answer, the first of which includes the start of
+        its process
+    :raises TimeoutError: the first environment was not made in time
+    :raises ConnectionError: it could not be made
     """
 
     def __init__(
         self, env_fns: list[Callable[[], gym.Env]], start_method: str | None = None, timeout: float = 60.0
     ) -> None:
-        super().__init__(env_fns, start_method)
+        self.timeout = timeout
+        start = time.monotonic()
+        self.processes = []
+        answered = threading.Event()
+        threading.Thread(target=self._kill_unless, args=(answered,), daemon=True).start()
+        try:
+            try:
+                super().__init__(env_fns, start_method)
+            finally:
+                answered.set()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            late = time.monotonic() - start >= timeout
+            connection = _ImpatientConnection(self.remotes[0], self.processes[0], 0, timeout)
+            ended = connection.hangs() if late else connection.ended()
+            self._end_processes(wait=0.0)
+            raise ended from error
         self.remotes: tuple[Any, ...] = tuple(
             _ImpatientConnection(remote, process, i, timeout)
             for i, (remote, process) in enumerate(zip(self.remotes, self.processes, strict=True))
         )
+
+    def _kill_unless(self, answered: threading.Event) -> None:
+        # SB3's constructor waits for the first environment's spaces: it stops waiting when the process has ended
+        wait = self.timeout
+        while not answered.wait(wait):
+            for process in self.processes:
+                process.kill()
+            wait = 0.1  # for processes that are still to start
 
     def step_wait(self) -> VecEnvStepReturn:
         """
@@ -55,15 +84,27 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
     def close(self) -> None:
         if self.closed:
             return
-        if any(remote.failed for remote in self.remotes):  # to ask nicely would be to wait again
-            for process, remote in zip(self.processes, self.remotes, strict=True):
-                process.kill()
-                process.join()
-                remote.close()
-            self.closed = True
-        super().close()
-        for process in self.processes:
+        if not self._any_failed():
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                for remote in self.remotes:
+                    if self.waiting:
+                        remote.recv()
+                    remote.send(("close", None))
+        # to ask nicely those that failed would be to wait again
+        self._end_processes(wait=0.0 if self._any_failed() else self.timeout)
+
+    def _any_failed(self) -> bool:
+        return any(remote.failed for remote in self.remotes)
+
+    def _end_processes(self, wait: float) -> None:
+        deadline = time.monotonic() + wait
+        for process, remote in zip(self.processes, self.remotes, strict=True):
+            process.join(max(deadline - time.monotonic(), 0.0))
+            process.kill()
+            process.join()
             process.close()
+            remote.close()
+        self.closed = True
 
 
 class _ImpatientConnection:
@@ -77,18 +118,21 @@ class _ImpatientConnection:
         try:
             self.connection.send(message)
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise self._ended() from error
+            raise self.ended() from error
 
     def recv(self) -> Any:
         if not self.connection.poll(self.timeout):
-            self.failed = True
-            raise TimeoutError(f"Environment {self.index} has not answered for {self.timeout:g} s: close them all.")
+            raise self.hangs()
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise self._ended() from error
+            raise self.ended() from error
 
-    def _ended(self) -> ConnectionError:
+    def hangs(self) -> TimeoutError:
+        self.failed = True
+        return TimeoutError(f"Environment {self.index} has not answered for {self.timeout:g} s: close them all.")
+
+    def ended(self) -> ConnectionError:
         self.failed = True
         self.process.join(timeout=5)
         return ConnectionError(
