@@ -540,7 +540,7 @@ def unflatten(tensors: dict[str, np.ndarray], like: Any, prefix: str = "") -> An
     if tensors.keys() != expected.keys():
         name = min(tensors.keys() ^ expected.keys())
         raise CheckpointError(
-            f"The checkpoint's networks are not those that its attributes describe: {_printable(name)!r} is "
+            f"The checkpoint's networks are not those that its attributes describe: {_printable(name, 200)!r} is "
             f"{'missing' if name in expected else 'not among them'}."
         )
     for name, leaf in expected.items():
