@@ -1,6 +1,7 @@
 """One compilation cache for the whole suite and the processes that it starts; no more compiled code than needed."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+
+# whoever runs the tests in the background may have them ignore Ctrl-C, which programs that they start would inherit
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MANY_MEMORY_MAPS = 15_000  # Linux allows a process 65,530
 
