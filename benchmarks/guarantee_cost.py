@@ -19,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sbx_deepspi import DeepSPI, make_envpool_env
 from sbx_deepspi.certificate import certify
-from sbx_deepspi.deepspi import update
+from sbx_deepspi.update import update
 
 
 def prepared(env: Any, policy: str, **policy_kwargs: Any) -> DeepSPI:

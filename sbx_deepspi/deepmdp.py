@@ -6,8 +6,9 @@ from typing import Any
 import jax
 
 from sbx_deepspi import objective
-from sbx_deepspi.deepspi import DeepSPI, Hyperparameters
+from sbx_deepspi.deepspi import DeepSPI
 from sbx_deepspi.networks.agent import Evaluation
+from sbx_deepspi.update import Hyperparameters
 
 
 def policy_loss(

@@ -4,7 +4,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import (
@@ -181,8 +180,9 @@ def _episodes_of(env: VecEnv) -> dict[str, Any] | None:
         states = env.env_method("get_state")
         monitored = all(env.env_is_wrapped(Monitor))
         rewards = [np.asarray(rewards, np.float64) for rewards in env.get_attr("rewards")] if monitored else None
-        limited = all(env.env_is_wrapped(TimeLimit))
-        elapsed_steps = env.get_attr("_elapsed_steps") if limited else None
+        # not by the class TimeLimit: RL Zoo puts another in its place, and then Gymnasium's own has no name by which
+        # it could be sent to a process
+        elapsed_steps = env.get_attr("_elapsed_steps") if env.has_attr("_elapsed_steps") else None
         wrappers = [{name: array.copy() for name, array in _arrays_of(wrapper).items()} for wrapper in wrappers_of(env)]
         episodes = {"states": states, "rewards": rewards, "elapsed_steps": elapsed_steps, "wrappers": wrappers}
         checkpoint.to_bytes(checkpoint.Checkpoint("VecEnv", {}, episodes, {}))  # whether it has a plain form

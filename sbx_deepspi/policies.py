@@ -272,7 +272,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         )
         observations = jnp.zeros((1, *(self.observation_space.shape or ())), self.observation_space.dtype)
         actions = jnp.zeros((1, *action_shape(self.action_space)), action_dtype(self.action_space))
-        example = Transitions(observations, observations, actions, *[jnp.zeros(1)] * 5)
+        zero = jnp.zeros(1)
+        example = Transitions(observations, observations, actions, zero, zero, zero, zero, zero, zero)
         params = jax.jit(self.networks.init, static_argnames="method")(init_key, example, init_key, method="evaluate")
         params = self.networks.apply(params, method="limit_policy")
         # injected, so that they can change without a new compilation

@@ -82,20 +82,24 @@ class Transitions(struct.PyTreeNode):
     :param next_observations: s'
     :param actions: a
     :param rewards: r
+    :param dones: whether the episode ended
     :param values: V(s) at collection time
     :param log_probs: log π_b(a|s)
     :param advantages: Â
     :param returns: Â + V(s)
+    :param segment_length: how many of them, each time, are successive steps of one environment; divides B
     """
 
     observations: jax.Array
     next_observations: jax.Array
     actions: jax.Array
     rewards: jax.Array
+    dones: jax.Array
     values: jax.Array
     log_probs: jax.Array
     advantages: jax.Array
     returns: jax.Array
+    segment_length: int = struct.field(pytree_node=False, default=1)
 
 
 def generalized_advantages(
@@ -137,18 +141,19 @@ def to_transitions(
     :param last_values: V of the observations that follow the rollout's last step, shape (N,)
     :param gamma: discount factor γ
     :param gae_lambda: λ
-    :return: T · N transitions, in time-major order
+    :return: N · T transitions, one environment's after the other's
     """
     advantages = generalized_advantages(rollout, last_values, gamma, gae_lambda)
 
     def flatten(array: Array) -> jax.Array:
-        return jnp.asarray(array).reshape(-1, *array.shape[2:])
+        return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
 
     return Transitions(
         observations=flatten(rollout.observations),
         next_observations=flatten(rollout.next_observations),
         actions=flatten(rollout.actions),
         rewards=flatten(rollout.rewards),
+        dones=flatten(rollout.dones),
         values=flatten(rollout.values),
         log_probs=flatten(rollout.log_probs),
         advantages=flatten(advantages),
@@ -156,14 +161,48 @@ def to_transitions(
     )
 
 
-def microbatches(batch: Any, microbatch_size: int) -> Any:
+class SharedObservations(struct.PyTreeNode):
     """
-    Split a batch into equal parts, as few as the size allows.
+    The observations of ``B`` transitions in segments, each once where the next transition begins with it.
+
+    :param observations: every s, then those s' that begin no other transition; shape (B + 2 B / segment length, ...)
+    :param following: which of them is s', integers of shape (B,)
+    :param fits: whether there was room for all: one episode's end within each segment, on average
+    """
+
+    observations: jax.Array
+    following: jax.Array
+    fits: jax.Array
+
+
+def share_observations(transitions: Transitions) -> SharedObservations:
+    """
+    Leave out each s' that is the s of the next transition: so it is within a segment, unless the episode ended.
+
+    :param transitions: B transitions in segments
+    :return: what is left, to be encoded
+    """
+    size, length = len(transitions.dones), transitions.segment_length
+    is_own = transitions.dones | (jnp.arange(size) % length == length - 1)
+    n_own = 2 * size // length
+    (own,) = jnp.nonzero(is_own, size=n_own, fill_value=0)
+    return SharedObservations(
+        observations=jnp.concatenate([transitions.observations, transitions.next_observations[own]]),
+        following=jnp.where(is_own, size - 1 + jnp.cumsum(is_own), 1 + jnp.arange(size)),
+        fits=is_own.sum() <= n_own,
+    )
+
+
+def microbatches(batch: Any, microbatch_size: int, segment_length: int = 1) -> Any:
+    """
+    Split a batch into equal parts of whole segments, as few as the size allows.
 
     :param batch: arrays of shape (B, ...)
-    :param microbatch_size: the most transitions in a part
+    :param microbatch_size: the most transitions in a part, at least a segment's
+    :param segment_length: divides B
     :return: the same arrays, of shape (parts, B / parts, ...)
     """
-    size = len(jax.tree.leaves(batch)[0])
-    n_parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= microbatch_size)
+    n_segments = len(jax.tree.leaves(batch)[0]) // segment_length
+    most = microbatch_size // segment_length
+    n_parts = next(n for n in range(1, n_segments + 1) if n_segments % n == 0 and n_segments // n <= most)
     return jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), batch)

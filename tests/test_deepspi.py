@@ -17,8 +17,9 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepSPI
-from sbx_deepspi.deepspi import Hyperparameters, automatic_n_steps, loss, loss_gradients, update
-from sbx_deepspi.rollout import to_transitions
+from sbx_deepspi.deepspi import automatic_n_steps
+from sbx_deepspi.rollout import share_observations, to_transitions
+from sbx_deepspi.update import Hyperparameters, loss, loss_gradients, update
 
 # a constant rate: the default schedule has come down to 0 when a run's last update is made
 TINY_RUN: dict[str, Any] = dict(learning_rate=1e-3, n_steps=8, batch_size=8, n_epochs=2, seed=0)
@@ -153,7 +154,7 @@ def collected(model: DeepSPI) -> tuple[Any, Any]:
         learning_rate=1e-3, max_grad_norm=0.5, gamma=0.9, gae_lambda=0.8, clip_range=0.1, clip_range_vf=None,
         ent_coef=0.01, vf_coef=0.5,
         reward_loss_coef=0.0, transition_loss_coef=0.0, target_kl=None, gradient_penalty_coef=None, batch_size=16,
-        n_epochs=3, normalize_advantage=True, microbatch_size=2**31, policy_loss=model.policy_loss,
+        n_epochs=3, normalize_advantage=True, microbatch_size=2**31, segment_length=1, policy_loss=model.policy_loss,
     )  # fmt: skip
     return model.rollout_buffer, hyperparameters
 
@@ -248,6 +249,28 @@ def test_gradients_in_parts_are_those_of_the_whole() -> None:
     for size in (5, 99):  # parts of 4, since 5 does not divide 12, and one part
         gradients, metrics = jax.jit(loss_gradients)(state, transitions, key, h.replace(microbatch_size=size))
         assert metrics.loss == pytest.approx(float(expected_loss), rel=1e-4)
+        for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-9)
+
+
+@pytest.mark.parametrize("action_space", [spaces.Discrete(1), spaces.Discrete(18), spaces.Box(-1, 1, (2,))], ids=str)
+def test_sharing_observations_changes_nothing(action_space: spaces.Space) -> None:
+    """Loss and every gradient against the plain form; also where episodes end too often for it."""
+    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, action_space, length=5)] * 3)
+    kwargs = dict(transition_density="deterministic", features_extractor_kwargs=dict(features_dim=8))
+    model = DeepSPI("CnnPolicy", env, n_steps=8, batch_size=24, seed=1, policy_kwargs=kwargs)
+    rollout, h = collected(model)
+    h = h.replace(reward_loss_coef=1.0, transition_loss_coef=1.0, microbatch_size=16)
+    state, key = model.policy.state, jax.random.PRNGKey(0)
+    of_minibatch = jax.jit(loss_gradients)
+    for dones, fits in ((rollout.dones, True), (np.ones_like(rollout.dones), False)):
+        plain = to_transitions(rollout.replace(dones=dones), np.zeros(3, np.float32), 0.9, 0.8)
+        segments = plain.replace(segment_length=4)
+        assert segments.dones.any()
+        assert bool(share_observations(segments).fits) == fits
+        expected, expected_metrics = of_minibatch(state, plain, key, h)
+        gradients, metrics = of_minibatch(state, segments, key, h)
+        assert metrics.loss == pytest.approx(float(expected_metrics.loss), rel=1e-4)
         for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-9)
 

@@ -8,8 +8,9 @@ import scipy.integrate
 import scipy.stats
 
 from sbx_deepspi.networks import densities, lipschitz
+from sbx_deepspi.networks.backend import clipped_normal
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
-from sbx_deepspi.networks.noise import LARGEST, clipped_normal, clipped_normal_of, hashed_bits
+from sbx_deepspi.networks.noise import LARGEST, clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
 
 KEY = jax.random.key(0)
@@ -71,9 +72,11 @@ def test_convolution_layer_equals_xlas() -> None:
     assert_same_function(layer.apply, plain, params, images)
 
 
-@pytest.mark.parametrize(("n_actions", "groups"), [(1, 2), (3, 1), (18, 2)])
-def test_grouped_convolution_per_action_equals_all_actions_then_selection(n_actions: int, groups: int) -> None:
-    layer = lipschitz.GroupedConvolutionPerAction(n_actions, 6, groups)
+@pytest.mark.parametrize(("n_actions", "groups", "parts"), [(1, 2, 1), (3, 1, 2), (18, 2, 3)])
+def test_grouped_convolution_per_action_equals_all_actions_then_selection(
+    n_actions: int, groups: int, parts: int
+) -> None:
+    layer = lipschitz.GroupedConvolutionPerAction(n_actions, 6 // parts, groups, parts)
     images = normal(5, 9, 3, 4, 8)
     actions = jax.random.randint(KEY, (9,), 0, n_actions)
     params = layer.init(KEY, images, actions)
@@ -87,10 +90,11 @@ def test_grouped_convolution_per_action_equals_all_actions_then_selection(n_acti
                 images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
             )
 
-        every_action = jax.vmap(one_action)(kernel, bias)
-        return every_action[actions, jnp.arange(9)]
+        every_action = jax.vmap(one_action)(kernel, bias.reshape(n_actions, 6))
+        taken = every_action[actions, jnp.arange(9)].reshape(9, 3, 4, groups, parts, -1)
+        return jnp.moveaxis(taken, -2, 0).reshape(parts, 9, 3, 4, -1)
 
-    assert_same_function(lambda p, x: layer.apply(p, x, actions), plain, params, images)
+    assert_same_function(lambda p, x: jnp.stack(layer.apply(p, x, actions)), plain, params, images)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +130,11 @@ def test_mixture_sample_by_numpy() -> None:
 
 def test_densities_from_outputs() -> None:
     outputs = normal(1, 2, 3, 2)
-    density = densities.from_outputs(outputs, None, lipschitz_constant=3.0)
+    density = densities.from_outputs([outputs[..., :1], outputs[..., 1:]], None, lipschitz_constant=3.0)
     assert isinstance(density, densities.Mixture)
     np.testing.assert_allclose(density.locations, 1.5 * outputs[..., :1])
     np.testing.assert_allclose(density.scales, 1.5 * (np.log1p(np.exp(outputs[..., 1:])) + 1e-6), rtol=1e-5)
-    point = densities.from_outputs(outputs[..., :1], None, lipschitz_constant=3.0)
+    point = densities.from_outputs([outputs[..., :1]], None, lipschitz_constant=3.0)
     assert isinstance(point, densities.Deterministic)
     next_latents = jnp.zeros((2, 3))
     losses = point.transition_losses(next_latents, KEY)

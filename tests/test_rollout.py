@@ -2,11 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sbx_deepspi.rollout import Rollout, generalized_advantages, to_transitions
+from sbx_deepspi.rollout import Rollout, generalized_advantages, microbatches, share_observations, to_transitions
 
 GAMMA, GAE_LAMBDA = 0.9, 0.8
 
@@ -41,8 +42,8 @@ def test_advantages_equal_sb3s() -> None:
     advantages = generalized_advantages(rollout, last_values, GAMMA, GAE_LAMBDA)
     np.testing.assert_allclose(advantages, buffer.advantages, rtol=1e-5, atol=1e-5)
     transitions = to_transitions(rollout, last_values, GAMMA, GAE_LAMBDA)
-    np.testing.assert_allclose(transitions.returns, buffer.returns.reshape(-1), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(transitions.rewards, rollout.rewards.reshape(-1))
+    np.testing.assert_allclose(transitions.returns, buffer.returns.T.reshape(-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(transitions.rewards, rollout.rewards.T.reshape(-1))
 
 
 def test_advantages_by_hand() -> None:
@@ -53,3 +54,40 @@ def test_advantages_by_hand() -> None:
     rollout.dones[1] = True
     advantages = generalized_advantages(rollout, np.array([100.0]), GAMMA, GAE_LAMBDA)
     np.testing.assert_allclose(advantages[:, 0], [1.8 + 0.72, 1.0], rtol=1e-6)
+
+
+def test_observations_are_shared_within_segments_unless_the_episode_ended() -> None:
+    """Two segments of four steps; the second episode of the first one ends at its third step."""
+    rollout = Rollout.empty(4, 2, observation=((), np.int32), action=((), np.int32), log_policy=(2,))
+    rollout.observations[:] = np.transpose([[10, 11, 12, 0], [20, 21, 22, 23]])
+    rollout.next_observations[:] = np.transpose([[11, 12, 13, 1], [21, 22, 23, 24]])
+    rollout.dones[2, 0] = True
+    transitions = to_transitions(rollout, np.zeros(2, np.float32), GAMMA, GAE_LAMBDA).replace(segment_length=4)
+    shared = share_observations(transitions)
+    # 13 ends an episode; 1 and 24 end the segments; one place is left
+    np.testing.assert_array_equal(shared.observations, [10, 11, 12, 0, 20, 21, 22, 23, 13, 1, 24, 11])
+    np.testing.assert_array_equal(shared.observations[shared.following], transitions.next_observations)
+    assert shared.fits
+
+
+@pytest.mark.parametrize("p_done", [0.0, 0.1, 0.3, 1.0])
+def test_shared_observations_give_back_every_next_one(p_done: float) -> None:
+    rng = np.random.default_rng(0)
+    for length in (2, 3, 8):
+        rollout = Rollout.empty(3 * length, 5, observation=((2,), np.float32), action=((), np.int32), log_policy=(2,))
+        rollout.dones[:] = rng.random(rollout.dones.shape) < p_done
+        rollout.observations[:] = rng.random(rollout.observations.shape)
+        rollout.next_observations[:] = rng.random(rollout.observations.shape)
+        goes_on = ~rollout.dones[:-1]
+        rollout.next_observations[:-1][goes_on] = rollout.observations[1:][goes_on]
+        transitions = to_transitions(rollout, np.zeros(5, np.float32), GAMMA, GAE_LAMBDA).replace(segment_length=length)
+        shared = share_observations(transitions)
+        n_inner_ends = rollout.dones.reshape(3, length, 5)[:, :-1].sum()
+        assert shared.fits == (n_inner_ends <= 15)
+        if shared.fits:
+            np.testing.assert_array_equal(shared.observations[shared.following], transitions.next_observations)
+
+
+def test_microbatches_keep_segments_whole() -> None:
+    parts = microbatches(np.arange(24), microbatch_size=10, segment_length=4)
+    np.testing.assert_array_equal(parts, np.arange(24).reshape(3, 8))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbx_deepspi.networks.convolution import convolution
+from sbx_deepspi.networks.backend import convolution
 from sbx_deepspi.networks.densities import straight_through
 
 Activation = Callable[[jax.Array], jax.Array]

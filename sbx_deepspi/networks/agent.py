@@ -13,7 +13,7 @@ from flax import struct
 from sbx_deepspi.networks.lipschitz import limit_kernels, lipschitz_bound, normalize_kernels
 from sbx_deepspi.networks.world_model import LipschitzBounds
 from sbx_deepspi.objective import reward_loss
-from sbx_deepspi.rollout import Transitions
+from sbx_deepspi.rollout import Transitions, share_observations
 
 tfd = tfp.distributions
 
@@ -163,8 +163,7 @@ class Networks(nn.Module):
         :param gradient_penalty: whether to compute :meth:`gradient_penalties`
         :return: policy, values and the world model's losses
         """
-        latents = self.encoder(transitions.observations)
-        next_latents = self.encoder(transitions.next_observations)
+        latents, next_latents = self.encode_both(transitions)
         features = self.torso(latents)
         distribution = self.actor(features)
         actions = self.encode_actions(transitions.actions)
@@ -179,6 +178,17 @@ class Networks(nn.Module):
             transition_losses=self.transition_model(latents, actions).transition_losses(next_latents, key),
             gradient_penalties=penalties,
         )
+
+    def encode_both(self, transitions: Transitions) -> tuple[jax.Array, jax.Array]:
+        """
+        :param transitions: B transitions; if in segments, such that :func:`share_observations` fits them
+        :return: φ(s) and φ(s'), each of shape (B, ...)
+        """
+        if transitions.segment_length == 1:
+            return self.encoder(transitions.observations), self.encoder(transitions.next_observations)
+        shared = share_observations(transitions)
+        latents = self.encoder(shared.observations)
+        return latents[: len(shared.following)], latents[shared.following]
 
     def gradient_penalties(self, latents: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
         """

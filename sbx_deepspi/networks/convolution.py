@@ -1,33 +1,11 @@
-"""VALID convolutions in the form that each backend runs fast: the one place where that is decided.
-
-XLA's own convolution is right for accelerators. On CPUs it is slow, and slower still inside the loops over
-epochs and minibatches (jax issue 12868), while matrix products run near the machine's peak; there a
-convolution is space-to-depth, one matrix product, and a sum of shifted rows.
-"""
+"""VALID convolutions in two forms: XLA's own, and matrix products."""
 
 import jax
 import jax.numpy as jnp
 
 
-def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """
-    Convolution without padding.
-
-    :param images: shape (B, H, W, C)
-    :param kernel: square, its size a multiple of ``stride``: shape (k, k, C, O)
-    :param stride: in both directions
-    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O)
-    """
-    return jax.lax.platform_dependent(
-        images,
-        kernel,
-        cpu=lambda images, kernel: matrix_convolution(images, kernel, stride),
-        default=lambda images, kernel: plain_convolution(images, kernel, stride),
-    )
-
-
 def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """XLA's convolution; see :func:`convolution`."""
+    """XLA's convolution; see :func:`~sbx_deepspi.networks.backend.convolution`."""
     return jax.lax.conv_general_dilated(
         images, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -35,7 +13,8 @@ def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.
 
 def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """
-    The same from one matrix product; see :func:`convolution`.
+    The same by space-to-depth, one matrix product, and a sum of shifted rows; see
+    :func:`~sbx_deepspi.networks.backend.convolution`.
 
     Patches of columns go into the product and sums of shifted rows come out of it, which moves fewer bytes
     than patches of both or sums of both.

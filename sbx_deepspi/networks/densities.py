@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sbx_deepspi.networks.noise import clipped_normal
+from sbx_deepspi.networks.backend import clipped_normal
 from sbx_deepspi.objective import CATEGORICAL_COSTS, transition_loss
 
 
@@ -114,36 +114,24 @@ def straight_through(scores: jax.Array, probabilities: jax.Array) -> jax.Array:
     return one_hot + (probabilities - jax.lax.stop_gradient(probabilities))
 
 
-def n_outputs(transition_density: str, n_components: int) -> int:
-    """
-    Numbers that a transition model gives per latent dimension.
-
-    :param transition_density: ``"mixture"``, ``"normal"`` or ``"deterministic"``
-    :param n_components: K of the mixture
-    :return: 2 K for a mixture, 2 for a normal, 1 for a point
-    """
-    return {"mixture": 2 * n_components, "normal": 2, "deterministic": 1}[transition_density]
-
-
-def from_outputs(outputs: jax.Array, logits: jax.Array | None, lipschitz_constant: float | None) -> LatentDensity:
+def from_outputs(parts: list[jax.Array], logits: jax.Array | None, lipschitz_constant: float | None) -> LatentDensity:
     """
     Read a transition model's outputs as a density.
 
-    With 1-Lipschitz outputs every location and scale gets ½ L, so that both together are L-Lipschitz
+    With outputs that are 1-Lipschitz together every location and scale gets ½ L, so that both are L-Lipschitz
     for noise within [-1, 1]; a point gets L.
 
-    :param outputs: locations, then scales before their softplus: shape (B, ..., D, ``n_outputs``)
+    :param parts: locations, and scales before their softplus unless they are points: each of shape (B, ..., D, K)
     :param logits: of the mixture's weights, shape (B, ..., K); ``None``: one component
     :param lipschitz_constant: L; ``None``: outputs are taken as they are
     :return: the density
     """
-    n_numbers = outputs.shape[-1]
     constant = 1.0 if lipschitz_constant is None else lipschitz_constant
-    if n_numbers == 1:
-        return Deterministic(constant * outputs[..., 0])
+    if len(parts) == 1:
+        return Deterministic(constant * parts[0][..., 0])
     if lipschitz_constant is not None:
         constant = 0.5 * lipschitz_constant
-    locations, scales = jnp.split(outputs, 2, axis=-1)
+    locations, scales = parts
     if logits is None:
-        logits = jnp.zeros((*outputs.shape[:-2], n_numbers // 2))
+        logits = jnp.zeros((*locations.shape[:-2], 1))
     return Mixture(constant * locations, constant * (jax.nn.softplus(scales) + 1e-6), logits)

@@ -272,36 +272,44 @@ class GroupedConvolutionPerAction(nn.Module):
     One grouped 2 × 2 SAME convolution for each action; each map goes through that of the action taken.
 
     :param n_actions: number of convolutions; 1 for actions that do not choose one
-    :param features: channels out
+    :param features: channels out, of each part
     :param n_groups: groups of channels; divides the channels in and out
+    :param n_parts: parts of the output
     """
 
     n_actions: int
     features: int
     n_groups: int
+    n_parts: int = 1
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, actions: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, actions: jax.Array) -> list[jax.Array]:
         """
         :param inputs: shape (B, height, width, channels)
         :param actions: which convolution, integers of shape (B,)
-        :return: shape (B, height, width, features)
+        :return: the parts, each of shape (B, height, width, features)
         """
         batch, height, width, channels = inputs.shape
-        groups, group_in, group_out = self.n_groups, channels // self.n_groups, self.features // self.n_groups
+        groups, group_in = self.n_groups, channels // self.n_groups
+        group_out = self.n_parts * self.features // groups
         kernel = self.param(
             "kernel",
             nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0, 1)),
             (self.n_actions, groups, 2, 2, group_in, group_out),
         )
-        bias = self.param("bias", nn.initializers.zeros, (self.n_actions, self.features))
-        # the action's kernel is chosen before the product: one convolution per map, not n_actions
-        taken = kernel.reshape(self.n_actions, groups, 4 * group_in, group_out)[actions]
+        bias = self.param("bias", nn.initializers.zeros, (self.n_actions, groups, group_out))
         by_group = jnp.moveaxis(inputs.reshape(batch, height, width, groups, group_in), 3, 1)
         windows = patches(by_group.reshape(-1, height, width, group_in))
         windows = windows.reshape(batch, groups, height * width, 4 * group_in)
-        outputs = jnp.moveaxis(windows @ taken, 1, 2)
-        return outputs.reshape(batch, height, width, self.features) + bias[actions][:, None, None]
+
+        def part(kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            # the action's kernel is chosen before the product: one convolution per map, not n_actions
+            outputs = windows @ kernel[actions] + bias[actions][:, :, None]
+            return jnp.moveaxis(outputs, 1, 2).reshape(batch, height, width, self.features)
+
+        # kernels are split, not outputs: the gradient would concatenate these, which is slow on CPUs
+        kernels = jnp.split(kernel.reshape(self.n_actions, groups, 4 * group_in, group_out), self.n_parts, axis=-1)
+        return [part(*both) for both in zip(kernels, jnp.split(bias, self.n_parts, axis=-1), strict=True)]
 
 
 def patches(inputs: jax.Array) -> jax.Array:

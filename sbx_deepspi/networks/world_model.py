@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sbx_deepspi.networks.densities import Categorical, LatentDensity, from_outputs, n_outputs
+from sbx_deepspi.networks.densities import Categorical, LatentDensity, from_outputs
 from sbx_deepspi.networks.lipschitz import (
     Convolution,
     Dense,
@@ -95,7 +95,8 @@ class TransitionModel(nn.Module):
         """
         activation = nn.relu if self.lipschitz_constant is None else group_sort
         n_dimensions = latents.shape[-1]
-        n_numbers = n_outputs(self.transition_density, self.n_components)
+        n_components = self.n_components if self.transition_density == "mixture" else 1
+        n_parts = 1 if self.transition_density == "deterministic" else 2
         is_map = latents.ndim == 4
         slices = self.n_actions if is_map and self.n_actions is not None and not self.embed_actions else 1
         taken = actions if slices > 1 else jnp.zeros(len(latents), jnp.int32)
@@ -108,18 +109,17 @@ class TransitionModel(nn.Module):
             hidden += ActionEmbedding(self.n_actions, name="actions")(actions, hidden)
         hidden = activation(hidden)
 
-        features = n_dimensions * n_numbers
+        features = n_dimensions * n_components
         if is_map:
             groups = N_GROUPS if n_dimensions % N_GROUPS == 0 else 1
-            last = GroupedConvolutionPerAction(slices, features, groups, name="outputs")
-            outputs = last(hidden, taken)
+            last = GroupedConvolutionPerAction(slices, features, groups, n_parts, name="outputs")
+            parts = last(hidden, taken)
         else:
-            outputs = Dense(features, name="outputs")(hidden)
+            parts = jnp.split(Dense(n_parts * features, name="outputs")(hidden), n_parts, axis=-1)
         logits = None
         if self.transition_density == "mixture":
             logits = DensePerAction(slices, self.n_components, name="logits")(hidden, taken)
-        outputs = outputs.reshape(*latents.shape, n_numbers)
-        return from_outputs(outputs, logits, self.lipschitz_constant)
+        return from_outputs([part.reshape(*latents.shape, -1) for part in parts], logits, self.lipschitz_constant)
 
     def lipschitz_bounds(self, *latent_map: int) -> LipschitzBounds:
         """

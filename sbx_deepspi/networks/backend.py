@@ -1,0 +1,76 @@
+"""
+Which form of a computation runs where: the one place that decides it. Both forms compute the same.
+
+On accelerators XLA's own operations are right. On CPUs its convolutions are slow, and slower still inside the loops
+over epochs and minibatches (jax issue 12868), while matrix products run near the machine's peak; JAX's random bits
+cost more there than what is done with them; and what image networks compute should stay within the cache.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
+from sbx_deepspi.networks.noise import clipped_normal_of, hashed_bits
+
+CPU_MICROBATCH = 32
+LONGEST_SEGMENT = 8
+
+
+def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """
+    Convolution without padding.
+
+    :param images: shape (B, H, W, C)
+    :param kernel: square, its size a multiple of ``stride``: shape (k, k, C, O)
+    :param stride: in both directions
+    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O)
+    """
+    return jax.lax.platform_dependent(
+        images,
+        kernel,
+        cpu=lambda images, kernel: matrix_convolution(images, kernel, stride),
+        default=lambda images, kernel: plain_convolution(images, kernel, stride),
+    )
+
+
+def clipped_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """
+    Standard normal numbers clipped to [-1, 1].
+
+    :param key: randomness
+    :param shape: of the result
+    :return: float32
+    """
+    bits = jax.lax.platform_dependent(
+        key, cpu=lambda key: hashed_bits(key, shape), default=lambda key: jax.random.bits(key, shape, jnp.uint32)
+    )
+    return clipped_normal_of(bits)
+
+
+def microbatch_size(platform: str, observation_shape: tuple[int, ...]) -> int:
+    """
+    How many transitions go through the networks at a time.
+
+    :param platform: of the device, ``"cpu"`` or another
+    :param observation_shape: of one observation
+    :return: number of transitions
+    """
+    return CPU_MICROBATCH if platform == "cpu" and len(observation_shape) == 3 else 2**31
+
+
+def segment_length(observation_shape: tuple[int, ...], n_steps: int, batch_size: int) -> int:
+    """
+    How many successive steps of an environment stay together when minibatches are drawn, so that φ(s') is not computed
+    where it is the next step's φ(s). Vectors cost too little for that.
+
+    :param observation_shape: of one observation
+    :param n_steps: of each environment in a rollout
+    :param batch_size: of a minibatch
+    :return: number of steps; divides ``n_steps`` and ``batch_size``
+    """
+    if len(observation_shape) < 3:
+        return 1
+    common = math.gcd(n_steps, batch_size)
+    return max(length for length in range(1, LONGEST_SEGMENT + 1) if common % length == 0)

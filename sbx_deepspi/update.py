@@ -1,0 +1,337 @@
+"""One update: -J of a minibatch and its gradient, minibatches, epochs (Delgrange et al., ICLR 2026)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from flax.core import FrozenDict
+from flax.training.train_state import TrainState
+
+from sbx_deepspi import objective
+from sbx_deepspi.networks.agent import Evaluation
+from sbx_deepspi.policies import predict_values
+from sbx_deepspi.rollout import Rollout, Transitions, microbatches, share_observations, to_transitions
+
+
+class Hyperparameters(struct.PyTreeNode):
+    """
+    What an update depends on beside parameters and data.
+
+    Numbers are traced: changing them compiles nothing anew. From ``batch_size`` on, and whether an optional one
+    is ``None``, they shape the compiled program.
+
+    :param learning_rate: of the optimiser
+    :param max_grad_norm: bound of the global norm of all gradients
+    :param gamma: discount factor γ
+    :param gae_lambda: λ of the advantages
+    :param clip_range: ε
+    :param clip_range_vf: largest change of a value; ``None``: no limit
+    :param ent_coef: c_e
+    :param vf_coef: c_v
+    :param reward_loss_coef: α_R
+    :param transition_loss_coef: α_P
+    :param target_kl: stop the update at 1.5 times this divergence; ``None``: never
+    :param gradient_penalty_coef: weight of the gradient penalty; ``None``: none
+    :param batch_size: transitions in a minibatch
+    :param n_epochs: passes over the rollout
+    :param normalize_advantage: whether advantages are normalised per minibatch
+    :param microbatch_size: the most transitions that go through the networks at a time
+    :param segment_length: successive steps of one environment that stay together when minibatches are drawn
+    :param policy_loss: what the world model's losses do to the policy's, :func:`policy_loss` for DeepSPI
+    """
+
+    learning_rate: float
+    max_grad_norm: float
+    gamma: float
+    gae_lambda: float
+    clip_range: float
+    clip_range_vf: float | None
+    ent_coef: float
+    vf_coef: float
+    reward_loss_coef: float
+    transition_loss_coef: float
+    target_kl: float | None
+    gradient_penalty_coef: float | None
+    batch_size: int = struct.field(pytree_node=False)
+    n_epochs: int = struct.field(pytree_node=False)
+    normalize_advantage: bool = struct.field(pytree_node=False)
+    microbatch_size: int = struct.field(pytree_node=False)
+    segment_length: int = struct.field(pytree_node=False)
+    policy_loss: Callable[..., jax.Array] = struct.field(pytree_node=False)
+
+
+class Metrics(struct.PyTreeNode):
+    """What some transitions tell the user: scalars, or several of each along one axis."""
+
+    loss: jax.Array
+    policy_gradient_loss: jax.Array
+    entropy_loss: jax.Array
+    value_loss: jax.Array
+    reward_loss: jax.Array
+    transition_loss: jax.Array
+    gradient_penalty: jax.Array
+    approx_kl: jax.Array
+    clip_fraction: jax.Array
+
+    def mean(self, where: jax.Array | None = None) -> "Metrics":
+        """
+        :param where: which of several count; ``None``: all
+        :return: scalars
+        """
+        return jax.tree.map(lambda values: jnp.mean(values, where=where), self)
+
+
+class Faults(struct.PyTreeNode):
+    """
+    Which quantities were NaN or infinite: bools of a minibatch, or the number of minibatches.
+
+    :param loss: -J
+    :param gradient: the norm of -J's: also where finite numbers, from about 1.8e19 on, have squares that overflow
+    :param parameters: the norm of all, after the optimiser's step
+    """
+
+    loss: jax.Array
+    gradient: jax.Array
+    parameters: jax.Array
+
+    @property
+    def any(self) -> jax.Array:
+        """
+        :return: whether any quantity is at fault
+        """
+        return (self.loss > 0) | (self.gradient > 0) | (self.parameters > 0)
+
+
+class UpdateReport(struct.PyTreeNode):
+    """
+    What an update tells the user; scalars.
+
+    :param metrics: over the minibatches that ran, without those at fault
+    :param faults: how many of them were at fault, by quantity; their steps were not applied
+    :param n_minibatches: that ran
+    :param explained_variance: of the returns by the values at collection time
+    :param n_epochs: epochs that ran
+    :param stopped: whether ``target_kl`` stopped the update
+    :param last_kl: divergence estimated in the last minibatch that ran
+    """
+
+    metrics: Metrics
+    faults: Faults
+    n_minibatches: jax.Array
+    explained_variance: jax.Array
+    n_epochs: jax.Array
+    stopped: jax.Array
+    last_kl: jax.Array
+
+
+def policy_loss(
+    ratios: jax.Array, advantages: jax.Array, evaluation: Evaluation, hyperparameters: Hyperparameters
+) -> jax.Array:
+    """
+    -E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)]: DeepSPI takes the world model's losses into the clip.
+
+    :param ratios: ρ, shape (B,)
+    :param advantages: Â, normalised, shape (B,)
+    :param evaluation: with the world model's losses
+    :param hyperparameters: ε, α_R and α_P
+    :return: scalar
+    """
+    h = hyperparameters
+    utilities = objective.utility(
+        advantages,
+        evaluation.reward_losses,
+        evaluation.transition_losses,
+        h.reward_loss_coef,
+        h.transition_loss_coef,
+    )
+    return -objective.clipped_surrogate(ratios, utilities, h.clip_range).mean()
+
+
+def loss(
+    params: FrozenDict, state: TrainState, transitions: Transitions, key: jax.Array, hyperparameters: Hyperparameters
+) -> tuple[jax.Array, Metrics]:
+    """
+    -J of some transitions: J = E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] + c_e H(π) - c_v ½ (V - return)².
+
+    :param params: what J is differentiated by, constrained
+    :param state: how to apply them
+    :param transitions: B transitions, their advantages already normalised
+    :param key: randomness of the latent samples
+    :param hyperparameters: ε and the coefficients
+    :return: -J, and what to tell the user
+    """
+    h = hyperparameters
+    penalised = h.gradient_penalty_coef is not None
+    evaluation = state.apply_fn(params, transitions, key, penalised, method="evaluate")
+    ratios = objective.importance_ratio(evaluation.log_probs, transitions.log_probs)
+    policy_gradient_loss = h.policy_loss(ratios, transitions.advantages, evaluation, h)
+    entropy_loss = -evaluation.entropies.mean()
+    value_loss = objective.value_loss(
+        evaluation.values, transitions.returns, transitions.values, h.clip_range_vf
+    ).mean()
+    gradient_penalty = evaluation.gradient_penalties.mean()
+    total = policy_gradient_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss
+    if penalised:
+        total += h.gradient_penalty_coef * gradient_penalty
+    return total, Metrics(
+        loss=total,
+        policy_gradient_loss=policy_gradient_loss,
+        entropy_loss=entropy_loss,
+        value_loss=value_loss,
+        reward_loss=evaluation.reward_losses.mean(),
+        transition_loss=evaluation.transition_losses.mean(),
+        gradient_penalty=gradient_penalty,
+        approx_kl=objective.approximate_kl(evaluation.log_probs - transitions.log_probs),
+        clip_fraction=jnp.mean(jnp.abs(ratios - 1) > h.clip_range),
+    )
+
+
+def loss_gradients(
+    state: TrainState, minibatch: Transitions, key: jax.Array, hyperparameters: Hyperparameters
+) -> tuple[FrozenDict, Metrics]:
+    """
+    The gradient of -J of a minibatch, summed over parts that fit the processor's cache.
+
+    :param state: the parameters
+    :param minibatch: B transitions
+    :param key: randomness of the latent samples
+    :param hyperparameters: see :class:`Hyperparameters`
+    :return: the gradient by the (unconstrained) parameters, and what to tell the user
+    """
+    if hyperparameters.normalize_advantage:
+        minibatch = minibatch.replace(advantages=objective.normalize(minibatch.advantages))
+    constrained, pull_back = jax.vjp(lambda params: state.apply_fn(params, method="constrain"), state.params)
+    parts = microbatches(minibatch, hyperparameters.microbatch_size, minibatch.segment_length)
+    n_parts = len(parts.rewards)
+
+    def add_part(total: FrozenDict, part: tuple[Transitions, jax.Array]) -> tuple[FrozenDict, Metrics]:
+        transitions, key = part
+
+        def gradients_of(transitions: Transitions) -> tuple[FrozenDict, Metrics]:
+            return jax.grad(loss, has_aux=True)(constrained, state, transitions, key, hyperparameters)
+
+        if transitions.segment_length == 1:
+            gradients, metrics = gradients_of(transitions)
+        else:
+            gradients, metrics = jax.lax.cond(
+                share_observations(transitions).fits,
+                lambda: gradients_of(transitions),
+                lambda: gradients_of(transitions.replace(segment_length=1)),
+            )
+        return jax.tree.map(jnp.add, total, gradients), metrics
+
+    nothing = jax.tree.map(jnp.zeros_like, constrained)
+    total, metrics = jax.lax.scan(add_part, nothing, (parts, jax.random.split(key, n_parts)))
+    (gradients,) = pull_back(jax.tree.map(lambda gradient: gradient / n_parts, total))
+    return gradients, metrics.mean()
+
+
+class Progress(struct.PyTreeNode):
+    """
+    What goes from minibatch to minibatch.
+
+    :param state: parameters and optimiser
+    :param stopped: whether the divergence has passed its limit
+    """
+
+    state: TrainState
+    stopped: jax.Array
+
+
+@jax.jit
+def update(
+    state: TrainState,
+    rollout: Rollout,
+    last_observations: np.ndarray,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+) -> tuple[TrainState, UpdateReport]:
+    """
+    One whole update: advantages, epochs, minibatches, in one compiled program.
+
+    :param state: parameters and optimiser
+    :param rollout: T steps of N environments
+    :param last_observations: what follows the rollout's last step, shape (N, ...)
+    :param key: randomness of minibatches and latent samples, used up
+    :param hyperparameters: see :class:`Hyperparameters`
+    :return: the new parameters and optimiser, and what to tell the user
+    """
+    h = hyperparameters
+    last_values = predict_values(state, last_observations)
+    transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda).replace(segment_length=h.segment_length)
+    n_transitions = transitions.rewards.size
+    n_full = n_transitions // h.batch_size
+    opt_state = optax.tree_utils.tree_set(
+        state.opt_state, learning_rate=jnp.float32(h.learning_rate), max_norm=jnp.float32(h.max_grad_norm)
+    )
+    state = state.replace(opt_state=opt_state)
+
+    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, tuple[Metrics, Faults]]:
+        minibatch = jax.tree.map(lambda array: array[indices], transitions)
+        gradients, metrics = loss_gradients(state, minibatch, key, h)
+        new_state = state.apply_gradients(grads=gradients)
+        new_state = new_state.replace(params=state.apply_fn(new_state.params, method="limit_policy"))
+        faults = Faults(
+            loss=~jnp.isfinite(metrics.loss),
+            # one number that is not finite makes the norm so, as do finite ones whose squares are not (above 1.8e19);
+            # the optimiser needs that of the gradients anyway
+            gradient=~jnp.isfinite(optax.tree.norm(gradients)),
+            parameters=~jnp.isfinite(optax.tree.norm(new_state.params)),
+        )
+        rejected = faults.any
+        if h.target_kl is not None:
+            rejected |= metrics.approx_kl > 1.5 * h.target_kl
+        new_state = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), new_state, state)
+        return new_state, (metrics, faults)
+
+    def minibatch_step(progress: Progress, minibatch: tuple[jax.Array, jax.Array]) -> tuple[Progress, Any]:
+        indices, key = minibatch
+        if h.target_kl is None:
+            state, (metrics, faults) = learn(progress.state, indices, key)
+            return progress.replace(state=state), (metrics, faults, True)
+
+        nothing = jax.tree.map(
+            lambda shape: jnp.zeros(shape.shape, shape.dtype),
+            jax.eval_shape(learn, progress.state, indices, key)[1],
+        )
+        state, (metrics, faults) = jax.lax.cond(
+            progress.stopped,
+            lambda: (progress.state, nothing),
+            lambda: learn(progress.state, indices, key),
+        )
+        stopped = progress.stopped | (metrics.approx_kl > 1.5 * h.target_kl)
+        return Progress(state, stopped), (metrics, faults, ~progress.stopped)
+
+    def epoch_step(progress: Progress, key: jax.Array) -> tuple[Progress, Any]:
+        key, shuffle_key = jax.random.split(key)
+        segments = jax.random.permutation(shuffle_key, n_transitions // h.segment_length)
+        indices = (segments[:, None] * h.segment_length + jnp.arange(h.segment_length)).reshape(-1)
+        keys = jax.random.split(key, n_full + 1)
+        full = indices[: n_full * h.batch_size].reshape(n_full, h.batch_size)
+        rest = indices[n_full * h.batch_size :]
+        outputs = []
+        if n_full:
+            progress, output = jax.lax.scan(minibatch_step, progress, (full, keys[:n_full]))
+            outputs.append(output)
+        if rest.size:
+            progress, output = minibatch_step(progress, (rest, keys[n_full]))
+            outputs.append(jax.tree.map(lambda scalar: jnp.asarray(scalar)[None], output))
+        return progress, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+    progress = Progress(state, jnp.asarray(False))
+    progress, (metrics, faults, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
+
+    report = UpdateReport(
+        metrics=metrics.mean(where=ran & ~faults.any),
+        faults=jax.tree.map(jnp.sum, faults),
+        n_minibatches=ran.sum(),
+        explained_variance=1 - jnp.var(transitions.returns - transitions.values) / jnp.var(transitions.returns),
+        n_epochs=ran.any(axis=1).sum(),
+        stopped=progress.stopped,
+        last_kl=metrics.approx_kl.reshape(-1)[ran.sum() - 1],
+    )
+    return progress.state, report
