@@ -21,7 +21,7 @@ endif
 UV_PIP = $(PYTHON) -m uv pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test pytest lint type format commit-checks lock clean
+.PHONY: train test bench pytest coverage lint type format commit-checks lock clean
 
 train: $(VENV)/installed
 	$(PYTHON) -m rl_zoo3.train --algo deepspi --env $(ENV) -P $(if $(N),-n $(N)) $(ARGS)
@@ -29,7 +29,15 @@ train: $(VENV)/installed
 test: lint type pytest
 
 pytest: $(VENV)/installed
+	$(PYTHON) -m pytest -n 2
+
+# takes a third longer
+coverage: $(VENV)/installed
 	$(PYTHON) -m pytest -n 2 --cov --cov-report=term
+
+# what docs/results/README.md shows; about ten minutes on two cores
+bench: $(VENV)/installed
+	$(PYTHON) benchmarks/throughput.py --name throughput
 
 lint: $(VENV)/installed
 	$(PYTHON) -m ruff check

@@ -1,10 +1,12 @@
 """
 Train the same Breakout with DeepSPI, SBX's PPO and SB3's PPO, in turn, and compare their speed.
 
-    python benchmarks/throughput.py --setting 128x8 --rounds 5
+    make bench                                                  # both settings, and the parts of an iteration
+    python benchmarks/throughput.py --settings 128x8 --rounds 5
 
 Each algorithm trains in a process of its own; the processes take turns, one update (rollout and training) at a
-time, so that all of them see the same machine. What compiles does so before the first turn that counts.
+time, so that all of them see the same machine. What compiles does so before the first turn that counts. With
+``--name`` the times go to docs/results, as NAME.csv and NAME.png.
 """
 
 import argparse
@@ -15,6 +17,12 @@ import statistics
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+import matplotlib
+from update_parts import measure, table
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ALGORITHMS = ("deepspi", "sbx_ppo", "sb3_ppo")
@@ -82,28 +90,30 @@ def update_flop(n_transitions: int, n_epochs: int, n_actions: int = 4) -> float:
     heads = 2 * (3136 * 512 + 512 * (n_actions + 1))
     hidden, outputs, logits = 49 * 4 * 64 * 128, 49 * 4 * 8 * 640, 49 * 128 * 5
     world_model = 2 * (hidden + outputs + logits + 3136 * 256 + 256 * 256 + 256)
-    training = 2 * (encoder + encoder_backward) + 3 * (heads + world_model)
+    # s and, once in eight steps, s'
+    training = 9 / 8 * (encoder + encoder_backward) + 3 * (heads + world_model)
     return n_transitions * (encoder + heads + n_epochs * training)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", default="128x8", help="environments x steps of a rollout")
-    parser.add_argument("--rounds", type=int, default=5, help="updates of each algorithm that count")
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
-    parser.add_argument("--csv", help="also write the times to docs/results/<CSV>")
-    arguments = parser.parse_args()
-    n_envs, n_steps = map(int, arguments.setting.split("x"))
+def compare(n_envs: int, n_steps: int, rounds: int, algorithms: list[str]) -> dict[str, list[float]]:
+    """
+    Time the algorithms in turn, and print how they compare.
 
+    :param n_envs: number of environments
+    :param n_steps: steps of each in a rollout
+    :param rounds: updates of each algorithm that count
+    :param algorithms: some of ``ALGORITHMS``
+    :return: algorithm → seconds of each rollout and update
+    """
     context = mp.get_context("spawn")
     pipes, processes = {}, []
-    for algorithm in arguments.algorithms:
+    for algorithm in algorithms:
         pipes[algorithm], theirs = context.Pipe()
         processes.append(context.Process(target=worker, args=(theirs, algorithm, n_envs, n_steps), daemon=True))
         processes[-1].start()
     times: dict[str, list[float]] = {algorithm: [] for algorithm in pipes}
     memory: dict[str, int] = {}
-    for turn in range(arguments.rounds + 1):
+    for turn in range(rounds + 1):
         for algorithm, pipe in pipes.items():
             pipe.send(True)
             seconds, memory[algorithm] = pipe.recv()
@@ -115,24 +125,75 @@ def main() -> None:
         process.join()
 
     n_transitions = n_envs * n_steps
-    print(f"Breakout, {n_envs} environments x {n_steps} steps, median of {arguments.rounds} updates each")
+    print(f"\nBreakout, {n_envs} environments x {n_steps} steps, medians of {rounds} rollouts and updates")
     print(f"{'':10}{'steps/s':>10}{'DeepSPI is':>14}{'peak memory':>14}")
     for algorithm, seconds in times.items():
-        ratios = [theirs / ours for ours, theirs in zip(times["deepspi"], seconds, strict=True)]
         speed = n_transitions / statistics.median(seconds)
-        print(f"{algorithm:10}{speed:10.0f}{statistics.median(ratios):13.2f}x{memory[algorithm] / 1e9:11.2f} GB")
-    ceiling = matrix_product_ceiling()
-    floor = update_flop(n_transitions, HYPERPARAMETERS["n_epochs"]) / ceiling
-    print(
-        f"Matrix products reach {ceiling / 1e9:.0f} GFLOP/s here: DeepSPI's update could take {floor:.2f} s, "
-        f"and takes {statistics.median(times['deepspi']):.2f} s."
+        ratio = statistics.median(pair_ratios(times, algorithm)) if "deepspi" in times else float("nan")
+        print(f"{algorithm:10}{speed:10.0f}{ratio:13.2f}x{memory[algorithm] / 1e9:11.2f} GB")
+    return times
+
+
+def pair_ratios(times: dict[str, list[float]], algorithm: str) -> list[float]:
+    """
+    :param times: seconds by algorithm
+    :param algorithm: with which to compare
+    :return: how many times as fast DeepSPI was, turn by turn
+    """
+    return [theirs / ours for ours, theirs in zip(times["deepspi"], times[algorithm], strict=True)]
+
+
+def draw(times: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """
+    :param times: setting → algorithm → seconds
+    :param path: of the PNG
+    """
+    figure, axes = plt.subplots(1, len(times), figsize=(4 * len(times), 3.2), layout="constrained", sharey=True)
+    for axis, (setting, by_algorithm) in zip([axes] if len(times) == 1 else axes, times.items(), strict=True):
+        n_envs, n_steps = map(int, setting.split("x"))
+        for i, (algorithm, seconds) in enumerate(by_algorithm.items()):
+            speeds = [n_envs * n_steps / s for s in seconds]
+            axis.bar(i, statistics.median(speeds), color="tab:red" if algorithm == "deepspi" else "tab:gray", alpha=0.6)
+            axis.scatter([i] * len(speeds), speeds, s=8, color="black", zorder=2)
+        axis.set_xticks(range(len(by_algorithm)), list(by_algorithm))
+        axis.set(title=f"{n_envs} environments x {n_steps} steps", ylabel="environment steps per second")
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--settings", nargs="+", default=["8x128", "128x8"], metavar="ENVSxSTEPS", help="environments x steps"
     )
-    if arguments.csv:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with (RESULTS / arguments.csv).open("w", newline="") as file:
+    parser.add_argument("--rounds", type=int, default=5, help="updates of each algorithm that count")
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--name", help="of the files in docs/results; without one, nothing is written")
+    arguments = parser.parse_args()
+
+    times = {}
+    for setting in arguments.settings:
+        n_envs, n_steps = map(int, setting.split("x"))
+        times[setting] = compare(n_envs, n_steps, arguments.rounds, arguments.algorithms)
+    if "deepspi" in arguments.algorithms:
+        ceiling = matrix_product_ceiling()
+        print(f"\nMatrix products reach {ceiling / 1e9:.0f} GFLOP/s here. DeepSPI's floor, and its parts:")
+        for setting, by_algorithm in times.items():
+            n_envs, n_steps = map(int, setting.split("x"))
+            floor = update_flop(n_envs * n_steps, HYPERPARAMETERS["n_epochs"]) / ceiling
+            taken = statistics.median(by_algorithm["deepspi"])
+            print(f"{setting}: rollout and update need {floor:.2f} s of products, and take {taken:.2f} s. By parts:")
+            print(table(measure(n_envs, n_steps, rounds=2)))
+    if arguments.name:
+        with (RESULTS / f"{arguments.name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["algorithm", "n_envs", "n_steps", "seconds"])
-            writer.writerows([name, n_envs, n_steps, f"{s:.4f}"] for name, all_ in times.items() for s in all_)
+            writer.writerow(["setting", "algorithm", "seconds"])
+            writer.writerows(
+                [setting, algorithm, f"{s:.4f}"]
+                for setting, by_algorithm in times.items()
+                for algorithm, seconds in by_algorithm.items()
+                for s in seconds
+            )
+        draw(times, RESULTS / f"{arguments.name}.png")
 
 
 if __name__ == "__main__":

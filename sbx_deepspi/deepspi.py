@@ -151,6 +151,7 @@ class DeepSPI(PPO):
             rollout_buffer_class=(rollout_buffer_class, None),
             rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
         )
+        backend.keep_compiled_programs()
         self.jax_device = checks.jax_device(device)
         n_envs = env.num_envs if isinstance(env, VecEnv) else 1
         with warnings.catch_warnings():

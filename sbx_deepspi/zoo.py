@@ -113,7 +113,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             env = self.vec_env_wrapper(env)
         return self._maybe_normalize(env, eval_env)
 
-    def learn(self, model: BaseAlgorithm) -> None:
+    def learn(self, model: Any) -> None:
         """
         Train; where that fails, our algorithms keep what they have learned.
 
@@ -121,10 +121,13 @@ class ExperimentManager(exp_manager.ExperimentManager):
         """
         try:
             super().learn(model)
-        except Exception:
-            if self.algo in OUR_ALGOS:
+        except Exception as error:
+            if self.algo not in OUR_ALGOS:
+                raise
+            # Ctrl-C also ends the processes of the environments, which RL Zoo then fails to close
+            if not (isinstance(error, BrokenPipeError) and model.interruption.received):
                 self.save_trained_model(model)
-            raise
+                raise
 
 
 def flatten_dict(env: gym.Env) -> gym.Env:

@@ -14,7 +14,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, BENCHMARKS / script, *arguments], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env", ["Pendulum-v1"])
 def test_learns_trains_scores_and_fails_below_the_target(env: str) -> None:
     process = run("learns.py", env, "--steps", "64", "--seeds", "5", "--episodes", "2")
     assert "seed 5:" in process.stdout, process.stderr

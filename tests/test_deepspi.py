@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepSPI
@@ -400,7 +401,7 @@ def test_nothing_compiles_again_after_the_first_update(caplog: pytest.LogCapture
     model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN).learn(16)
     with jax.log_compiles():
         model.learn(16, reset_num_timesteps=False)
-        model.learning_rate, model.clip_range, model.ent_coef = 0.5, 0.3, 0.2
+        model.learning_rate, model.clip_range_schedule, model.ent_coef = 0.5, FloatSchedule(0.3), 0.2
         model._setup_lr_schedule()
         model.learn(16)
     assert not [record for record in caplog.records if "Compiling" in record.message]

@@ -1,5 +1,7 @@
 """Layers, densities and world model against plain NumPy versions: values, gradients and norms."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from sbx_deepspi.networks import densities, lipschitz
+from sbx_deepspi.networks import backend, densities, lipschitz
 from sbx_deepspi.networks.backend import clipped_normal
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
 from sbx_deepspi.networks.noise import LARGEST, clipped_normal_of, hashed_bits
@@ -223,3 +225,33 @@ def test_clipped_normal_moments() -> None:
     inside = scipy.integrate.quad(lambda x: x**2 * scipy.stats.norm.pdf(x), -1, 1)[0]
     assert noise.mean() == pytest.approx(0, abs=0.01)
     assert noise.var() == pytest.approx(inside + 2 * scipy.stats.norm.sf(1), abs=0.01)
+
+
+@pytest.mark.parametrize("n_images", [64, 65, 130])
+def test_images_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
+    kernel, images = normal(1, 4, 4, 2, 5), normal(2, n_images, 12, 8, 2)
+    assert_same_function(
+        lambda k, x: backend.in_parts(lambda part: backend.convolution(part, k, 2), x),
+        lambda k, x: plain_convolution(x, k, 2),
+        kernel,
+        images,
+    )
+
+
+def test_compiled_programs_are_kept_unless_jax_was_told_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = jax.config.jax_compilation_cache_dir
+    backend.keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == told
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        backend.keep_compiled_programs()
+        assert Path(jax.config.jax_compilation_cache_dir).parent == tmp_path / "sbx-deepspi"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", told)
+
+
+def test_segments_divide_rollouts_and_minibatches() -> None:
+    for n_steps, batch_size, length in ((8, 256, 8), (128, 256, 8), (6, 256, 2), (5, 256, 1), (1, 256, 1), (12, 24, 6)):
+        assert backend.segment_length((4, 84, 84), n_steps, batch_size) == length
+    assert backend.segment_length((4,), 128, 256) == 1

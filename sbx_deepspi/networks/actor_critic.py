@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sbx_deepspi.networks.backend import convolution
+from sbx_deepspi.networks.backend import convolution, in_parts
 from sbx_deepspi.networks.densities import straight_through
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -58,16 +58,23 @@ class CnnEncoder(nn.Module):
         :param observations: shape (B, C, H, W) or (B, H, W, C), integers or floats
         :return: z, shape (B, H', W', 64), float32; (B, 7, 7, 64) for 84 × 84 images
         """
-        latents = jnp.moveaxis(observations, 1, -1) if self.channels_first else observations
-        latents = latents.astype(jnp.float32)
-        if self.normalize_images:
-            latents = latents / 255.0
+        images = jnp.moveaxis(observations, 1, -1) if self.channels_first else observations
+        layers = []
+        channels = images.shape[-1]
         for i, (features, size, stride) in enumerate(CONVOLUTIONS):
-            shape = (size, size, latents.shape[-1], features)
-            kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), shape)
-            bias = self.param(f"bias_{i}", nn.initializers.zeros, (features,))
-            latents = self.activation_fn(convolution(latents, kernel, stride) + bias)
-        return latents
+            kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), (size, size, channels, features))
+            layers.append((kernel, self.param(f"bias_{i}", nn.initializers.zeros, (features,)), stride))
+            channels = features
+
+        def encode(images: jax.Array) -> jax.Array:
+            latents = images.astype(jnp.float32)
+            if self.normalize_images:
+                latents = latents / 255.0
+            for kernel, bias, stride in layers:
+                latents = self.activation_fn(convolution(latents, kernel, stride) + bias)
+            return latents
+
+        return in_parts(encode, images)
 
 
 class CnnTorso(nn.Module):

@@ -6,7 +6,11 @@ over epochs and minibatches (jax issue 12868), while matrix products run near th
 cost more there than what is done with them; and what image networks compute should stay within the cache.
 """
 
+import hashlib
 import math
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +53,23 @@ def clipped_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return clipped_normal_of(bits)
 
 
+def in_parts(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    """
+    A function of images, of some after the other where all of them would not stay within the cache.
+
+    :param function: shape (b, ...) → (b, ...), of each image on its own
+    :param images: shape (B, ...)
+    :return: shape (B, ...)
+    """
+    if len(images) <= 2 * CPU_MICROBATCH:
+        return function(images)
+    return jax.lax.platform_dependent(
+        images,
+        cpu=lambda images: jax.lax.map(lambda image: function(image[None])[0], images, batch_size=CPU_MICROBATCH),
+        default=function,
+    )
+
+
 def microbatch_size(platform: str, observation_shape: tuple[int, ...]) -> int:
     """
     How many transitions go through the networks at a time.
@@ -74,3 +95,19 @@ def segment_length(observation_shape: tuple[int, ...], n_steps: int, batch_size:
         return 1
     common = math.gcd(n_steps, batch_size)
     return max(length for length in range(1, LONGEST_SEGMENT + 1) if common % length == 0)
+
+
+def keep_compiled_programs() -> None:
+    """
+    Have JAX keep compiled programs in the user's cache folder from run to run, unless it was told where, or not to.
+
+    A folder for each kind of processor, since programs for one may not run on another that shares the home.
+    """
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
+        return
+    processor = Path("/proc/cpuinfo")
+    flags = {line for line in processor.read_text().splitlines() if "flags" in line} if processor.exists() else set()
+    kind = hashlib.sha256("".join(sorted(flags)).encode()).hexdigest()[:8]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "sbx-deepspi", f"compiled-{kind}"))

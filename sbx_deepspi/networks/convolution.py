@@ -29,7 +29,8 @@ def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax
     kernel = kernel.reshape(-1, taps * features)
 
     windows = jnp.concatenate([blocks[:, :, i : i + columns] for i in range(taps)], axis=-1)
-    products = (windows @ kernel).reshape(*windows.shape[:-1], taps, features)
+    # matrices, not arrays of more axes: else the kernel's gradient begins with a transposed copy
+    products = (windows.reshape(-1, len(kernel)) @ kernel).reshape(*windows.shape[:-1], taps, features)
     return sum(products[:, i : i + rows, :, i] for i in range(taps))  # type: ignore[return-value]
 
 

@@ -97,24 +97,65 @@ def convolution_norm_bound(kernel: jax.Array, height: int, width: int) -> jax.Ar
     # real kernels have conjugate-symmetric transforms: half the columns' frequencies give every norm
     frequencies = np.stack(np.meshgrid(np.arange(rows) / rows, np.arange(columns // 2 + 1) / columns), -1)
     frequencies = frequencies.reshape(-1, 2)
-    bounds = spectral_norm_bound(jax.lax.stop_gradient(_transform(kernel, frequencies)))
+    bounds = _transform_norm_bounds(jax.lax.stop_gradient(kernel), frequencies)
     # only the largest has a gradient: go back through it alone
     largest = jnp.asarray(frequencies, jnp.float32)[bounds.argmax(axis=-1)]
-    return spectral_norm_bound(_transform(kernel, largest[..., None, :]))[..., 0]
+    return spectral_norm_bound(_transform(kernel, largest))
 
 
-def _transform(kernel: jax.Array, frequencies: jax.Array | np.ndarray) -> jax.Array:
+def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_iterations: int = 4) -> jax.Array:
     """
-    The Fourier transform of kernels, as real matrices.
+    Bounds of the norms of a kernel's Fourier transform F at many frequencies, none above that of :func:`_transform`.
+
+    The Gram matrix F*F is the transform of the kernel's products with itself, which are few: A + iB, A symmetric, B
+    antisymmetric. Its square takes three real products.
 
     :param kernel: shape (..., kernel height, kernel width, channels in, channels out)
-    :param frequencies: in cycles per cell, shape (..., F, 2)
-    :return: [[Re, -Im], [Im, Re]], of the same norm as Re + i Im: shape (..., F, 2 in, 2 out)
+    :param frequencies: in cycles per cell, shape (F, 2)
+    :param n_iterations: squarings, see :func:`spectral_norm_bound`
+    :return: shape (..., F)
     """
-    taps = np.stack(np.meshgrid(*map(np.arange, kernel.shape[-4:-2]), indexing="ij"), -1).reshape(-1, 2)
-    angles = 2 * np.pi * (frequencies @ taps.T.astype(np.float32))
+    taps = _taps(kernel)
     flat = kernel.reshape(*kernel.shape[:-4], len(taps), *kernel.shape[-2:])
-    real, imaginary = (jnp.einsum("...ft,...tio->...fio", wave(angles), flat) for wave in (jnp.cos, jnp.sin))
+    smaller = "...tik,...sjk->...tsij" if kernel.shape[-2] <= kernel.shape[-1] else "...tki,...skj->...tsij"
+    products = jnp.einsum(smaller, flat, flat)
+    products = products.reshape(*products.shape[:-4], len(taps) ** 2, *products.shape[-2:])
+    lags = (taps[:, None] - taps[None]).reshape(-1, 2)
+    angles = 2 * np.pi * (frequencies @ lags.T)
+    real, imaginary = (
+        jnp.einsum("ft,...tij->...fij", wave(angles).astype(np.float32), products) for wave in (np.cos, np.sin)
+    )
+
+    def norm() -> jax.Array:
+        return jnp.sqrt((real * real + imaginary * imaginary).sum(axis=(-1, -2)) + TINY**2)
+
+    log_norm = jnp.zeros(real.shape[:-2])
+    for _ in range(n_iterations):
+        scale = norm()
+        real, imaginary = (part / scale[..., None, None] for part in (real, imaginary))
+        mixed = real @ imaginary
+        real, imaginary = real @ real - imaginary @ imaginary, mixed - _adjoint(mixed)
+        log_norm = 2 * (log_norm + jnp.log(scale))
+    return jnp.exp((log_norm + jnp.log(norm())) / 2 ** (n_iterations + 1))
+
+
+def _taps(kernel: jax.Array) -> np.ndarray:
+    """Row and column of each tap of a kernel of shape (..., rows, columns, in, out): shape (taps, 2)."""
+    return np.stack(np.meshgrid(*map(np.arange, kernel.shape[-4:-2]), indexing="ij"), -1).reshape(-1, 2)
+
+
+def _transform(kernel: jax.Array, frequency: jax.Array) -> jax.Array:
+    """
+    The Fourier transform of kernels at one frequency each, as real matrices.
+
+    :param kernel: shape (..., kernel height, kernel width, channels in, channels out)
+    :param frequency: in cycles per cell, shape (..., 2)
+    :return: [[Re, -Im], [Im, Re]], of the same norm as Re + i Im: shape (..., 2 in, 2 out)
+    """
+    taps = _taps(kernel)
+    angles = 2 * np.pi * (frequency @ taps.T.astype(np.float32))
+    flat = kernel.reshape(*kernel.shape[:-4], len(taps), *kernel.shape[-2:])
+    real, imaginary = (jnp.einsum("...t,...tio->...io", wave(angles), flat) for wave in (jnp.cos, jnp.sin))
     upper, lower = jnp.concatenate([real, imaginary], -1), jnp.concatenate([-imaginary, real], -1)
     return jnp.concatenate([upper, lower], -2)
 
@@ -264,7 +305,10 @@ class Convolution(nn.Module):
         shape = (2, 2, inputs.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return patches(inputs) @ kernel.reshape(-1, self.features) + bias
+        kernel = kernel.reshape(-1, self.features)
+        # matrices, as in matrix_convolution
+        outputs = patches(inputs).reshape(-1, len(kernel)) @ kernel
+        return outputs.reshape(*inputs.shape[:-1], self.features) + bias
 
 
 class GroupedConvolutionPerAction(nn.Module):

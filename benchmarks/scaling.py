@@ -1,0 +1,128 @@
+"""
+How the speed of training changes with the number of environments, of actions, and of steps in a rollout.
+
+    python benchmarks/scaling.py --name scaling
+
+Trains on random images, which cost nothing to make: what is left is DeepSPI's own. One rollout and one update count,
+compilation excluded, the median of a few; everything else as by default.
+"""
+
+import argparse
+import csv
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from sbx_deepspi import DeepSPI
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+EPISODE_LENGTH = 200
+# what changes → (environments, actions, steps), the others as in the middle of the range; None: by default
+GRID: dict[str, list[tuple[int, int, int | None]]] = {
+    "environments": [(n, 4, None) for n in (8, 32, 128, 256, 512, 1024)],
+    "actions": [(128, n, 8) for n in (2, 4, 6, 9, 18)],
+    "steps": [(128, 4, n) for n in (2, 4, 8, 16, 64)],
+}
+
+
+class RandomImages(VecEnv):
+    """
+    Stacks of four random 84 × 84 images, rewards of 0 and 1, episodes of :data:`EPISODE_LENGTH` steps.
+
+    :param n_envs: number of environments
+    :param n_actions: of each
+    """
+
+    def __init__(self, n_envs: int, n_actions: int) -> None:
+        super().__init__(n_envs, spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(n_actions))
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (4, n_envs, 4, 84, 84), np.uint8)
+        self.rewards = rng.integers(0, 2, (64, n_envs)).astype(np.float32)
+        self.steps = rng.integers(0, EPISODE_LENGTH, n_envs)
+        self.n_steps = 0
+
+    def reset(self) -> np.ndarray:
+        return self.images[0]
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.n_steps += 1
+        self.steps += 1
+
+    def step_wait(self) -> Any:
+        observations, dones = self.images[self.n_steps % 4], self.steps == EPISODE_LENGTH
+        self.steps[dones] = 0
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(dones):
+            infos[i]["terminal_observation"] = self.images[0, i]
+        return observations, self.rewards[self.n_steps % 64], dones, infos
+
+    def close(self) -> None:
+        pass
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [None] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        pass
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        return [None] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * self.num_envs
+
+
+def steps_per_second(n_envs: int, n_actions: int, n_steps: int | None, rounds: int) -> float:
+    """
+    :param n_envs: number of environments
+    :param n_actions: of each
+    :param n_steps: of each in a rollout; ``None``: DeepSPI's choice
+    :param rounds: rollouts and updates that count
+    :return: environment steps per second of training
+    """
+    model = DeepSPI("CnnPolicy", RandomImages(n_envs, n_actions), n_steps=n_steps, seed=0)
+    times = []
+    for turn in range(rounds + 1):
+        start = time.perf_counter()
+        model.learn(n_envs * model.n_steps, reset_num_timesteps=False)
+        if turn:
+            times.append(time.perf_counter() - start)
+    return n_envs * model.n_steps / statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--name", required=True, help="of the files in docs/results")
+    arguments = parser.parse_args()
+
+    figure, axes = plt.subplots(1, len(GRID), figsize=(4 * len(GRID), 3.2), layout="constrained", sharey=True)
+    with (RESULTS / f"{arguments.name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["changes", "n_envs", "n_actions", "n_steps", "steps_per_second"])
+        for axis, (changes, settings) in zip(axes, GRID.items(), strict=True):
+            numbers, speeds = [], []
+            for n_envs, n_actions, n_steps in settings:
+                speeds.append(steps_per_second(n_envs, n_actions, n_steps, arguments.rounds))
+                numbers.append({"environments": n_envs, "actions": n_actions, "steps": n_steps}[changes])
+                print(f"{n_envs:5} environments, {n_actions:2} actions, {n_steps} steps: {speeds[-1]:.0f} steps/s")
+                writer.writerow([changes, n_envs, n_actions, n_steps, f"{speeds[-1]:.1f}"])
+            axis.plot(numbers, speeds, "o-", color="tab:red")
+            axis.set(xscale="log", xlabel=f"{changes}", ylim=(0, None))
+            axis.set_xticks(numbers, [str(number) for number in numbers], minor=False)
+            axis.minorticks_off()
+    axes[0].set_ylabel("environment steps per second")
+    figure.savefig(RESULTS / f"{arguments.name}.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()
