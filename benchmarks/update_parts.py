@@ -123,7 +123,7 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
         "  of which noise": times(h.n_epochs, lambda: noise(noise_keys)),
         "Lipschitz norms": times(n_minibatches, lambda: norms(state.params)),
         "optimiser": times(n_minibatches, lambda: optimiser(state)),
-        "certificate": lambda: certify(state, updated, rollout, 100.0, key, h.gamma, h.microbatch_size),
+        "certificate": lambda: certify(state, updated, rollout, 100.0, key, h.gamma),
         "the whole update": lambda: update(state, rollout, last_observations, key, h),
     }
 

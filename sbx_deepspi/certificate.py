@@ -18,13 +18,13 @@ from flax import struct
 from flax.training.train_state import TrainState
 
 from sbx_deepspi.networks.agent import NetworkBounds
-from sbx_deepspi.rollout import Rollout, microbatches
+from sbx_deepspi.rollout import Rollout
 
-N_SAMPLED = 64
+N_SAMPLED = 32
 """Transitions of a rollout on which the latent models' errors are estimated."""
-N_EPISODES = 8
+N_EPISODES = 4
 """Episodes of a rollout whose beginning is imagined, and whose end is looked at."""
-HORIZON = 6
+HORIZON = 4
 """Imagined steps; the critic tells what follows."""
 
 ROUNDING = 1e-5
@@ -183,26 +183,21 @@ def paper_return_gap(model: LatentModel, average_episode_length: Scalar, ratio_s
     return jnp.where((room > 0) & jnp.isfinite(average_episode_length), gap, jnp.inf)
 
 
-def importance_ratios(updated: TrainState, rollout: Rollout, microbatch_size: int) -> RatioRange:
+def importance_ratios(updated: TrainState, rollout: Rollout) -> RatioRange:
     """
     D_IR of an updated policy on all of a rollout's states: over every action, or over the sampled ones for Box.
 
     :param updated: π
     :param rollout: T steps of N environments under π_b
-    :param microbatch_size: the most observations that go through the networks at a time
     :return: scalars
     """
 
-    def log_policies(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return updated.apply_fn(updated.params, *part, method="log_policy")
-
     flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), rollout)
-    parts = microbatches((flat.observations, flat.actions), microbatch_size)
-    log_policy = jax.lax.map(log_policies, parts).reshape(flat.log_policy.shape)
+    log_policy = updated.apply_fn(updated.params, flat.observations, flat.actions, method="log_policy")
     return importance_ratio_range(log_policy, flat.log_policy)
 
 
-@jax.jit(static_argnames="microbatch_size")
+@jax.jit
 def certify(
     behaviour: TrainState,
     updated: TrainState,
@@ -210,7 +205,6 @@ def certify(
     average_episode_length: Scalar,
     key: jax.Array,
     gamma: Scalar,
-    microbatch_size: int,
 ) -> Certificate:
     """
     The certificate of one update, on the rollout that it learned from.
@@ -223,7 +217,6 @@ def certify(
     :param average_episode_length: AEL, in steps
     :param key: randomness of the sample and of the latent states
     :param gamma: γ
-    :param microbatch_size: the most observations that go through the networks at a time
     :return: scalars
     """
     sample_key, error_key, end_key, imagination_key = jax.random.split(key, 4)
@@ -242,9 +235,7 @@ def certify(
         def ask(question: str, *arguments: Any) -> Any:
             return updated.apply_fn(constrained, *arguments, method=question)
 
-        parts = microbatches(sample, microbatch_size)
-        keys = jax.random.split(error_key, len(parts.rewards))
-        errors = jax.lax.map(lambda part: ask("model_errors", *part), (parts, keys))
+        errors = ask("model_errors", sample, error_key)
         bounds: NetworkBounds = ask("lipschitz_bounds")
         model = LatentModel(
             reward_error=errors.rewards.mean(),
@@ -275,7 +266,7 @@ def certify(
     models, latent_returns = jax.vmap(measure)(both)
     behaviour_model, model = (jax.tree.map(lambda scalar, i=i: scalar[i], models) for i in (0, 1))
 
-    ratio = importance_ratios(updated, rollout, microbatch_size)
+    ratio = importance_ratios(updated, rollout)
     length = average_episode_length
     return Certificate(
         importance_ratio=ratio,

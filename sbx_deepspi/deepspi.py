@@ -397,18 +397,8 @@ class DeepSPI(PPO):
         updated, report = update(behaviour, rollout, last_observations, update_key, hyperparameters)
         kept = 1.0
         if self.neighbourhood == "project":
-            updated, kept = project(
-                behaviour, updated, rollout, hyperparameters.clip_range, hyperparameters.microbatch_size
-            )
-        certificate = certify(
-            behaviour,
-            updated,
-            rollout,
-            self.average_episode_length,
-            certificate_key,
-            self.gamma,
-            hyperparameters.microbatch_size,
-        )
+            updated, kept = project(behaviour, updated, rollout, hyperparameters.clip_range)
+        certificate = certify(behaviour, updated, rollout, self.average_episode_length, certificate_key, self.gamma)
         self.policy.state = updated
         # None unless actions are Box; what the user sees comes to the host in one transfer
         log_std = updated.params["params"]["actor"].get("log_std")

@@ -66,9 +66,9 @@ def draw_back(behaviour: Params, updated: Params, is_inside: Callable[[Params], 
     return jax.lax.cond(is_inside(updated), lambda: (updated, jnp.float32(1)), search)
 
 
-@jax.jit(static_argnames="microbatch_size")
+@jax.jit
 def project(
-    behaviour: TrainState, updated: TrainState, rollout: Rollout, clip_range: float | jax.Array, microbatch_size: int
+    behaviour: TrainState, updated: TrainState, rollout: Rollout, clip_range: float | jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """
     Draw an update back into the neighbourhood, measured on all of the rollout's states; see :func:`draw_back`.
@@ -77,12 +77,11 @@ def project(
     :param updated: after the update; its optimiser's state is kept
     :param rollout: T steps of N environments under π_b
     :param clip_range: ε; C is 1 + ε
-    :param microbatch_size: the most observations that go through the networks at a time
     :return: the state inside, and the fraction of the update that was kept
     """
 
     def is_inside(params: Any) -> jax.Array:
-        ratio = importance_ratios(updated.replace(params=params), rollout, microbatch_size)
+        ratio = importance_ratios(updated.replace(params=params), rollout)
         below, above = ratio.sup <= 1 + clip_range - ROUNDING, ratio.inf >= 1 - clip_range + ROUNDING
         return jnp.logical_and(below, above)
 
