@@ -17,9 +17,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import DeepSPI
+from sbx_deepspi.envs.batched import BatchedVecEnv
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -34,13 +34,15 @@ GRID: dict[str, list[tuple[int, int, int | None]]] = {
 }
 
 
-class RandomImages(VecEnv):
+class RandomImages(BatchedVecEnv):
     """
     Stacks of four random 84 × 84 images, rewards of 0 and 1, episodes of :data:`EPISODE_LENGTH` steps.
 
     :param n_envs: number of environments
     :param n_actions: of each
     """
+
+    render_mode = None
 
     def __init__(self, n_envs: int, n_actions: int) -> None:
         super().__init__(n_envs, spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(n_actions))
@@ -67,18 +69,6 @@ class RandomImages(VecEnv):
 
     def close(self) -> None:
         pass
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [None] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        pass
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return [None] * self.num_envs
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False] * self.num_envs
 
 
 def steps_per_second(n_envs: int, n_actions: int, n_steps: int | None, rounds: int) -> float:

@@ -327,7 +327,7 @@ def test_what_the_copies_show() -> None:
     env = ConfoundingGridVecEnv(3, n_path=4)
     assert env.get_attr("mdp", indices=[0, 2]) == [env.mdp, env.mdp]
     assert env.has_attr("render_mode") and not env.has_attr("spec")
-    with pytest.raises(NotImplementedError, match="pass 'epsilon' to ConfoundingGridVecEnv"):
+    with pytest.raises(NotImplementedError, match="ConfoundingGridVecEnv have nothing to set: give 'epsilon'"):
         env.set_attr("epsilon", 0.5)
     with pytest.raises(NotImplementedError, match="no method 'jump'"):
         env.env_method("jump")

@@ -24,10 +24,10 @@ import numpy as np
 from flax import struct
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sbx_deepspi import checks
+from sbx_deepspi.envs.batched import BatchedVecEnv
 
 UP, DOWN, LEFT, RIGHT = range(4)
 MAX_EPISODE_STEPS = 200
@@ -299,7 +299,7 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
         return None
 
 
-class ConfoundingGridVecEnv(VecEnv):
+class ConfoundingGridVecEnv(BatchedVecEnv):
     """
     Many copies of ``ConfoundingGrid-v0`` in one SB3 ``VecEnv``, stepped together by looking up their tables.
 
@@ -315,8 +315,7 @@ class ConfoundingGridVecEnv(VecEnv):
     :raises ValueError: a parameter is out of its range
     """
 
-    # All that the copies have to show to SB3's ``get_attr``.
-    SHARED_ATTRIBUTES = ("action_space", "maze", "mdp", "observation_space", "render_mode")
+    SHARED_ATTRIBUTES = (*BatchedVecEnv.SHARED_ATTRIBUTES, "maze", "mdp")
     render_mode = "rgb_array"
 
     def __init__(
@@ -420,22 +419,3 @@ class ConfoundingGridVecEnv(VecEnv):
 
     def get_images(self) -> list[np.ndarray | None]:
         return [draw_picture(self.maze, state) for state in self.states]
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        if attr_name not in self.SHARED_ATTRIBUTES:
-            raise AttributeError(f"The copies of the grid have no attribute '{attr_name}'.")
-        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        raise NotImplementedError(
-            f"The copies of the grid share their tables: pass '{attr_name}' to ConfoundingGridVecEnv() instead."
-        )
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        raise NotImplementedError(f"The copies of the grid, being rows of arrays, have no method '{method_name}'.")
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        # Their episodes are reported as a Monitor would, which is what SB3 wants to know.
-        return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]

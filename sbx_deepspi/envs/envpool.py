@@ -7,11 +7,12 @@ from collections.abc import Collection
 from types import ModuleType
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor, ResultsWriter
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sbx_deepspi.envs.batched import BatchedVecEnv
 
 # The settings of the paper, and of SB3's ``make_atari_env`` with four stacked frames.
 ATARI_SETTINGS: dict[str, Any] = {
@@ -123,7 +124,7 @@ def import_envpool() -> ModuleType:
     return envpool
 
 
-class EnvPoolVecEnv(VecEnv):
+class EnvPoolVecEnv(BatchedVecEnv):
     """
     A synchronous EnvPool behind SB3's interface.
 
@@ -165,6 +166,7 @@ class EnvPoolVecEnv(VecEnv):
         self.task = task
         # Left to itself, EnvPool starts a thread for each core, also for those this process may not use.
         self.settings = {"num_threads": min(n_envs, _available_cores()), **settings}
+        self.render_mode = settings.get("render_mode")
         super().__init__(n_envs, spec.observation_space, _sb3_action_space(spec.action_space))
         self._pool: Any = None  # made by reset(), which knows the seeds
         self._lowest_action, self._highest_action = _action_bounds(self.action_space)
@@ -289,31 +291,6 @@ class EnvPoolVecEnv(VecEnv):
 
     def get_images(self) -> list[np.ndarray | None]:
         return list(self._running_pool().render(np.arange(self.num_envs)))
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        attributes = {
-            "render_mode": self.settings.get("render_mode"),
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-        }
-        if attr_name not in attributes:
-            raise AttributeError(f"EnvPool's environments, being C++, have no attribute '{attr_name}'.")
-        return [attributes[attr_name] for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        raise NotImplementedError(
-            f"EnvPool's environments, being C++, have no attributes to set: pass options for '{attr_name}' "
-            "to make_envpool_env()."
-        )
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        raise NotImplementedError(f"EnvPool's environments, being C++, have no method '{method_name}'.")
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        # Their episodes are reported as a Monitor would, which is what SB3 wants to know.
-        return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]
 
     def _running_pool(self) -> Any:
         if self._pool is None:
