@@ -16,9 +16,11 @@ from typing import Any
 
 import jax
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import is_image_space
 
 from sbx_deepspi import DeepSPI, make_envpool_env
 from sbx_deepspi.certificate import certify
+from sbx_deepspi.envs.envpool import import_envpool
 from sbx_deepspi.update import update
 
 
@@ -47,12 +49,12 @@ def seconds(call: Callable[[], Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="Breakout-v5", help="a game of EnvPool's, or a Gymnasium id")
+    parser.add_argument("--env", default="Breakout-v5", help="EnvPool's, and 128 of them, or Gymnasium's, and 8")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    is_atari = arguments.env.endswith("-v5") and "Cart" not in arguments.env
-    env = make_envpool_env(arguments.env, 128, seed=0) if is_atari else make_vec_env(arguments.env, 8, seed=0)
-    policy = "CnnPolicy" if is_atari else "MlpPolicy"
+    is_game = arguments.env in import_envpool().list_all_envs()
+    env = make_envpool_env(arguments.env, 128, seed=0) if is_game else make_vec_env(arguments.env, 8, seed=0)
+    policy = "CnnPolicy" if is_image_space(env.observation_space) else "MlpPolicy"
     lipschitz, plain = prepared(env, policy), prepared(env, policy, lipschitz_constant=None)
     key = jax.random.PRNGKey(0)
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 
 from sbx_deepspi import DeepSPI
-from sbx_deepspi.certificate import outside_neighbourhood
+from sbx_deepspi.neighbourhood import outside_neighbourhood
 
 
 class Watch(BaseCallback):

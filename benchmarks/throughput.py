@@ -111,6 +111,7 @@ def compare(n_envs: int, n_steps: int, rounds: int, algorithms: list[str]) -> di
         pipes[algorithm], theirs = context.Pipe()
         processes.append(context.Process(target=worker, args=(theirs, algorithm, n_envs, n_steps), daemon=True))
         processes[-1].start()
+        theirs.close()  # so that a worker's death is noticed
     times: dict[str, list[float]] = {algorithm: [] for algorithm in pipes}
     memory: dict[str, int] = {}
     for turn in range(rounds + 1):

@@ -51,7 +51,7 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
     updated, _ = update(state, rollout, last_observations, key, h)
     transitions = to_transitions(rollout, np.zeros(model.n_envs, np.float32), h.gamma, h.gae_lambda)
     transitions = transitions.replace(segment_length=h.segment_length)
-    batches = microbatches(transitions, h.microbatch_size, h.segment_length)
+    batches = microbatches(transitions, min(h.microbatch_size, h.batch_size))
     constrained = state.apply_fn(state.params, method="constrain")
     encode = jax.jit(lambda part: state.apply_fn(constrained, part, method="encode_both"))
     latents = jax.lax.map(encode, batches)

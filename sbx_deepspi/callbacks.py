@@ -16,12 +16,12 @@ from sbx_deepspi.certificate import (
     CONDITIONS,
     behaviour_numbers,
     numbers,
-    outside_neighbourhood,
     unbounded,
     verdict,
     violations,
 )
 from sbx_deepspi.deepspi import DeepSPI
+from sbx_deepspi.neighbourhood import outside_neighbourhood
 
 REACTIONS = ("stop", "restore")
 

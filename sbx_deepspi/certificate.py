@@ -18,7 +18,7 @@ from flax import struct
 from flax.training.train_state import TrainState
 
 from sbx_deepspi.networks.agent import NetworkBounds
-from sbx_deepspi.rollout import Rollout
+from sbx_deepspi.rollout import Array, Rollout
 
 N_SAMPLED = 32
 """Transitions of a rollout on which the latent models' errors are estimated."""
@@ -27,10 +27,9 @@ N_EPISODES = 4
 HORIZON = 4
 """Imagined steps; the critic tells what follows."""
 
-ROUNDING = 1e-5
 """What floats may lose between two programs that compute the same importance ratios."""
 
-CONDITIONS = ("importance_ratio", "all_actions", "reward_lipschitz", "transition_lipschitz", "episode_length")
+CONDITIONS = ("importance_ratio", "all_actions", "reward_lipschitz", "transition_lipschitz", "episode_end")
 """What the bound needs, by name."""
 
 Scalar = jax.Array | float
@@ -76,7 +75,8 @@ class Certificate(struct.PyTreeNode):
     :param behaviour_model: of the behaviour policy
     :param value_lipschitz: K_V of the updated latent value
     :param average_episode_length: AEL, in steps; infinite as long as no episode has ended
-    :param zeta: ζ; infinite unless C < 1/γ, K_P < 1/γ, and K_R and AEL are finite
+    :param episode_ended: whether one ended in the rollout; if not, nothing is known of L_end
+    :param zeta: ζ; infinite unless C < 1/γ, K_P < 1/γ, K_R and AEL are finite, and an episode ended
     :param paper_zeta: ζ with the paper's factors, which takes L_end to be 0
     :param latent_improvement: V̄(φ(s_I)) - V̄_b(φ_b(s_I)) estimated; NaN where no episode began
     """
@@ -86,12 +86,13 @@ class Certificate(struct.PyTreeNode):
     behaviour_model: LatentModel
     value_lipschitz: Scalar
     average_episode_length: Scalar
+    episode_ended: Scalar
     zeta: Scalar
     paper_zeta: Scalar
     latent_improvement: Scalar
 
 
-def importance_ratio_range(log_policy: jax.Array, behaviour_log_policy: jax.Array) -> RatioRange:
+def importance_ratio_range(log_policy: Array, behaviour_log_policy: Array) -> RatioRange:
     """
     D_IR^inf and D_IR^sup over states and over every action listed; several choices at once multiply.
 
@@ -192,7 +193,7 @@ def importance_ratios(updated: TrainState, rollout: Rollout) -> RatioRange:
     :return: scalars
     """
 
-    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), rollout)
+    flat = rollout.flat()
     log_policy = updated.apply_fn(updated.params, flat.observations, flat.actions, method="log_policy")
     return importance_ratio_range(log_policy, flat.log_policy)
 
@@ -220,7 +221,7 @@ def certify(
     :return: scalars
     """
     sample_key, error_key, end_key, imagination_key = jax.random.split(key, 4)
-    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), rollout)
+    flat = rollout.flat()
     n_transitions = len(flat.rewards)
     chosen = jax.random.choice(sample_key, n_transitions, (min(N_SAMPLED, n_transitions),), replace=False)
     sample = jax.tree.map(lambda array: array[chosen], flat)
@@ -241,14 +242,15 @@ def certify(
             reward_error=errors.rewards.mean(),
             transition_error=errors.transitions.mean(),
             end_value=0.0,
-            reward_lipschitz=bounds.reward.latent + bounds.reward.action * bounds.policy,
-            transition_lipschitz=bounds.transition.latent + bounds.transition.action * bounds.policy,
+            reward_lipschitz=bounds.reward.under(bounds.policy),
+            transition_lipschitz=bounds.transition.under(bounds.policy),
         )
         latents = ask("encode", ends.observations)
         step = ask("imagine", latents, end_key)
         moved = jnp.sqrt(((step.latents - latents) ** 2).reshape(len(latents), -1).sum(axis=1))
-        end_value = end_value_bound(model, ends.mean(jnp.abs(step.rewards)), ends.mean(moved), gamma)
-        model = model.replace(end_value=end_value)
+        reward, distance = (numbers.mean(where=ends.valid) for numbers in (jnp.abs(step.rewards), moved))
+        end_value = end_value_bound(model, reward, distance, gamma)
+        model = model.replace(end_value=jnp.where(ends.valid.any(), end_value, jnp.inf))
 
         def imagine(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             step = ask("imagine", latents, key)
@@ -274,6 +276,7 @@ def certify(
         behaviour_model=behaviour_model,
         value_lipschitz=value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma),
         average_episode_length=length,
+        episode_ended=ends.valid.any(),
         zeta=return_gap(model, length, ratio.sup, gamma) + return_gap(behaviour_model, length, 1.0, gamma),
         paper_zeta=paper_return_gap(model, length, ratio.sup, gamma)
         + paper_return_gap(behaviour_model, length, 1.0, gamma),
@@ -292,22 +295,15 @@ class Few(struct.PyTreeNode):
     observations: jax.Array
     valid: jax.Array
 
-    def mean(self, numbers: jax.Array) -> jax.Array:
-        """
-        :param numbers: one of each observation
-        :return: their mean over the valid ones, 0 if there are none
-        """
-        return (numbers * self.valid).sum() / jnp.maximum(self.valid.sum(), 1)
 
-
-def first_few(observations: jax.Array, where: jax.Array) -> Few:
+def first_few(observations: Array, where: Array) -> Few:
     """
     :param observations: shape (B, ...)
     :param where: which are asked for, bools of shape (B,)
     :return: the first few of them
     """
     (indices,) = jnp.nonzero(where, size=N_EPISODES, fill_value=0)
-    return Few(observations[indices], jnp.arange(N_EPISODES) < where.sum())
+    return Few(jnp.asarray(observations)[indices], jnp.arange(N_EPISODES) < where.sum())
 
 
 def unbounded(state: TrainState) -> dict[str, str]:
@@ -322,7 +318,7 @@ def unbounded(state: TrainState) -> dict[str, str]:
     return {
         condition: f"{constant} is unbounded"
         for condition, (constant, model) in models.items()
-        if not math.isfinite(model.latent + model.action * bounds.policy)
+        if not math.isfinite(model.under(bounds.policy))
     }
 
 
@@ -350,8 +346,8 @@ def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dic
             failed["transition_lipschitz"] = f"K_P{whose} unbounded"
         elif not k_transition * gamma < 1:
             failed["transition_lipschitz"] = f"K_P{whose} {k_transition:.4g} ≥ {limit}"
-    if not math.isfinite(certificate.average_episode_length):
-        failed["episode_length"] = "no episode ended yet"
+    if not certificate.episode_ended:
+        failed["episode_end"] = "no episode ended in this rollout"
     return failed
 
 
@@ -364,21 +360,6 @@ def verdict(certificate: Certificate, failed: dict[str, str]) -> str:
     if failed:
         return f"not certified: {'; '.join(failed.values())}"
     return f"certified: real improvement ≥ latent improvement - {float(certificate.zeta):.4g}"
-
-
-def outside_neighbourhood(certificate: Certificate, clip_range: float) -> dict[str, str]:
-    """
-    Whether the update has left N^C(π_b), C = 1 + ε.
-
-    :param certificate: numbers on the host
-    :param clip_range: ε
-    :return: ``"neighbourhood"`` → what is wrong, or nothing
-    """
-    ratio = certificate.importance_ratio
-    if 1 - clip_range - ROUNDING <= ratio.inf and ratio.sup <= 1 + clip_range + ROUNDING:
-        return {}
-    found, allowed = f"[{ratio.inf:.4g}, {ratio.sup:.4g}]", f"[{1 - clip_range:.4g}, {1 + clip_range:.4g}]"
-    return {"neighbourhood": f"D_IR {found} leaves {allowed}"}
 
 
 def numbers(certificate: Certificate, all_actions: bool) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """DeepSPI: collect → advantages → update → log (Delgrange et al., ICLR 2026, arXiv 2510.12312)."""
 
-import copy
 import functools
 import math
 import warnings
@@ -40,10 +39,9 @@ from sbx_deepspi.policies import (
     log_policy_shape,
     predict_values,
 )
-from sbx_deepspi.rollout import Rollout
+from sbx_deepspi.rollout import Rollout, automatic_n_steps, segment_length
 from sbx_deepspi.update import Hyperparameters, UpdateReport, policy_loss, update
 
-TRANSITIONS_PER_ROLLOUT = 1024
 # One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
 FAULTY_UPDATES_IN_A_ROW = 3
 
@@ -69,7 +67,8 @@ class DeepSPI(PPO):
     :param learning_rate: learning rate, or a function of the remaining progress (from 1 to 0)
     :param n_steps: steps of each environment per update; ``None``: about 1,024 transitions an update,
         spread over the environments there are
-    :param batch_size: minibatch size; the last minibatch of an epoch is smaller if it does not divide the rollout
+    :param batch_size: minibatch size; the last minibatch of an epoch is smaller if it does not divide the rollout.
+        Minibatches of images are drawn as runs of up to eight successive steps, whose encodings are shared
     :param n_epochs: passes over the rollout per update
     :param gamma: discount factor
     :param gae_lambda: bias-variance trade-off of the generalised advantages
@@ -151,6 +150,7 @@ class DeepSPI(PPO):
             rollout_buffer_class=(rollout_buffer_class, None),
             rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
         )
+        checks.positive_integer(batch_size=batch_size)
         backend.keep_compiled_programs()
         self.jax_device = checks.jax_device(device)
         n_envs = env.num_envs if isinstance(env, VecEnv) else 1
@@ -209,7 +209,12 @@ class DeepSPI(PPO):
         )
         checks.rollout_size(self.n_steps, self.n_envs)
         checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
-        checks.positive(clip_range=self.clip_range, clip_range_vf=self.clip_range_vf, max_grad_norm=self.max_grad_norm)
+        checks.positive(
+            clip_range=self.clip_range,
+            clip_range_vf=self.clip_range_vf,
+            max_grad_norm=self.max_grad_norm,
+            target_kl=self.target_kl,
+        )
         checks.in_unit_interval(
             reward_loss_coef=self.reward_loss_coef,
             transition_loss_coef=self.transition_loss_coef,
@@ -276,7 +281,9 @@ class DeepSPI(PPO):
             actions, values, log_probs = decision.actions, decision.values, decision.log_probs
             clipped_actions = self._to_environment(actions)
             try:
-                new_obs, rewards, dones, infos = self._checked_step(env, clipped_actions)
+                new_obs, rewards, dones, infos = environment.step(
+                    env, clipped_actions, self.num_timesteps // env.num_envs + 1
+                )
                 self.num_timesteps += env.num_envs
                 self._count_episode_steps(dones)
                 callback.update_locals(locals())
@@ -289,7 +296,7 @@ class DeepSPI(PPO):
                 raise
             self._update_info_buffer(infos, dones)
 
-            next_observations, truncated = true_next_observations(new_obs, dones, infos)
+            next_observations, truncated = environment.true_next_observations(new_obs, dones, infos)
             checks.finite("observation", next_observations, self.num_timesteps // env.num_envs)
             truncated_values = np.zeros_like(values)
             if truncated.any():
@@ -330,38 +337,6 @@ class DeepSPI(PPO):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         return actions.astype(self.action_space.dtype)
 
-    def _checked_step(
-        self, env: VecEnv, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """
-        One step of the environments. Where they are normalised, a number that is not finite is looked for in
-        what they gave, and kept out of the running statistics.
-
-        :param env: the environments
-        :param actions: shape (N, ...)
-        :return: observations, rewards, dones and infos
-        :raises ValueError: an observation or a reward is not finite, or observations have another shape than before
-        """
-        normalizer = self._vec_normalize_env
-        statistics: dict[str, Any] = {} if normalizer is None else vars(normalizer)
-        # without norm_obs there is no obs_rms
-        names = statistics.keys() & {"obs_rms", "ret_rms", "returns"}
-        kept = {name: copy.copy(statistics[name]) for name in names}
-        new_obs, rewards, dones, infos = env.step(actions)
-        assert isinstance(new_obs, np.ndarray)
-        checks.observations(new_obs, env)
-        step = self.num_timesteps // env.num_envs + 1
-        try:
-            if normalizer is not None:
-                checks.finite("reward", normalizer.get_original_reward(), step)
-                checks.finite("observation", np.asarray(normalizer.get_original_obs()), step)
-            checks.finite("reward", rewards, step)
-            checks.finite("observation", new_obs, step)
-        except ValueError:
-            statistics.update(kept)
-            raise
-        return new_obs, rewards, dones, infos
-
     def hyperparameters(self) -> Hyperparameters:
         """
         :return: what the next update depends on, at the present progress of training
@@ -383,8 +358,8 @@ class DeepSPI(PPO):
             n_epochs=self.n_epochs,
             normalize_advantage=self.normalize_advantage,
             gradient_penalty_coef=self.gradient_penalty_coef,
-            microbatch_size=backend.microbatch_size(self.jax_device.platform, self.observation_space.shape),
-            segment_length=backend.segment_length(self.observation_space.shape, self.n_steps, self.batch_size),
+            microbatch_size=backend.microbatch_size(self.jax_device.platform, self.policy.encodes_images),
+            segment_length=segment_length(self.n_steps, self.batch_size) if self.policy.encodes_images else 1,
             policy_loss=self.policy_loss,
         )
 
@@ -682,41 +657,3 @@ class DeepSPI(PPO):
 
     def _derived_schedules(self) -> list[str]:
         return [name for name in vars(self) if name.endswith("_schedule") and getattr(self, name) is not None]
-
-
-def automatic_n_steps(n_envs: int, batch_size: int) -> int:
-    """
-    :param n_envs: number of environments
-    :param batch_size: divides the rollout, if that needs no more than twice as many transitions
-    :return: steps of each, for about 1,024 transitions in a rollout: 8 for 128 environments, 1,024 for one
-    """
-    multiple = batch_size // math.gcd(batch_size, n_envs)
-    n_steps = max(round(TRANSITIONS_PER_ROLLOUT / n_envs / multiple), 1) * multiple
-    return n_steps if n_steps * n_envs <= 2 * TRANSITIONS_PER_ROLLOUT else max(TRANSITIONS_PER_ROLLOUT // n_envs, 1)
-
-
-def true_next_observations(
-    new_obs: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    s' of one step. Where an episode ended, ``new_obs`` already belongs to the next one.
-
-    :param new_obs: what the environments returned, shape (N, ...)
-    :param dones: whether each episode ended, shape (N,)
-    :param infos: of each environment, with ``terminal_observation`` where an episode ended
-    :return: s' of shape (N, ...), and whether a time limit ended the episode, bools of shape (N,)
-    :raises ValueError: an environment ended an episode without its last observation
-    """
-    truncated = np.zeros(len(dones), bool)
-    if not dones.any():
-        return new_obs, truncated
-    next_observations = new_obs.copy()
-    for i in np.flatnonzero(dones):
-        if infos[i].get("terminal_observation") is None:
-            raise ValueError(
-                f"Environment {i} ended an episode without info['terminal_observation'], which DeepSPI's world model "
-                "learns from: use one of SB3's VecEnvs, or add it to yours."
-            )
-        next_observations[i] = infos[i]["terminal_observation"]
-        truncated[i] = infos[i].get("TimeLimit.truncated", False)
-    return next_observations, truncated

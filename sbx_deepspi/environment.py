@@ -1,5 +1,9 @@
-"""The state of the environment a model learns from: what a resumed run needs to be the run that was interrupted."""
+"""
+The environments a model learns from: one checked step, and the state that a resumed run needs to be the run that was
+interrupted.
+"""
 
+import copy
 import warnings
 from typing import Any
 
@@ -18,7 +22,7 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
-from sbx_deepspi import checkpoint
+from sbx_deepspi import checkpoint, checks
 
 NORMALIZATION_SETTINGS = (
     "training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys",
@@ -27,6 +31,66 @@ KNOWN_WRAPPERS = (
     VecCheckNan, VecExtractDictObs, VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage, VecVideoRecorder,
 )  # fmt: skip
 """Those that keep nothing from step to step, or something that is saved."""
+
+
+def step(
+    env: VecEnv, actions: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """
+    One step of the environments. Where they are normalised, a number that is not finite is looked for in
+    what they gave, and kept out of the running statistics.
+
+    :param env: the environments
+    :param actions: shape (N, ...)
+    :param number: of the step, for messages
+    :return: observations, rewards, dones and infos
+    :raises ValueError: an observation or a reward is not finite, or observations have another shape than before
+    """
+    normalizer = normalizer_of(env)
+    statistics: dict[str, Any] = {} if normalizer is None else vars(normalizer)
+    # without norm_obs there is no obs_rms
+    names = statistics.keys() & {"obs_rms", "ret_rms", "returns"}
+    kept = {name: copy.copy(statistics[name]) for name in names}
+    new_obs, rewards, dones, infos = env.step(actions)
+    assert isinstance(new_obs, np.ndarray)
+    checks.observations(new_obs, env)
+    try:
+        if normalizer is not None:
+            checks.finite("reward", normalizer.get_original_reward(), number)
+            checks.finite("observation", np.asarray(normalizer.get_original_obs()), number)
+        checks.finite("reward", rewards, number)
+        checks.finite("observation", new_obs, number)
+    except ValueError:
+        statistics.update(kept)
+        raise
+    return new_obs, rewards, dones, infos
+
+
+def true_next_observations(
+    new_obs: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    s' of one step. Where an episode ended, ``new_obs`` already belongs to the next one.
+
+    :param new_obs: what the environments returned, shape (N, ...)
+    :param dones: whether each episode ended, shape (N,)
+    :param infos: of each environment, with ``terminal_observation`` where an episode ended
+    :return: s' of shape (N, ...), and whether a time limit ended the episode, bools of shape (N,)
+    :raises ValueError: an environment ended an episode without its last observation
+    """
+    truncated = np.zeros(len(dones), bool)
+    if not dones.any():
+        return new_obs, truncated
+    next_observations = new_obs.copy()
+    for i in np.flatnonzero(dones):
+        if infos[i].get("terminal_observation") is None:
+            raise ValueError(
+                f"Environment {i} ended an episode without info['terminal_observation'], which DeepSPI's world model "
+                "learns from: use one of SB3's VecEnvs, or add it to yours."
+            )
+        next_observations[i] = infos[i]["terminal_observation"]
+        truncated[i] = infos[i].get("TimeLimit.truncated", False)
+    return next_observations, truncated
 
 
 def state_of(env: VecEnv, started: bool) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import struct
 from flax.training.train_state import TrainState
 
-from sbx_deepspi.certificate import ROUNDING, importance_ratios
+from sbx_deepspi.certificate import Certificate, importance_ratios
 from sbx_deepspi.rollout import Rollout
 
 N_HALVINGS = 12
+ROUNDING = 1e-5  # of importance ratios
 RELATIVE_PRECISION = 1 / 8
 
 Params = TypeVar("Params")
@@ -87,3 +88,18 @@ def project(
 
     params, fraction = draw_back(behaviour.params, updated.params, is_inside)
     return updated.replace(params=params), fraction
+
+
+def outside_neighbourhood(certificate: Certificate, clip_range: float) -> dict[str, str]:
+    """
+    Whether the update has left N^C(π_b), C = 1 + ε.
+
+    :param certificate: numbers on the host
+    :param clip_range: ε
+    :return: ``"neighbourhood"`` → what is wrong, or nothing
+    """
+    ratio = certificate.importance_ratio
+    if 1 - clip_range - ROUNDING <= ratio.inf and ratio.sup <= 1 + clip_range + ROUNDING:
+        return {}
+    found, allowed = f"[{ratio.inf:.4g}, {ratio.sup:.4g}]", f"[{1 - clip_range:.4g}, {1 + clip_range:.4g}]"
+    return {"neighbourhood": f"D_IR {found} leaves {allowed}"}

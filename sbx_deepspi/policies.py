@@ -123,6 +123,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
     default_net_arch: tuple[int, ...]
     default_features_dim: int
     reward_model_units: int
+    encodes_images = False
 
     def __init__(
         self,
@@ -417,6 +418,7 @@ class CnnPolicy(DeepSPIPolicy):
     default_net_arch = ()
     default_features_dim = 512
     reward_model_units = 256
+    encodes_images = True
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
-"""What one rollout holds, and the advantages that come from it."""
+"""What one rollout holds, its advantages, and its transitions as the networks take them."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,6 +9,34 @@ import numpy as np
 from flax import struct
 
 Array = jax.Array | np.ndarray
+
+TRANSITIONS_PER_ROLLOUT = 1024
+LONGEST_SEGMENT = 8
+
+
+def automatic_n_steps(n_envs: int, batch_size: int) -> int:
+    """
+    :param n_envs: number of environments
+    :param batch_size: divides the rollout, if that needs no more than twice as many transitions
+    :return: steps of each, for about 1,024 transitions in a rollout: 8 for 128 environments, 1,024 for one
+    """
+    multiple = batch_size // math.gcd(batch_size, n_envs)
+    n_steps = max(round(TRANSITIONS_PER_ROLLOUT / n_envs / multiple), 1) * multiple
+    return n_steps if n_steps * n_envs <= 2 * TRANSITIONS_PER_ROLLOUT else max(TRANSITIONS_PER_ROLLOUT // n_envs, 1)
+
+
+def segment_length(n_steps: int, batch_size: int) -> int:
+    """
+    How many successive steps of an environment stay together when minibatches of images are drawn, so that φ(s') is
+    not computed where it is the next step's φ(s).
+
+    :param n_steps: of each environment in a rollout
+    :param batch_size: of a minibatch
+    :return: number of steps; divides ``n_steps`` and ``batch_size``
+    """
+    common = math.gcd(n_steps, batch_size)
+    # not 2: with room for an episode's end in each segment, those would share nothing
+    return max(length for length in (1, *range(3, LONGEST_SEGMENT + 1)) if common % length == 0)
 
 
 class Rollout(struct.PyTreeNode):
@@ -37,6 +66,12 @@ class Rollout(struct.PyTreeNode):
     values: Array
     log_probs: Array
     log_policy: Array
+
+    def flat(self) -> "Rollout":
+        """
+        :return: the same as T · N transitions in time-major order, arrays of shape (T · N, ...)
+        """
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), self)
 
     @classmethod
     def empty(
@@ -193,16 +228,15 @@ def share_observations(transitions: Transitions) -> SharedObservations:
     )
 
 
-def microbatches(batch: Any, microbatch_size: int, segment_length: int = 1) -> Any:
+def microbatches(transitions: Transitions, microbatch_size: int) -> Transitions:
     """
     Split a batch into equal parts of whole segments, as few as the size allows.
 
-    :param batch: arrays of shape (B, ...)
-    :param microbatch_size: the most transitions in a part, at least a segment's
-    :param segment_length: divides B
-    :return: the same arrays, of shape (parts, B / parts, ...)
+    :param transitions: B transitions
+    :param microbatch_size: the most in a part, at least a segment's
+    :return: the same, each array of shape (parts, B / parts, ...)
     """
-    n_segments = len(jax.tree.leaves(batch)[0]) // segment_length
-    most = microbatch_size // segment_length
+    n_segments = len(transitions.dones) // transitions.segment_length
+    most = microbatch_size // transitions.segment_length
     n_parts = next(n for n in range(1, n_segments + 1) if n_segments % n == 0 and n_segments // n <= most)
-    return jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), batch)
+    return jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), transitions)

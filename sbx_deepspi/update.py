@@ -1,7 +1,6 @@
 """One update: -J of a minibatch and its gradient, minibatches, epochs (Delgrange et al., ICLR 2026)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from flax.training.train_state import TrainState
 
 from sbx_deepspi import objective
 from sbx_deepspi.networks.agent import Evaluation
-from sbx_deepspi.policies import predict_values
 from sbx_deepspi.rollout import Rollout, Transitions, microbatches, share_observations, to_transitions
 
 
@@ -65,7 +63,19 @@ class Hyperparameters(struct.PyTreeNode):
 
 
 class Metrics(struct.PyTreeNode):
-    """What some transitions tell the user: scalars, or several of each along one axis."""
+    """
+    What some transitions tell the user: scalars, or several of each along one axis.
+
+    :param loss: -J
+    :param policy_gradient_loss: the policy's part of it
+    :param entropy_loss: -H(π), in nats
+    :param value_loss: ½ (V - return)²
+    :param reward_loss: ℓ_R
+    :param transition_loss: ℓ_P
+    :param gradient_penalty: 0 unless asked for
+    :param approx_kl: divergence from the behaviour policy, estimated, in nats
+    :param clip_fraction: part of the importance ratios outside [1 - ε, 1 + ε]
+    """
 
     loss: jax.Array
     policy_gradient_loss: jax.Array
@@ -194,7 +204,7 @@ def loss_gradients(
     state: TrainState, minibatch: Transitions, key: jax.Array, hyperparameters: Hyperparameters
 ) -> tuple[FrozenDict, Metrics]:
     """
-    The gradient of -J of a minibatch, summed over parts that fit the processor's cache.
+    The gradient of -J of a minibatch, averaged over equal parts that fit the processor's cache.
 
     :param state: the parameters
     :param minibatch: B transitions
@@ -205,7 +215,7 @@ def loss_gradients(
     if hyperparameters.normalize_advantage:
         minibatch = minibatch.replace(advantages=objective.normalize(minibatch.advantages))
     constrained, pull_back = jax.vjp(lambda params: state.apply_fn(params, method="constrain"), state.params)
-    parts = microbatches(minibatch, hyperparameters.microbatch_size, minibatch.segment_length)
+    parts = microbatches(minibatch, hyperparameters.microbatch_size)
     n_parts = len(parts.rewards)
 
     def add_part(total: FrozenDict, part: tuple[Transitions, jax.Array]) -> tuple[FrozenDict, Metrics]:
@@ -228,6 +238,20 @@ def loss_gradients(
     total, metrics = jax.lax.scan(add_part, nothing, (parts, jax.random.split(key, n_parts)))
     (gradients,) = pull_back(jax.tree.map(lambda gradient: gradient / n_parts, total))
     return gradients, metrics.mean()
+
+
+class MinibatchReport(struct.PyTreeNode):
+    """
+    What a minibatch tells; scalars, or several of each along axes for epochs and minibatches.
+
+    :param metrics: see :class:`Metrics`
+    :param faults: see :class:`Faults`
+    :param ran: whether it did: nothing does after ``target_kl`` has stopped the update
+    """
+
+    metrics: Metrics
+    faults: Faults
+    ran: jax.Array
 
 
 class Progress(struct.PyTreeNode):
@@ -261,7 +285,7 @@ def update(
     :return: the new parameters and optimiser, and what to tell the user
     """
     h = hyperparameters
-    last_values = predict_values(state, last_observations)
+    last_values = state.apply_fn(state.params, last_observations)[1]
     transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda).replace(segment_length=h.segment_length)
     n_transitions = transitions.rewards.size
     n_full = n_transitions // h.batch_size
@@ -270,7 +294,7 @@ def update(
     )
     state = state.replace(opt_state=opt_state)
 
-    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, tuple[Metrics, Faults]]:
+    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, MinibatchReport]:
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
         gradients, metrics = loss_gradients(state, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)
@@ -286,52 +310,47 @@ def update(
         if h.target_kl is not None:
             rejected |= metrics.approx_kl > 1.5 * h.target_kl
         new_state = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), new_state, state)
-        return new_state, (metrics, faults)
+        return new_state, MinibatchReport(metrics, faults, ran=jnp.asarray(True))
 
-    def minibatch_step(progress: Progress, minibatch: tuple[jax.Array, jax.Array]) -> tuple[Progress, Any]:
-        indices, key = minibatch
+    def minibatch_step(progress: Progress, minibatch: tuple[jax.Array, jax.Array]) -> tuple[Progress, MinibatchReport]:
         if h.target_kl is None:
-            state, (metrics, faults) = learn(progress.state, indices, key)
-            return progress.replace(state=state), (metrics, faults, True)
+            state, report = learn(progress.state, *minibatch)
+            return progress.replace(state=state), report
 
-        nothing = jax.tree.map(
-            lambda shape: jnp.zeros(shape.shape, shape.dtype),
-            jax.eval_shape(learn, progress.state, indices, key)[1],
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(learn, progress.state, *minibatch)[1])
+        state, report = jax.lax.cond(
+            progress.stopped, lambda: (progress.state, nothing), lambda: learn(progress.state, *minibatch)
         )
-        state, (metrics, faults) = jax.lax.cond(
-            progress.stopped,
-            lambda: (progress.state, nothing),
-            lambda: learn(progress.state, indices, key),
-        )
-        stopped = progress.stopped | (metrics.approx_kl > 1.5 * h.target_kl)
-        return Progress(state, stopped), (metrics, faults, ~progress.stopped)
+        return Progress(state, progress.stopped | (report.metrics.approx_kl > 1.5 * h.target_kl)), report
 
-    def epoch_step(progress: Progress, key: jax.Array) -> tuple[Progress, Any]:
+    def epoch_step(progress: Progress, key: jax.Array) -> tuple[Progress, MinibatchReport]:
         key, shuffle_key = jax.random.split(key)
         segments = jax.random.permutation(shuffle_key, n_transitions // h.segment_length)
         indices = (segments[:, None] * h.segment_length + jnp.arange(h.segment_length)).reshape(-1)
         keys = jax.random.split(key, n_full + 1)
         full = indices[: n_full * h.batch_size].reshape(n_full, h.batch_size)
         rest = indices[n_full * h.batch_size :]
-        outputs = []
+        reports = []
         if n_full:
-            progress, output = jax.lax.scan(minibatch_step, progress, (full, keys[:n_full]))
-            outputs.append(output)
+            progress, report = jax.lax.scan(minibatch_step, progress, (full, keys[:n_full]))
+            reports.append(report)
         if rest.size:
-            progress, output = minibatch_step(progress, (rest, keys[n_full]))
-            outputs.append(jax.tree.map(lambda scalar: jnp.asarray(scalar)[None], output))
-        return progress, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+            progress, report = minibatch_step(progress, (rest, keys[n_full]))
+            reports.append(jax.tree.map(lambda scalar: scalar[None], report))
+        return progress, jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports)
 
     progress = Progress(state, jnp.asarray(False))
-    progress, (metrics, faults, ran) = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
+    progress, reports = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
 
-    report = UpdateReport(
-        metrics=metrics.mean(where=ran & ~faults.any),
-        faults=jax.tree.map(jnp.sum, faults),
+    ran = reports.ran
+    variance = jnp.var(transitions.returns)
+    unexplained = jnp.var(transitions.returns - transitions.values)
+    return progress.state, UpdateReport(
+        metrics=reports.metrics.mean(where=ran & ~reports.faults.any),
+        faults=jax.tree.map(jnp.sum, reports.faults),
         n_minibatches=ran.sum(),
-        explained_variance=1 - jnp.var(transitions.returns - transitions.values) / jnp.var(transitions.returns),
+        explained_variance=jnp.where(variance > 0, 1 - unexplained / variance, jnp.nan),
         n_epochs=ran.any(axis=1).sum(),
         stopped=progress.stopped,
-        last_kl=metrics.approx_kl.reshape(-1)[ran.sum() - 1],
+        last_kl=reports.metrics.approx_kl.reshape(-1)[ran.sum() - 1],
     )
-    return progress.state, report

@@ -133,13 +133,25 @@ def test_end_value_of_an_update() -> None:
     assert float(model.certificate.model.end_value) == pytest.approx(expected, rel=1e-3)
 
 
+def test_without_an_end_in_the_rollout_nothing_is_certified() -> None:
+    model = trained(spaces.Discrete(1), **CERTIFIABLE)
+    rollout, _ = collected(model)
+    assert rollout.dones.any()
+    rollout.dones[:] = False  # AEL is known from earlier rollouts
+    model.train()
+    assert model.certificate is not None
+    assert np.isfinite(model.certificate.average_episode_length)
+    assert model.certificate.model.end_value == model.certificate.zeta == np.inf
+    assert "episode_end" in certificates.violations(model.certificate, 0.9, True)
+
+
 def test_average_episode_length_of_environments_in_step() -> None:
     """Whole episodes are counted: a rollout of 4 steps in which all end would say 4."""
     env = DummyVecEnv([lambda: ToyEnv(VECTOR, DISCRETE, length=6)] * 4)
     model = DeepSPI("MlpPolicy", env, **{**TINY_RUN, "n_steps": 4, "batch_size": 16}).learn(16)
     assert model.certificate is not None
     assert model.certificate.average_episode_length == np.inf
-    assert "episode_length" in certificates.violations(model.certificate, 0.99, True)
+    assert "episode_end" in certificates.violations(model.certificate, 0.99, True)
     model.learn(32, reset_num_timesteps=False)
     assert model.certificate.average_episode_length == 6
 
@@ -225,7 +237,7 @@ def test_the_verdict_names_what_fails() -> None:
             "K_R of π_b unbounded",
         ),
         "transition_lipschitz": (certificate.replace(model=model.replace(transition_lipschitz=1.2)), True, "K_P 1.2 ≥"),
-        "episode_length": (certificate.replace(average_episode_length=np.inf), True, "no episode ended yet"),
+        "episode_end": (certificate.replace(episode_ended=False), True, "no episode ended in this rollout"),
     }
     for name, (case, all_actions, words) in cases.items():
         failed = certificates.violations(case, 0.9, all_actions)

@@ -18,8 +18,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepSPI
-from sbx_deepspi.deepspi import automatic_n_steps
-from sbx_deepspi.rollout import share_observations, to_transitions
+from sbx_deepspi.rollout import automatic_n_steps, share_observations, to_transitions
 from sbx_deepspi.update import Hyperparameters, loss, loss_gradients, update
 
 # a constant rate: the default schedule has come down to 0 when a run's last update is made

@@ -249,9 +249,3 @@ def test_compiled_programs_are_kept_unless_jax_was_told_where(monkeypatch: pytes
         assert Path(jax.config.jax_compilation_cache_dir).parent == tmp_path / "sbx-deepspi"
     finally:
         jax.config.update("jax_compilation_cache_dir", told)
-
-
-def test_segments_divide_rollouts_and_minibatches() -> None:
-    for n_steps, batch_size, length in ((8, 256, 8), (128, 256, 8), (6, 256, 2), (5, 256, 1), (1, 256, 1), (12, 24, 6)):
-        assert backend.segment_length((4, 84, 84), n_steps, batch_size) == length
-    assert backend.segment_length((4,), 128, 256) == 1

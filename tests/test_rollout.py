@@ -7,7 +7,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sbx_deepspi.rollout import Rollout, generalized_advantages, microbatches, share_observations, to_transitions
+from sbx_deepspi.rollout import (
+    Rollout,
+    generalized_advantages,
+    microbatches,
+    segment_length,
+    share_observations,
+    to_transitions,
+)
 
 GAMMA, GAE_LAMBDA = 0.9, 0.8
 
@@ -89,5 +96,14 @@ def test_shared_observations_give_back_every_next_one(p_done: float) -> None:
 
 
 def test_microbatches_keep_segments_whole() -> None:
-    parts = microbatches(np.arange(24), microbatch_size=10, segment_length=4)
-    np.testing.assert_array_equal(parts, np.arange(24).reshape(3, 8))
+    rollout = Rollout.empty(4, 6, observation=((), np.float32), action=((), np.int32), log_policy=(2,))
+    rollout.rewards[:] = np.arange(24).reshape(6, 4).T
+    transitions = to_transitions(rollout, np.zeros(6, np.float32), GAMMA, GAE_LAMBDA)
+    parts = microbatches(transitions.replace(segment_length=4), microbatch_size=10)
+    np.testing.assert_array_equal(parts.rewards, np.arange(24).reshape(3, 8))
+    np.testing.assert_array_equal(microbatches(transitions, 10).rewards, np.arange(24).reshape(3, 8))
+
+
+def test_segments_divide_rollouts_and_minibatches() -> None:
+    for n_steps, batch_size, length in ((8, 256, 8), (128, 256, 8), (6, 256, 1), (5, 256, 1), (1, 256, 1), (12, 24, 6)):
+        assert segment_length(n_steps, batch_size) == length

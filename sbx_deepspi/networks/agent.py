@@ -13,7 +13,7 @@ from flax import struct
 from sbx_deepspi.networks.lipschitz import limit_kernels, lipschitz_bound, normalize_kernels
 from sbx_deepspi.networks.world_model import LipschitzBounds
 from sbx_deepspi.objective import reward_loss
-from sbx_deepspi.rollout import Transitions, share_observations
+from sbx_deepspi.rollout import Rollout, Transitions, share_observations
 
 tfd = tfp.distributions
 
@@ -219,14 +219,14 @@ class Networks(nn.Module):
         # 1e-12: the norm has no gradient at 0
         return sum(nn.relu(jnp.sqrt((slope**2).sum(axis=axes) + 1e-12) - 1.0) ** 2 for slope in slopes)  # type: ignore[return-value]
 
-    def model_errors(self, transitions: Transitions, key: jax.Array) -> ModelErrors:
+    def model_errors(self, transitions: Rollout, key: jax.Array) -> ModelErrors:
         """
-        :param transitions: B transitions
+        :param transitions: B of a rollout's, flat
         :param key: randomness of the latent sample ẑ'
         :return: what the certificate asks of the world model, with constrained parameters
         """
         latents, next_latents = self.encoder(transitions.observations), self.encoder(transitions.next_observations)
-        actions = self.encode_actions(transitions.actions)
+        actions = self.encode_actions(jnp.asarray(transitions.actions))
         distances = self.transition_model(latents, actions).sample(key) - next_latents
         return ModelErrors(
             rewards=jnp.abs(self.reward_model(latents, actions) - transitions.rewards),

@@ -1,5 +1,7 @@
 """
-Which form of a computation runs where: the one place that decides it. Both forms compute the same.
+What depends on the machine, in one place: which form of a computation runs where, and what is kept between runs.
+
+Both forms compute the same; of random numbers, the same distribution.
 
 On accelerators XLA's own operations are right. On CPUs its convolutions are slow, and slower still inside the loops
 over epochs and minibatches (jax issue 12868), while matrix products run near the machine's peak; JAX's random bits
@@ -7,7 +9,6 @@ cost more there than what is done with them; and what image networks compute sho
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,8 @@ import jax.numpy as jnp
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
 from sbx_deepspi.networks.noise import clipped_normal_of, hashed_bits
 
-CPU_MICROBATCH = 32
-LONGEST_SEGMENT = 8
+CPU_MICROBATCH = 32  # images of 84 x 84, whose feature maps two MB of cache hold, more or less
+EVERYTHING = 2**31
 
 
 def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -61,7 +62,7 @@ def in_parts(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> j
     :param images: shape (B, ...)
     :return: shape (B, ...)
     """
-    if len(images) <= 2 * CPU_MICROBATCH:
+    if len(images) <= 2 * CPU_MICROBATCH:  # what an update's parts come to with their s'
         return function(images)
     return jax.lax.platform_dependent(
         images,
@@ -70,31 +71,15 @@ def in_parts(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> j
     )
 
 
-def microbatch_size(platform: str, observation_shape: tuple[int, ...]) -> int:
+def microbatch_size(platform: str, encodes_images: bool) -> int:
     """
-    How many transitions go through the networks at a time.
+    The most transitions that go through the networks at a time.
 
     :param platform: of the device, ``"cpu"`` or another
-    :param observation_shape: of one observation
+    :param encodes_images: whether the encoder is convolutional
     :return: number of transitions
     """
-    return CPU_MICROBATCH if platform == "cpu" and len(observation_shape) == 3 else 2**31
-
-
-def segment_length(observation_shape: tuple[int, ...], n_steps: int, batch_size: int) -> int:
-    """
-    How many successive steps of an environment stay together when minibatches are drawn, so that φ(s') is not computed
-    where it is the next step's φ(s). Vectors cost too little for that.
-
-    :param observation_shape: of one observation
-    :param n_steps: of each environment in a rollout
-    :param batch_size: of a minibatch
-    :return: number of steps; divides ``n_steps`` and ``batch_size``
-    """
-    if len(observation_shape) < 3:
-        return 1
-    common = math.gcd(n_steps, batch_size)
-    return max(length for length in range(1, LONGEST_SEGMENT + 1) if common % length == 0)
+    return CPU_MICROBATCH if platform == "cpu" and encodes_images else EVERYTHING
 
 
 def keep_compiled_programs() -> None:
@@ -106,8 +91,9 @@ def keep_compiled_programs() -> None:
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
         return
-    processor = Path("/proc/cpuinfo")
-    flags = {line for line in processor.read_text().splitlines() if "flags" in line} if processor.exists() else set()
+    processors = Path("/proc/cpuinfo")
+    lines = processors.read_text().splitlines() if processors.exists() else []
+    flags = {line for line in lines if line.startswith(("flags", "Features"))}
     kind = hashlib.sha256("".join(sorted(flags)).encode()).hexdigest()[:8]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "sbx-deepspi", f"compiled-{kind}"))

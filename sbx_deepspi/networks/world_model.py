@@ -41,6 +41,13 @@ class LipschitzBounds(struct.PyTreeNode):
     latent: jax.Array | float
     action: jax.Array | float
 
+    def under(self, policy: Any) -> Any:
+        """
+        :param policy: Lipschitz constant in z of the distribution over actions
+        :return: that of the model in z, actions drawn from the policy
+        """
+        return self.latent + self.action * policy
+
 
 class ActionEmbedding(nn.Module):
     """
