@@ -1,9 +1,11 @@
 """Checkpoints and certificates while a model learns."""
 
 import csv
+import glob
 import io
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -153,6 +155,10 @@ class CheckpointCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        # what runs that were killed left behind, an hour or more ago, so that no other run is writing it
+        for path in self.folder.glob(f".{glob.escape(self.name_prefix)}_*.zip.*.tmp"):
+            if modified(path) < time.time_ns() - 3600 * 10**9:
+                path.unlink(missing_ok=True)
         self.model.save(io.BytesIO())  # what cannot be saved is better known now
 
     def _on_step(self) -> bool:

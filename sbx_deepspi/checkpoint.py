@@ -42,7 +42,7 @@ DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
 """What safetensors writes, and reads back, as NumPy arrays."""
-LARGEST_JSON = 2**22  # bytes; that of a model has a few thousand
+LARGEST_JSON = 2**24  # bytes; that of a model has a few thousand, and 80 for each episode in its window
 
 NAMED = {
     "jax.nn": (
@@ -415,7 +415,13 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool)
         arguments = {argument: inner(getattr(value, argument), argument) for argument in CONSTRUCTED[class_name]}
         return {"$object": [class_name, arguments]}
     if pickle:
-        return {"$pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
+        try:
+            return {"$pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
+        except Exception as error:
+            raise CheckpointError(
+                f"{name.removeprefix(ATTRIBUTES)} = {value!r} cannot be pickled either ({error}): leave it out "
+                "(exclude=[...])."
+            ) from error
     raise CheckpointError(
         f"{name.removeprefix(ATTRIBUTES)} = {value!r} has no plain form, and a checkpoint holds no code: use one of "
         "the functions and classes that are stored by name (see the README), leave it out (exclude=[...]), or save "
@@ -579,14 +585,17 @@ def merge(own: dict[str, np.ndarray], given: dict[str, Any], exact_match: bool) 
     return {name: np.asarray(given.get(name, array), array.dtype) for name, array in own.items()}
 
 
-def finite(parameters: dict[str, np.ndarray]) -> None:
+def finite(parameters: dict[str, np.ndarray], optimizer: dict[str, np.ndarray]) -> None:
     """
     :param parameters: arrays by name
+    :param optimizer: its state by name
     :raises CheckpointError: a number in one of them is NaN or infinite
     """
-    for name, array in parameters.items():
-        if not np.isfinite(array).all():
-            raise CheckpointError(f"The parameter {name!r} is not finite: these parameters are of no use.")
+    moments = subtree(optimizer, "1/inner_state/")  # what is beside them, such as a largest norm, may be infinite
+    for what, arrays in (("parameter", parameters), ("optimiser's", moments)):
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise CheckpointError(f"The {what} {name!r} is not finite: these parameters are of no use.")
 
 
 def subtree(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -177,7 +177,8 @@ def neighbourhood(clip_range: float) -> None:
 
 
 OPTIONAL_NUMBERS = ("clip_range_vf", "gradient_penalty_coef", "target_kl")
-BUFFERS = ("_episode_lengths", "ep_info_buffer", "ep_success_buffer")
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+BUFFERS: dict[str, Any] = {"_episode_lengths": int, "ep_info_buffer": dict, "ep_success_buffer": (bool, float)}
 
 
 def attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None:
@@ -192,16 +193,20 @@ def attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None
         if name in live or callable(of_class) or isinstance(of_class, property):
             raise ValueError(f"{name!r} is not an attribute that a file may set.")
         own = vars(model).get(name)
-        number = isinstance(value, (int, float, np.number, np.bool_))
-        if isinstance(own, (int, float)) and not (number or callable(value)):
+        number = isinstance(value, (int, float, np.number, np.bool_)) and not np.isnan(value)
+        number_or_schedule = (number and (np.isfinite(value) or name == "max_grad_norm")) or (
+            name in SCHEDULES and callable(value)
+        )
+        if isinstance(own, (int, float)) and not number_or_schedule:
             raise ValueError(f"{name} must be a number, but got {value!r}.")
-        if name in OPTIONAL_NUMBERS and not (
-            value is None or (number and np.isfinite(value)) or (name == "clip_range_vf" and callable(value))
-        ):
+        if name in OPTIONAL_NUMBERS and not (value is None or number_or_schedule):
             raise ValueError(f"{name} must be a finite number or None, but got {value!r}.")
         # the last two are None before a model learns
-        if name in BUFFERS and not (isinstance(value, deque) or (own is None and value is None)):
-            raise ValueError(f"{name} must be a deque, but got {value!r}.")
+        fits = isinstance(value, deque) and all(isinstance(item, BUFFERS.get(name, object)) for item in value)
+        if name in BUFFERS and not (fits or (own is None and value is None)):
+            raise ValueError(f"{name} must be a deque of what episodes left, but got {value!r:.200}.")
+        if name == "_last_episode_starts" and not (value is None or getattr(value, "dtype", None) == np.bool_):
+            raise ValueError(f"{name} must be an array of bools, but got {value!r:.200}.")
         if isinstance(own, np.ndarray) and (np.ndim(value), getattr(value, "dtype", None)) != (own.ndim, own.dtype):
             raise ValueError(f"{name} must be an array with {own.ndim} dimensions and of {own.dtype}.")
         if isinstance(own, jax.Array) and (np.shape(value), getattr(value, "dtype", None)) != (own.shape, own.dtype):

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import checkpoint, checks, environment
 from sbx_deepspi.certificate import Certificate, certify, numbers, verdict, violations
-from sbx_deepspi.interruption import Interruption
+from sbx_deepspi.interruption import Interruption, mute
 from sbx_deepspi.neighbourhood import project
 from sbx_deepspi.networks import backend
 from sbx_deepspi.policies import (
@@ -289,10 +289,15 @@ class DeepSPI(PPO):
                 callback.update_locals(locals())
                 if not callback.on_step():
                     return False
-            except (EOFError, OSError):
+            except (EOFError, OSError) as error:
                 # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
                 if self.interruption.received:
                     return False
+                if isinstance(error, EOFError):
+                    raise ConnectionError(
+                        "The process of an environment, for training or for evaluation, has ended: if the environment "
+                        "raised an error, its traceback is above (TimeoutSubprocVecEnv says which one it was)."
+                    ) from error
                 raise
             self._update_info_buffer(infos, dones)
 
@@ -481,6 +486,29 @@ class DeepSPI(PPO):
             raise KeyboardInterrupt(f"{self.interruption.received.name} after {self.num_timesteps:,} steps")
         return self
 
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write the log, also where Ctrl-C has ended the program that reads it.
+
+        :param iteration: number of the update
+        """
+        try:
+            super().dump_logs(iteration)
+        except BrokenPipeError:
+            if not self.interruption.received:
+                raise
+            mute()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed everything that draws random numbers: Python's and NumPy's generators, training, and prediction.
+
+        :param seed: ``None`` draws one for training alone
+        """
+        super().set_random_seed(seed)
+        if seed is not None and getattr(self, "policy", None) is not None:
+            self.policy.key = jax.random.fold_in(self.key, 1)
+
     def get_parameters(self) -> dict[str, dict[str, np.ndarray]]:
         """
         The parameters, as SB3 names them.
@@ -520,7 +548,7 @@ class DeepSPI(PPO):
                 f"Names of parameters do not match agents' parameters: expected {set(own)}, got {set(given)}"
             )
         merged = {name: checkpoint.merge(own[name], given.get(name, {}), exact_match) for name in own}
-        checkpoint.finite(merged["policy"])
+        checkpoint.finite(merged["policy"], merged["policy.optimizer"])
         state = self.policy.state
         params = checkpoint.unflatten(merged["policy"], state.params["params"])
         opt_state = checkpoint.unflatten(merged["policy.optimizer"], state.opt_state)
@@ -619,11 +647,12 @@ class DeepSPI(PPO):
             )
             model.policy.restore(contents.tensors)
             vars(model).update(kwargs)
-            model._setup_model()  # draws a new key from the seed
+            policy_key = model.policy.key
+            model._setup_model()  # draws new keys from the seed
             for name in model._derived_schedules():
                 getattr(model, name)(1.0)  # whether it is one shows when it is called
             if "seed" not in kwargs and "key" in saved:
-                model.key = jax.device_put(saved["key"], model.jax_device)
+                model.key, model.policy.key = jax.device_put((saved["key"], policy_key), model.jax_device)
         if env is not None and model._last_obs is not None:
             with checkpoint.building(cls.__name__):
                 checks.observations(model._last_obs, env)

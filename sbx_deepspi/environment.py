@@ -186,6 +186,12 @@ def set_normalization(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
     with checkpoint.building("VecNormalize"):
         own = _statistics_of(normalizer)
         for name, values in saved["statistics"].items():
+            if name == "obs_rms" and not normalizer.norm_obs:
+                warnings.warn(
+                    "The model learned from normalised observations, but this VecNormalize has norm_obs=False.",
+                    stacklevel=4,
+                )
+                continue
             mean, var, count = (np.array(values[key], np.float64) for key in ("mean", "var", "count"))
             if name not in own or not (own[name].mean.shape == mean.shape == var.shape):
                 raise checkpoint.CheckpointError(
@@ -239,6 +245,8 @@ def load_normalization(path: Any, venv: VecEnv) -> VecNormalize:
 
 def _episodes_of(env: VecEnv) -> dict[str, Any] | None:
     try:
+        if getattr(env.unwrapped, "waiting", False):
+            raise RuntimeError("a step of theirs is still under way")
         if not (env.has_attr("get_state") and env.has_attr("set_state")):
             return None
         states = env.env_method("get_state")

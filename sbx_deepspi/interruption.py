@@ -38,4 +38,15 @@ class Interruption:
         self.received = signal.Signals(number)
         self.__exit__()
         # print() is not for signal handlers: it fails where it interrupts itself
-        os.write(2, f"{self.received.name}: training stops after this update; once more stops it now.\n".encode())
+        try:
+            os.write(2, f"{self.received.name}: training stops after this update; once more stops it now.\n".encode())
+        except BrokenPipeError:
+            mute()
+
+
+def mute() -> None:
+    """Write nowhere from now on: Ctrl-C also ends the program that reads our output (``| tee log``)."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

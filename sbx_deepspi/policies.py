@@ -325,7 +325,10 @@ class DeepSPIPolicy(BaseJaxPolicy):
             raise checkpoint.CheckpointError("The checkpoint describes more layers or actions than it has tensors for.")
         shapes = jax.eval_shape(build, jax.ShapeDtypeStruct((2,), jnp.uint32))
         restored = checkpoint.unflatten(tensors, shapes, "policy/")
-        checkpoint.finite(checkpoint.subtree(tensors, "policy/state/params/params/"))
+        checkpoint.finite(
+            checkpoint.subtree(tensors, "policy/state/params/params/"),
+            checkpoint.subtree(tensors, "policy/state/opt_state/"),
+        )
         self.state, self.key = jax.device_put((restored["state"], restored["key"]))
 
     def save(self, path: Any) -> None:

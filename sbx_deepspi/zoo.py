@@ -24,6 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sbx_deepspi import DeepMDP, DeepSPI, make_envpool_env
+from sbx_deepspi.envs import TimeoutSubprocVecEnv
 
 OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP}
 HYPERPARAMS_FOLDER = Path(__file__).parent.parent / "rl_zoo_hyperparams"
@@ -52,6 +53,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if algo in OUR_ALGOS and not kwargs.get("config"):
             kwargs["config"] = str(HYPERPARAMS_FOLDER / f"{algo}.yml")
         super().__init__(args, algo, *others, **kwargs)
+        if algo in OUR_ALGOS and self.vec_env_class is SubprocVecEnv:
+            # says what fails there, and can be closed after Ctrl-C has ended the processes
+            self.vec_env_class, self.vec_env_kwargs = TimeoutSubprocVecEnv, {"timeout": 3600.0}
 
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]
@@ -81,7 +85,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             return f"it has no counterpart of {self.env_name.gym_id}"
         if env_wrapper not in (ATARI_WRAPPER, [ATARI_WRAPPER]):
             return f"it has no counterpart of env_wrapper {env_wrapper}"
-        if self.vec_env_class is SubprocVecEnv:
+        if issubclass(self.vec_env_class, SubprocVecEnv):
             return "--vec-env subproc was asked for"
         if self.monitor_kwargs:
             return "monitor_kwargs were asked for"
@@ -113,7 +117,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             env = self.vec_env_wrapper(env)
         return self._maybe_normalize(env, eval_env)
 
-    def learn(self, model: Any) -> None:
+    def learn(self, model: BaseAlgorithm) -> None:
         """
         Train; where that fails, our algorithms keep what they have learned.
 
@@ -121,13 +125,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
         """
         try:
             super().learn(model)
-        except Exception as error:
-            if self.algo not in OUR_ALGOS:
-                raise
-            # Ctrl-C also ends the processes of the environments, which RL Zoo then fails to close
-            if not (isinstance(error, BrokenPipeError) and model.interruption.received):
+        except Exception:
+            if self.algo in OUR_ALGOS:
                 self.save_trained_model(model)
-                raise
+            raise
 
 
 def flatten_dict(env: gym.Env) -> gym.Env:

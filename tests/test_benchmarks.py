@@ -23,8 +23,10 @@ def test_learns_trains_scores_and_fails_below_the_target(env: str) -> None:
 
 
 def test_soak_survives_faults_and_draws(tmp_path: Path) -> None:
-    process = run("soak.py", "--minutes", "0.1", "--games", "CartPole-v1", "--results", str(tmp_path))
+    short = ["--minutes", "0.1", "--mean-delay", "2", "--games", "CartPole-v1", "--results", str(tmp_path)]
+    process = run("soak.py", *short)
     assert process.returncode == 0, process.stderr
+    assert len(pd.read_csv(tmp_path / "soak_faults.csv")) > 0
     assert pd.read_csv(tmp_path / "soak.csv")["memory_mb"].gt(0).all()
     assert (tmp_path / "soak.png").is_file()
     assert "CartPole-v1" in process.stdout

@@ -258,6 +258,22 @@ def test_the_same_seed_gives_the_same_parameters(kind: str, model: DeepSPI) -> N
     assert not equal(other.get_parameters(), trained)
 
 
+def test_seeds_reach_predictions(model: DeepSPI) -> None:
+    file = io.BytesIO()
+    model.save(file)
+    observations = np.stack([model.observation_space.sample() for _ in range(20)])
+    drawn = {}
+    for seed in (1, 2, None):
+        for turn in range(2):
+            loaded = DeepSPI.load(file) if seed is None else DeepSPI.load(file, seed=seed)
+            drawn[seed, turn] = loaded.predict(observations)[0]
+    for seed in (1, 2, None):
+        np.testing.assert_array_equal(drawn[seed, 0], drawn[seed, 1])
+    assert not np.array_equal(drawn[1, 0], drawn[2, 0])
+    loaded.set_random_seed(1)
+    np.testing.assert_array_equal(loaded.predict(observations)[0], drawn[1, 0])
+
+
 @pytest.mark.parametrize(
     ("kind_", "wrap"),
     [

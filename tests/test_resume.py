@@ -373,6 +373,20 @@ def test_a_script_leaves_its_last_checkpoint(vec_env: str, number: signal.Signal
         assert model.num_timesteps == model._n_updates * 128  # no half rollout
 
 
+def test_ctrl_c_also_ends_who_reads_our_output(tmp_path: Path) -> None:
+    """``python script.py 2>&1 | tee output``: there is nowhere to write to, but a checkpoint."""
+    (tmp_path / "script.py").write_text(SCRIPT.format(vec_env="DummyVecEnv"))
+    (tmp_path / "output").touch()
+    pipeline = f"trap : INT; {sys.executable} -u script.py 2>&1 | tee output"
+    process = subprocess.Popen(
+        ["bash", "-c", pipeline], cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    wait_for("n_updates", tmp_path / "output", process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=60)
+    assert DeepSPI.load(tmp_path / "checkpoints/rl_model_latest.zip")._n_updates > 0
+
+
 def wait_for(text: str, file: Path, process: subprocess.Popen) -> None:
     deadline = 120
     for _ in range(deadline * 5):
@@ -463,3 +477,15 @@ def test_the_quantity_at_fault_is_named(quantity: str, kwargs: dict[str, Any]) -
         model.learn(1000)
     assert len([w for w in caught if w.category is RuntimeWarning and "non-finite" in str(w.message)]) == 3
     assert same(before, params(model))
+
+
+def test_checkpoints_that_a_killed_run_left_half_written_are_swept(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / f".{name}_8_steps.zip.0.tmp" for name in ("rl_model", "rl_model_new", "somebody"))
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, spaces.Discrete(2)), **FAST)
+    model.learn(0, callback=CheckpointCallback(1, tmp_path))
+    assert not old.exists()
+    assert new.exists() and other.exists()  # perhaps being written; not ours

@@ -8,9 +8,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
+from sbx_deepspi import DeepSPI
 from sbx_deepspi.envs import TimeoutSubprocVecEnv
 
 
@@ -60,6 +62,9 @@ def test_faults(fault: str, error: type[Exception], sentence: str) -> None:
     env.step(actions)
     with pytest.raises(error, match=sentence):
         env.step(actions)
+    if error is not ValueError:  # nor is a late answer taken for that to another question
+        with pytest.raises(error, match=sentence):
+            env.get_attr("spec")
     start = time.monotonic()
     env.close()
     assert time.monotonic() - start < 5
@@ -93,3 +98,10 @@ def test_it_is_sb3s_otherwise() -> None:
     assert ours.get_attr("spec") == theirs.get_attr("spec")
     ours.close()
     theirs.close()
+
+
+def test_an_evaluation_environment_that_dies_is_said_to_have() -> None:
+    bad = failing("raise")
+    model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, n_epochs=1)
+    with pytest.raises(ConnectionError, match="process of an environment, for training or for evaluation, has ended"):
+        model.learn(16, callback=EvalCallback(SubprocVecEnv([lambda: bad]), eval_freq=4, warn=False))

@@ -94,7 +94,7 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
         self._end_processes(wait=0.0 if self._any_failed() else self.timeout)
 
     def _any_failed(self) -> bool:
-        return any(remote.failed for remote in self.remotes)
+        return any(remote.error is not None for remote in self.remotes)
 
     def _end_processes(self, wait: float) -> None:
         deadline = time.monotonic() + wait
@@ -112,15 +112,19 @@ class _ImpatientConnection:
 
     def __init__(self, connection: Connection, process: BaseProcess, index: int, timeout: float) -> None:
         self.connection, self.process, self.index, self.timeout = connection, process, index, timeout
-        self.failed = False
+        self.error: OSError | None = None  # the first one stays: a late answer would be taken for another question's
 
     def send(self, message: Any) -> None:
+        if self.error is not None:
+            raise self.error
         try:
             self.connection.send(message)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self.ended() from error
 
     def recv(self) -> Any:
+        if self.error is not None:
+            raise self.error
         if not self.connection.poll(self.timeout):
             raise self.hangs()
         try:
@@ -128,17 +132,17 @@ class _ImpatientConnection:
         except (EOFError, ConnectionResetError) as error:
             raise self.ended() from error
 
-    def hangs(self) -> TimeoutError:
-        self.failed = True
-        return TimeoutError(f"Environment {self.index} has not answered for {self.timeout:g} s: close them all.")
+    def hangs(self) -> OSError:
+        self.error = TimeoutError(f"Environment {self.index} has not answered for {self.timeout:g} s: close them all.")
+        return self.error
 
-    def ended(self) -> ConnectionError:
-        self.failed = True
+    def ended(self) -> OSError:
         self.process.join(timeout=5)
-        return ConnectionError(
+        self.error = ConnectionError(
             f"The process of environment {self.index} has ended (exit code {self.process.exitcode}): if the "
             "environment raised an error, its traceback is above."
         )
+        return self.error
 
     def close(self) -> None:
         self.connection.close()
