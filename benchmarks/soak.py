@@ -167,7 +167,8 @@ def soak(
     env.close()
     latest = DeepSPI.load(folder / "rl_model_latest.zip")
     assert 0 < latest.num_timesteps <= model.num_timesteps  # less, if the time ran out in a fault
-    return pd.DataFrame(rows), pd.DataFrame(faults, columns=["game", "minutes", "fault"])
+    samples = pd.DataFrame(rows, columns=["game", "minutes", "steps", "memory_mb", "open_files"])
+    return samples, pd.DataFrame(faults, columns=["game", "minutes", "fault"])
 
 
 def draw(samples: pd.DataFrame, faults: pd.DataFrame, path: Path) -> None:

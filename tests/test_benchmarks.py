@@ -23,7 +23,7 @@ def test_learns_trains_scores_and_fails_below_the_target(env: str) -> None:
 
 
 def test_soak_survives_faults_and_draws(tmp_path: Path) -> None:
-    short = ["--minutes", "0.1", "--mean-delay", "2", "--games", "CartPole-v1", "--results", str(tmp_path)]
+    short = ["--minutes", "0.2", "--mean-delay", "4", "--games", "CartPole-v1", "--results", str(tmp_path)]
     process = run("soak.py", *short)
     assert process.returncode == 0, process.stderr
     assert len(pd.read_csv(tmp_path / "soak_faults.csv")) > 0

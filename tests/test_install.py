@@ -76,7 +76,9 @@ def test_a_signal_keeps_the_model_and_training_goes_on(number: signal.Signals, v
     path = "logs/deepspi/CartPole-v1_1/CartPole-v1.zip"
     model = DeepSPI.load(tmp_path / path)
     assert 0 < model.num_timesteps < 10_000_000
-    assert model.num_timesteps * model.n_epochs == model._n_updates * 64  # whole updates
+    learned_from = model._n_updates // model.n_epochs * 64
+    # a rollout whose environments are gone is cut and not learned from
+    assert learned_from <= model.num_timesteps < learned_from + (64 if vec_env == "subproc" else 1)
     if number == signal.SIGTERM:
         arguments = [sys.executable, *TRAIN.split(), "n_timesteps:64", "-i", path]
         assert subprocess.run(arguments, cwd=tmp_path, capture_output=True).returncode == 0
