@@ -1,6 +1,7 @@
 """Files that hold no code, that are never half written, and what happens to those that somebody has tampered with."""
 
 import base64
+import errno
 import io
 import json
 import os
@@ -429,6 +430,22 @@ def test_a_full_disk_keeps_the_previous_checkpoint(model: DeepSPI, tmp_path: Pat
 def test_a_folder_that_cannot_be_written(model: DeepSPI) -> None:
     with pytest.raises(OSError, match=r"Could not save /sys/model.zip \(.*\): nothing was written"):
         model.save("/sys/model")  # where not even root may write
+
+
+def test_a_folder_that_has_become_read_only_keeps_the_previous_checkpoint(
+    model: DeepSPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save(tmp_path / "model.zip")
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)  # root may write into any folder, so that none can be made so for a test
+    with pytest.raises(OSError, match="Read-only file system"):
+        model.save(tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
 
 
 def test_folders_that_cannot_be_synced_do_no_harm() -> None:

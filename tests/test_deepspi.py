@@ -416,6 +416,17 @@ def test_no_host_transfer_inside_an_update() -> None:
         update(*arguments)
 
 
+def test_an_update_comes_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not finite, too, is noticed with what is logged."""
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN).learn(8)
+    collected(model)
+    transfers = []
+    device_get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: transfers.append(tree) or device_get(tree))
+    model.train()
+    assert len(transfers) == 1
+
+
 def test_same_seed_same_parameters() -> None:
     runs = [params(DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, "seed": s}).learn(32)) for s in (3, 3, 4)]
     assert same(runs[0], runs[1])

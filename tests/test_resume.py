@@ -1,11 +1,13 @@
 """Runs that are interrupted: resumed bit for bit, ended by signals, and kept from parameters that are not finite."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,13 @@ def test_environments_without_state_keep_everything_else(tmp_path: Path) -> None
     loaded = DeepSPI.load(tmp_path / "model", env=env)
     assert equal(loaded.policy.tensors(), model.policy.tensors())
     assert equal(loaded.key, model.key)
+    loaded.save(tmp_path / "again")
+    first, second = (
+        json.loads(zipfile.ZipFile(tmp_path / f"{name}.zip").read(checkpoint.JSON))["attributes"]
+        for name in ("model", "again")
+    )
+    # counters, schedules, the statistics of the last episodes: everything but where the environments were
+    assert [name for name in first if first[name] != second.get(name)] == ["_last_obs"]
     assert (loaded.num_timesteps, loaded._n_updates) == (32, 4)
     assert loaded.learn(16, reset_num_timesteps=False).num_timesteps == 48
 
