@@ -18,14 +18,20 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import matplotlib
+import sbx
+import stable_baselines3
 from update_parts import measure, table
+
+from sbx_deepspi import DeepSPI, make_envpool_env
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-ALGORITHMS = ("deepspi", "sbx_ppo", "sb3_ppo")
+ALGORITHMS = {"deepspi": DeepSPI, "sbx_ppo": sbx.PPO, "sb3_ppo": stable_baselines3.PPO}
 # the paper's settings, for all three
 HYPERPARAMETERS = {"batch_size": 256, "n_epochs": 4, "clip_range": 0.1, "ent_coef": 0.01, "learning_rate": 2.5e-4}
 
@@ -39,15 +45,8 @@ def worker(pipe: Connection, algorithm: str, n_envs: int, n_steps: int) -> None:
     :param n_envs: number of environments
     :param n_steps: steps of each in a rollout
     """
-    from sbx_deepspi import DeepSPI, make_envpool_env
-
-    if algorithm == "sb3_ppo":
-        from stable_baselines3 import PPO
-    else:
-        from sbx import PPO
-    algorithm_class = DeepSPI if algorithm == "deepspi" else PPO
     env = make_envpool_env("Breakout-v5", n_envs=n_envs, seed=0)
-    model = algorithm_class("CnnPolicy", env, n_steps=n_steps, seed=0, **HYPERPARAMETERS)
+    model = ALGORITHMS[algorithm]("CnnPolicy", env, n_steps=n_steps, seed=0, **HYPERPARAMETERS)
     while pipe.recv():
         start = time.perf_counter()
         # one rollout and one update; the first call also resets the environments and compiles
@@ -60,9 +59,6 @@ def matrix_product_ceiling() -> float:
     """
     :return: what a large float32 matrix product reaches here under JAX, in FLOP/s
     """
-    import jax
-    import jax.numpy as jnp
-
     size = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((size, size))
     product = jax.jit(lambda a: a @ a)

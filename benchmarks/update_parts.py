@@ -5,8 +5,7 @@ Where the time of one DeepSPI iteration goes: its parts, each timed on its own.
     python benchmarks/update_parts.py --setting 8x128
 
 Each part runs as often as one iteration (rollout, update, certificate) needs it, in the microbatches in which the
-update runs it, forward and backward. What fuses or overlaps in the whole does not in the parts: their sum is not the
-whole, and says so.
+update runs it, forward and backward. What fuses or overlaps in the whole does not in the parts, whose sum it is not.
 """
 
 import argparse
@@ -18,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import DeepSPI, make_envpool_env, objective
 from sbx_deepspi.certificate import certify
@@ -28,16 +29,36 @@ from sbx_deepspi.rollout import Transitions, microbatches, share_observations, t
 from sbx_deepspi.update import update
 
 
-def prepared(n_envs: int, n_steps: int) -> DeepSPI:
+def prepared(env: VecEnv, n_steps: int | None = None, **policy_kwargs: Any) -> DeepSPI:
     """
-    :param n_envs: number of environments
-    :param n_steps: of each
-    :return: a model on Breakout whose rollout is full
+    :param env: to collect one rollout from
+    :param n_steps: of each environment; ``None``: DeepSPI's choice
+    :param policy_kwargs: arguments of the policy
+    :return: a model whose rollout is full
     """
-    model = DeepSPI("CnnPolicy", make_envpool_env("Breakout-v5", n_envs=n_envs, seed=0), n_steps=n_steps, seed=0)
+    policy = "CnnPolicy" if is_image_space(env.observation_space) else "MlpPolicy"
+    model = DeepSPI(policy, env, n_steps=n_steps, policy_kwargs=policy_kwargs, seed=0)
     _, callback = model._setup_learn(10**9)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, n_steps)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     return model
+
+
+def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """
+    Time some calls in turn, compilation excluded.
+
+    :param calls: by name
+    :param rounds: how often each counts
+    :return: name → seconds until the results are there, round by round
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
 
 
 def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
@@ -135,14 +156,8 @@ def measure(n_envs: int, n_steps: int, rounds: int) -> dict[str, float]:
     :param rounds: how often each part is timed, in turn, compilation excluded
     :return: name → median seconds of an iteration
     """
-    calls = parts(prepared(n_envs, n_steps))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            if turn:
-                times[name].append(time.perf_counter() - start)
+    model = prepared(make_envpool_env("Breakout-v5", n_envs=n_envs, seed=0), n_steps)
+    times = in_turn(parts(model), rounds)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 

@@ -27,8 +27,6 @@ N_EPISODES = 4
 HORIZON = 4
 """Imagined steps; the critic tells what follows."""
 
-"""What floats may lose between two programs that compute the same importance ratios."""
-
 CONDITIONS = ("importance_ratio", "all_actions", "reward_lipschitz", "transition_lipschitz", "episode_end")
 """What the bound needs, by name."""
 
@@ -192,7 +190,6 @@ def importance_ratios(updated: TrainState, rollout: Rollout) -> RatioRange:
     :param rollout: T steps of N environments under π_b
     :return: scalars
     """
-
     flat = rollout.flat()
     log_policy = updated.apply_fn(updated.params, flat.observations, flat.actions, method="log_policy")
     return importance_ratio_range(log_policy, flat.log_policy)

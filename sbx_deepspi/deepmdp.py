@@ -1,31 +1,8 @@
 """DeepMDP (Gelada et al., ICML 2019) on PPO: the same world model, its losses outside the clip."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import jax
-
-from sbx_deepspi import objective
 from sbx_deepspi.deepspi import DeepSPI
-from sbx_deepspi.networks.agent import Evaluation
-from sbx_deepspi.update import Hyperparameters
-
-
-def policy_loss(
-    ratios: jax.Array, advantages: jax.Array, evaluation: Evaluation, hyperparameters: Hyperparameters
-) -> jax.Array:
-    """
-    -E[min(ρ Â, clip(ρ, 1-ε, 1+ε) Â)] + E[α_R ℓ_R + α_P ℓ_P]: nothing bounds how far the losses move the encoder.
-
-    :param ratios: ρ, shape (B,)
-    :param advantages: Â, normalised, shape (B,)
-    :param evaluation: with the world model's losses
-    :param hyperparameters: ε, α_R and α_P
-    :return: scalar
-    """
-    h = hyperparameters
-    losses = h.reward_loss_coef * evaluation.reward_losses + h.transition_loss_coef * evaluation.transition_losses
-    return losses.mean() - objective.clipped_surrogate(ratios, advantages, h.clip_range).mean()
 
 
 class DeepMDP(DeepSPI):
@@ -40,7 +17,7 @@ class DeepMDP(DeepSPI):
     :param kwargs: see :class:`~sbx_deepspi.DeepSPI`
     """
 
-    policy_loss: Callable[..., jax.Array] = staticmethod(policy_loss)
+    clips_model_losses: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import functools
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -40,7 +40,7 @@ from sbx_deepspi.policies import (
     predict_values,
 )
 from sbx_deepspi.rollout import Rollout, automatic_n_steps, segment_length
-from sbx_deepspi.update import Hyperparameters, UpdateReport, policy_loss, update
+from sbx_deepspi.update import Hyperparameters, UpdateReport, update
 
 # One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
 FAULTY_UPDATES_IN_A_ROW = 3
@@ -106,7 +106,7 @@ class DeepSPI(PPO):
         "CnnPolicy": CnnPolicy,
     }
     observation_space: spaces.Box
-    policy_loss: Callable[..., jax.Array] = staticmethod(policy_loss)
+    clips_model_losses: ClassVar[bool] = True
     policy: DeepSPIPolicy  # type: ignore[assignment]
     certificate: Certificate | None = None
     _last_obs: np.ndarray  # type: ignore[assignment]
@@ -365,7 +365,7 @@ class DeepSPI(PPO):
             gradient_penalty_coef=self.gradient_penalty_coef,
             microbatch_size=backend.microbatch_size(self.jax_device.platform, self.policy.encodes_images),
             segment_length=segment_length(self.n_steps, self.batch_size) if self.policy.encodes_images else 1,
-            policy_loss=self.policy_loss,
+            clips_model_losses=self.clips_model_losses,
         )
 
     def train(self) -> None:

@@ -12,8 +12,9 @@ from sbx_deepspi.certificate import Certificate, importance_ratios
 from sbx_deepspi.rollout import Rollout
 
 N_HALVINGS = 12
-ROUNDING = 1e-5  # of importance ratios
 RELATIVE_PRECISION = 1 / 8
+ROUNDING = 1e-5
+"""What floats may lose between two programs that compute the same importance ratios."""
 
 Params = TypeVar("Params")
 

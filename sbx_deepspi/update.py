@@ -1,7 +1,5 @@
 """One update: -J of a minibatch and its gradient, minibatches, epochs (Delgrange et al., ICLR 2026)."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +37,7 @@ class Hyperparameters(struct.PyTreeNode):
     :param normalize_advantage: whether advantages are normalised per minibatch
     :param microbatch_size: the most transitions that go through the networks at a time
     :param segment_length: successive steps of one environment that stay together when minibatches are drawn
-    :param policy_loss: what the world model's losses do to the policy's, :func:`policy_loss` for DeepSPI
+    :param clips_model_losses: whether the world model's losses go into the clip (DeepSPI) or beside it (DeepMDP)
     """
 
     learning_rate: float
@@ -59,7 +57,7 @@ class Hyperparameters(struct.PyTreeNode):
     normalize_advantage: bool = struct.field(pytree_node=False)
     microbatch_size: int = struct.field(pytree_node=False)
     segment_length: int = struct.field(pytree_node=False)
-    policy_loss: Callable[..., jax.Array] = struct.field(pytree_node=False)
+    clips_model_losses: bool = struct.field(pytree_node=False)
 
 
 class Metrics(struct.PyTreeNode):
@@ -142,7 +140,10 @@ def policy_loss(
     ratios: jax.Array, advantages: jax.Array, evaluation: Evaluation, hyperparameters: Hyperparameters
 ) -> jax.Array:
     """
-    -E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)]: DeepSPI takes the world model's losses into the clip.
+    DeepSPI takes the world model's losses into the clip: -E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)], U = Â - α_R ℓ_R - α_P ℓ_P.
+
+    DeepMDP adds them outside, where nothing bounds how far they move the encoder: -E[min(ρ Â, clip(ρ, 1-ε, 1+ε) Â)] +
+    E[α_R ℓ_R + α_P ℓ_P].
 
     :param ratios: ρ, shape (B,)
     :param advantages: Â, normalised, shape (B,)
@@ -158,14 +159,16 @@ def policy_loss(
         h.reward_loss_coef,
         h.transition_loss_coef,
     )
-    return -objective.clipped_surrogate(ratios, utilities, h.clip_range).mean()
+    if h.clips_model_losses:
+        return -objective.clipped_surrogate(ratios, utilities, h.clip_range).mean()
+    return (advantages - utilities).mean() - objective.clipped_surrogate(ratios, advantages, h.clip_range).mean()
 
 
 def loss(
     params: FrozenDict, state: TrainState, transitions: Transitions, key: jax.Array, hyperparameters: Hyperparameters
 ) -> tuple[jax.Array, Metrics]:
     """
-    -J of some transitions: J = E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] + c_e H(π) - c_v ½ (V - return)².
+    -J of some transitions: J = E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] + c_e H(π) - c_v ½ (V - return)² for DeepSPI.
 
     :param params: what J is differentiated by, constrained
     :param state: how to apply them
@@ -178,7 +181,7 @@ def loss(
     penalised = h.gradient_penalty_coef is not None
     evaluation = state.apply_fn(params, transitions, key, penalised, method="evaluate")
     ratios = objective.importance_ratio(evaluation.log_probs, transitions.log_probs)
-    policy_gradient_loss = h.policy_loss(ratios, transitions.advantages, evaluation, h)
+    policy_gradient_loss = policy_loss(ratios, transitions.advantages, evaluation, h)
     entropy_loss = -evaluation.entropies.mean()
     value_loss = objective.value_loss(
         evaluation.values, transitions.returns, transitions.values, h.clip_range_vf

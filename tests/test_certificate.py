@@ -21,6 +21,7 @@ from sbx_deepspi.neighbourhood import draw_back
 from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.networks.lipschitz import lipschitz_bound
 from sbx_deepspi.policies import action_distance
+from sbx_deepspi.update import policy_loss
 from tests.test_deepspi import TINY_RUN, VECTOR, ToyEnv, collected, params, same
 
 DISCRETE = spaces.Discrete(3)
@@ -539,7 +540,13 @@ def test_deepmdp_adds_the_losses_outside_the_clip() -> None:
 
     evaluation = Evaluation(*[jnp.zeros(3)] * 3, jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 5.0, 6.0]), jnp.zeros(3))
     surrogate = (0.7 * 1 + 1.0 * -2 + 1.1 * 3) / 3
-    assert float(h.policy_loss(ratios, advantages, evaluation, h)) == pytest.approx(0.3 * 2 + 0.2 * 5 - surrogate)
+    assert float(policy_loss(ratios, advantages, evaluation, h)) == pytest.approx(0.3 * 2 + 0.2 * 5 - surrogate)
+    # inside the clip: U = 0.7 - 0.8, -2.6 - 1.0 and 2.1 - 1.2 at coefficients 0.3 and 0.2
+    utilities = np.array([1 - 0.3 - 0.8, -2 - 0.6 - 1.0, 3 - 0.9 - 1.2])
+    inside = np.minimum([0.7, 1.0, 1.5] * utilities, [0.9, 1.0, 1.1] * utilities).mean()
+    assert float(policy_loss(ratios, advantages, evaluation, h.replace(clips_model_losses=True))) == pytest.approx(
+        -inside
+    )
     before = params(model)["params"]
     after = params(model.learn(16))["params"]
     assert not same(before["transition_model"], after["transition_model"])

@@ -154,7 +154,8 @@ def collected(model: DeepSPI) -> tuple[Any, Any]:
         learning_rate=1e-3, max_grad_norm=0.5, gamma=0.9, gae_lambda=0.8, clip_range=0.1, clip_range_vf=None,
         ent_coef=0.01, vf_coef=0.5,
         reward_loss_coef=0.0, transition_loss_coef=0.0, target_kl=None, gradient_penalty_coef=None, batch_size=16,
-        n_epochs=3, normalize_advantage=True, microbatch_size=2**31, segment_length=1, policy_loss=model.policy_loss,
+        n_epochs=3, normalize_advantage=True, microbatch_size=2**31, segment_length=1,
+        clips_model_losses=model.clips_model_losses,
     )  # fmt: skip
     return model.rollout_buffer, hyperparameters
 
