@@ -190,7 +190,8 @@ def attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None
     """
     for name, value in saved.items():
         of_class = getattr(type(model), name, None)
-        if name in live or callable(of_class) or isinstance(of_class, property):
+        of_class_alone = of_class is not None and name not in vars(model)
+        if name in live or of_class_alone or callable(of_class) or isinstance(of_class, property):
             raise ValueError(f"{name!r} is not an attribute that a file may set.")
         own = vars(model).get(name)
         number = isinstance(value, (int, float, np.number, np.bool_)) and not np.isnan(value)

@@ -684,6 +684,7 @@ NOT_A_MODEL = {
     "seed": ["x", -1, 2**80], "num_timesteps": ["x", None, {"$named": "jax.nn.relu"}],
     "_n_updates": ["x"], "reward_loss_coef": [2, "x"],
     "learn": [1], "save": [None], "__class__": ["x"], "logger": [0], "env": [None], "policy": [0], "_logger": [0],
+    "clips_model_losses": [False, []], "policy_aliases": [{}],
 }  # fmt: skip
 
 
