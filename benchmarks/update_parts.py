@@ -110,7 +110,7 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
 
     def next_latents(networks: Networks, part: Transitions, latents: Any) -> jax.Array:
         actions = networks.encode_actions(part.actions)
-        return networks.transition_model(latents[0], actions).transition_losses(latents[1], key).sum()
+        return networks.transition_losses(latents[0], actions, latents[1], key).sum()
 
     def environment() -> None:
         for _ in range(model.n_steps):

@@ -13,6 +13,7 @@ from sbx_deepspi.networks import backend, densities, lipschitz
 from sbx_deepspi.networks.backend import clipped_normal
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
 from sbx_deepspi.networks.noise import LARGEST, clipped_normal_of, hashed_bits
+from sbx_deepspi.networks.products import transposing_product
 from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
 
 KEY = jax.random.key(0)
@@ -97,6 +98,16 @@ def test_grouped_convolution_per_action_equals_all_actions_then_selection(
         return jnp.moveaxis(taken, -2, 0).reshape(parts, 9, 3, 4, -1)
 
     assert_same_function(lambda p, x: jnp.stack(layer.apply(p, x, actions)), plain, params, images)
+
+
+def test_product_with_a_transposed_copy_equals_the_plain_one() -> None:
+    rows, matrices = normal(1, 2, 3, 7, 5), normal(2, 2, 3, 5, 4)
+    assert_same_function(transposing_product, jnp.matmul, rows, matrices)
+
+    def gradient_of(product):  # as the gradient penalty needs it: a gradient's own
+        return lambda *operands: jax.grad(lambda rows, matrices: (product(rows, matrices) ** 3).sum())(*operands)
+
+    assert_same_function(gradient_of(transposing_product), gradient_of(jnp.matmul), rows, matrices)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +238,7 @@ def test_clipped_normal_moments() -> None:
     assert noise.var() == pytest.approx(inside + 2 * scipy.stats.norm.sf(1), abs=0.01)
 
 
-@pytest.mark.parametrize("n_images", [64, 65, 130])
+@pytest.mark.parametrize("n_images", [20, 21, 40, 64, 65, 130])
 def test_images_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
     kernel, images = normal(1, 4, 4, 2, 5), normal(2, n_images, 12, 8, 2)
     assert_same_function(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import tensorflow_probability.substrates.jax as tfp
 from flax import struct
 
+from sbx_deepspi.networks.backend import in_parts
 from sbx_deepspi.networks.lipschitz import limit_kernels, lipschitz_bound, normalize_kernels
 from sbx_deepspi.networks.world_model import LipschitzBounds
 from sbx_deepspi.objective import reward_loss
@@ -175,7 +176,7 @@ class Networks(nn.Module):
             entropies=distribution.entropy(),
             values=self.critic(features),
             reward_losses=reward_loss(self.reward_model(latents, actions), transitions.rewards),
-            transition_losses=self.transition_model(latents, actions).transition_losses(next_latents, key),
+            transition_losses=self.transition_losses(latents, actions, next_latents, key),
             gradient_penalties=penalties,
         )
 
@@ -189,6 +190,24 @@ class Networks(nn.Module):
         shared = share_observations(transitions)
         latents = self.encoder(shared.observations)
         return latents[: len(shared.following)], latents[shared.following]
+
+    def transition_losses(
+        self, latents: jax.Array, actions: jax.Array, next_latents: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        """
+        :param latents: z, shape (B, ...)
+        :param actions: as the world model takes them
+        :param next_latents: φ(s'), shape (B, ...)
+        :param key: randomness of ẑ'
+        :return: ℓ_P, shape (B,)
+        """
+
+        def losses(latents: jax.Array, actions: jax.Array, next_latents: jax.Array, keys: jax.Array) -> jax.Array:
+            return self.transition_model(latents, actions).transition_losses(next_latents, keys[0])
+
+        # a key for each transition, of which a part takes the first
+        arguments = latents, actions, next_latents, jax.random.split(key, len(latents))
+        return in_parts(losses, *arguments) if self.latent_map else losses(*arguments)
 
     def gradient_penalties(self, latents: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
         """

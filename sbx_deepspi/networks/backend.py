@@ -5,7 +5,8 @@ Both forms compute the same; of random numbers, the same distribution.
 
 On accelerators XLA's own operations are right. On CPUs its convolutions are slow, and slower still inside the loops
 over epochs and minibatches (jax issue 12868), while matrix products run near the machine's peak; JAX's random bits
-cost more there than what is done with them; and what image networks compute should stay within the cache.
+cost more there than what is done with them; small products are slow when they begin by transposing; and what image
+networks compute should stay within the cache.
 """
 
 import hashlib
@@ -18,8 +19,10 @@ import jax.numpy as jnp
 
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
 from sbx_deepspi.networks.noise import clipped_normal_of, hashed_bits
+from sbx_deepspi.networks.products import transposing_product
 
-CPU_MICROBATCH = 32  # images of 84 x 84, whose feature maps two MB of cache hold, more or less
+CPU_MICROBATCH = 32  # transitions: fewer, and the dense layers do nothing but read their parameters
+CPU_PIECE = 20  # images of 84 x 84, or latent maps of them: what a convolution makes of more leaves the cache
 EVERYTHING = 2**31
 
 
@@ -54,21 +57,44 @@ def clipped_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return clipped_normal_of(bits)
 
 
-def in_parts(function: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+def batched_product(rows: jax.Array, matrices: jax.Array) -> jax.Array:
     """
-    A function of images, of some after the other where all of them would not stay within the cache.
+    Many small matrix products.
 
-    :param function: shape (b, ...) → (b, ...), of each image on its own
-    :param images: shape (B, ...)
+    :param rows: shape (..., n, m)
+    :param matrices: shape (..., m, k), the same leading axes
+    :return: shape (..., n, k)
+    """
+    return jax.lax.platform_dependent(rows, matrices, cpu=transposing_product, default=jnp.matmul)
+
+
+def in_parts(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """
+    A function of images, or of latent maps, in parts where what it makes of all of them would not stay in the cache.
+
+    :param function: arrays of shape (b, ...) → (b, ...), of each item on its own
+    :param arrays: each of shape (B, ...)
     :return: shape (B, ...)
     """
-    if len(images) <= 2 * CPU_MICROBATCH:  # what an update's parts come to with their s'
-        return function(images)
-    return jax.lax.platform_dependent(
-        images,
-        cpu=lambda images: jax.lax.map(lambda image: function(image[None])[0], images, batch_size=CPU_MICROBATCH),
-        default=function,
-    )
+    size = len(arrays[0])
+    n_pieces = -(-size // CPU_PIECE)
+    if n_pieces == 1:
+        return function(*arrays)
+
+    def side_by_side(*arrays: jax.Array) -> jax.Array:
+        # written out, not a loop: each core takes a piece, and the gradient keeps what it needs without copies
+        pieces = zip(*(jnp.array_split(array, n_pieces) for array in arrays), strict=True)
+        return jnp.concatenate([function(*piece) for piece in pieces])
+
+    def one_after_the_other(*arrays: jax.Array) -> jax.Array:
+        def single(items: tuple[jax.Array, ...]) -> jax.Array:
+            return function(*(item[None] for item in items))[0]
+
+        return jax.lax.map(single, arrays, batch_size=CPU_MICROBATCH)
+
+    # an update's parts come to twice their transitions, with their s'
+    cpu = side_by_side if size <= 2 * CPU_MICROBATCH else one_after_the_other
+    return jax.lax.platform_dependent(*arrays, cpu=cpu, default=function)
 
 
 def microbatch_size(platform: str, encodes_images: bool) -> int:

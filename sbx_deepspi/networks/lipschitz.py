@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sbx_deepspi.networks.backend import batched_product
+
 TINY = 1e-12  # keeps a kernel of zeros at zero instead of NaN
 
 
@@ -352,7 +354,7 @@ class GroupedConvolutionPerAction(nn.Module):
 
         def part(kernel: jax.Array, bias: jax.Array) -> jax.Array:
             # the action's kernel is chosen before the product: one convolution per map, not n_actions
-            outputs = windows @ kernel[actions] + bias[actions][:, :, None]
+            outputs = batched_product(windows, kernel[actions]) + bias[actions][:, :, None]
             return jnp.moveaxis(outputs, 1, 2).reshape(batch, height, width, self.features)
 
         # kernels are split, not outputs: the gradient would concatenate these, which is slow on CPUs
