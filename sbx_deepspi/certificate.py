@@ -182,6 +182,7 @@ def paper_return_gap(model: LatentModel, average_episode_length: Scalar, ratio_s
     return jnp.where((room > 0) & jnp.isfinite(average_episode_length), gap, jnp.inf)
 
 
+@jax.jit
 def importance_ratios(updated: TrainState, rollout: Rollout) -> RatioRange:
     """
     D_IR of an updated policy on all of a rollout's states: over every action, or over the sampled ones for Box.
@@ -195,7 +196,73 @@ def importance_ratios(updated: TrainState, rollout: Rollout) -> RatioRange:
     return importance_ratio_range(log_policy, flat.log_policy)
 
 
+class Measurement(struct.PyTreeNode):
+    """
+    What a rollout tells of one policy with its model.
+
+    :param model: errors and Lipschitz constants
+    :param latent_return: V̄(φ(s_I)) estimated, mean over episodes that began; NaN where none did
+    :param episode_ended: whether one ended in the rollout
+    """
+
+    model: LatentModel
+    latent_return: Scalar
+    episode_ended: Scalar
+
+
 @jax.jit
+def measure(state: TrainState, rollout: Rollout, key: jax.Array, gamma: Scalar) -> Measurement:
+    """
+    Estimate a latent model's errors on :data:`N_SAMPLED` transitions of a rollout, and bound its Lipschitz constants.
+
+    :param state: a policy with its model
+    :param rollout: T steps of N environments under π_b
+    :param key: randomness of the sample and of the latent states
+    :param gamma: γ
+    :return: scalars
+    """
+    sample_key, error_key, end_key, imagination_key = jax.random.split(key, 4)
+    flat = rollout.flat()
+    n_transitions = len(flat.rewards)
+    chosen = jax.random.choice(sample_key, n_transitions, (min(N_SAMPLED, n_transitions),), replace=False)
+    sample = jax.tree.map(lambda array: array[chosen], flat)
+    ends = first_few(flat.next_observations, flat.dones)
+    # the observation after an end begins an episode; a rollout's first row may be anywhere in one
+    begins = jnp.concatenate([jnp.zeros_like(rollout.dones[:1]), rollout.dones[:-1]]).reshape(-1)
+    starts = first_few(flat.observations, begins)
+    constrained = state.apply_fn(state.params, method="constrain")
+
+    def ask(question: str, *arguments: Any) -> Any:
+        return state.apply_fn(constrained, *arguments, method=question)
+
+    errors = ask("model_errors", sample, error_key)
+    bounds: NetworkBounds = ask("lipschitz_bounds")
+    model = LatentModel(
+        reward_error=errors.rewards.mean(),
+        transition_error=errors.transitions.mean(),
+        end_value=0.0,
+        reward_lipschitz=bounds.reward.under(bounds.policy),
+        transition_lipschitz=bounds.transition.under(bounds.policy),
+    )
+    latents = ask("encode", ends.observations)
+    step = ask("imagine", latents, end_key)
+    moved = jnp.sqrt(((step.latents - latents) ** 2).reshape(len(latents), -1).sum(axis=1))
+    reward, distance = (numbers.mean(where=ends.valid) for numbers in (jnp.abs(step.rewards), moved))
+    end_value = end_value_bound(model, reward, distance, gamma)
+    model = model.replace(end_value=jnp.where(ends.valid.any(), end_value, jnp.inf))
+
+    def imagine(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        step = ask("imagine", latents, key)
+        return step.latents, step.rewards
+
+    latents, rewards = jax.lax.scan(
+        imagine, ask("encode", starts.observations), jax.random.split(imagination_key, HORIZON)
+    )
+    discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
+    returns = (discounts * rewards).sum(axis=0) + gamma**HORIZON * ask("latent_values", latents)
+    return Measurement(model, returns.mean(where=starts.valid), ends.valid.any())
+
+
 def certify(
     behaviour: TrainState,
     updated: TrainState,
@@ -217,67 +284,34 @@ def certify(
     :param gamma: γ
     :return: scalars
     """
-    sample_key, error_key, end_key, imagination_key = jax.random.split(key, 4)
-    flat = rollout.flat()
-    n_transitions = len(flat.rewards)
-    chosen = jax.random.choice(sample_key, n_transitions, (min(N_SAMPLED, n_transitions),), replace=False)
-    sample = jax.tree.map(lambda array: array[chosen], flat)
-    ends = first_few(flat.next_observations, flat.dones)
-    # the observation after an end begins an episode; a rollout's first row may be anywhere in one
-    begins = jnp.concatenate([jnp.zeros_like(rollout.dones[:1]), rollout.dones[:-1]]).reshape(-1)
-    starts = first_few(flat.observations, begins)
+    before, after = (measure(state, rollout, key, gamma) for state in (behaviour, updated))
+    return conclude(before, after, importance_ratios(updated, rollout), average_episode_length, gamma)
 
-    def measure(params: Any) -> tuple[LatentModel, jax.Array]:
-        constrained = updated.apply_fn(params, method="constrain")
 
-        def ask(question: str, *arguments: Any) -> Any:
-            return updated.apply_fn(constrained, *arguments, method=question)
-
-        errors = ask("model_errors", sample, error_key)
-        bounds: NetworkBounds = ask("lipschitz_bounds")
-        model = LatentModel(
-            reward_error=errors.rewards.mean(),
-            transition_error=errors.transitions.mean(),
-            end_value=0.0,
-            reward_lipschitz=bounds.reward.under(bounds.policy),
-            transition_lipschitz=bounds.transition.under(bounds.policy),
-        )
-        latents = ask("encode", ends.observations)
-        step = ask("imagine", latents, end_key)
-        moved = jnp.sqrt(((step.latents - latents) ** 2).reshape(len(latents), -1).sum(axis=1))
-        reward, distance = (numbers.mean(where=ends.valid) for numbers in (jnp.abs(step.rewards), moved))
-        end_value = end_value_bound(model, reward, distance, gamma)
-        model = model.replace(end_value=jnp.where(ends.valid.any(), end_value, jnp.inf))
-
-        def imagine(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            step = ask("imagine", latents, key)
-            return step.latents, step.rewards
-
-        latents, rewards = jax.lax.scan(
-            imagine, ask("encode", starts.observations), jax.random.split(imagination_key, HORIZON)
-        )
-        discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
-        returns = (discounts * rewards).sum(axis=0) + gamma**HORIZON * ask("latent_values", latents)
-        return model, returns.mean(where=starts.valid)
-
-    # one compiled program for both
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour.params, updated.params)
-    models, latent_returns = jax.vmap(measure)(both)
-    behaviour_model, model = (jax.tree.map(lambda scalar, i=i: scalar[i], models) for i in (0, 1))
-
-    ratio = importance_ratios(updated, rollout)
-    length = average_episode_length
+@jax.jit
+def conclude(
+    before: Measurement, after: Measurement, ratio: RatioRange, average_episode_length: Scalar, gamma: Scalar
+) -> Certificate:
+    """
+    :param before: of π_b
+    :param after: of π
+    :param ratio: D_IR
+    :param average_episode_length: AEL, in steps
+    :param gamma: γ
+    :return: scalars
+    """
+    model, behaviour_model, length = after.model, before.model, average_episode_length
     return Certificate(
         importance_ratio=ratio,
         model=model,
         behaviour_model=behaviour_model,
         value_lipschitz=value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma),
         average_episode_length=length,
-        episode_ended=ends.valid.any(),
+        episode_ended=after.episode_ended,
         zeta=return_gap(model, length, ratio.sup, gamma) + return_gap(behaviour_model, length, 1.0, gamma),
         paper_zeta=paper_return_gap(model, length, ratio.sup, gamma)
         + paper_return_gap(behaviour_model, length, 1.0, gamma),
-        latent_improvement=latent_returns[1] - latent_returns[0],
+        latent_improvement=after.latent_return - before.latent_return,
     )
 
 

@@ -58,15 +58,16 @@ class CnnEncoder(nn.Module):
         :param observations: shape (B, C, H, W) or (B, H, W, C), integers or floats
         :return: z, shape (B, H', W', 64), float32; (B, 7, 7, 64) for 84 × 84 images
         """
-        images = jnp.moveaxis(observations, 1, -1) if self.channels_first else observations
         layers = []
-        channels = images.shape[-1]
+        channels = observations.shape[1 if self.channels_first else -1]
         for i, (features, size, stride) in enumerate(CONVOLUTIONS):
             kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), (size, size, channels, features))
             layers.append((kernel, self.param(f"bias_{i}", nn.initializers.zeros, (features,)), stride))
             channels = features
 
-        def encode(images: jax.Array) -> jax.Array:
+        def encode(observations: jax.Array) -> jax.Array:
+            # here, and not before: XLA would move the axes of all observations at once, which is slow
+            images = jnp.moveaxis(observations, 1, -1) if self.channels_first else observations
             latents = images.astype(jnp.float32)
             if self.normalize_images:
                 latents = latents / 255.0
@@ -74,7 +75,7 @@ class CnnEncoder(nn.Module):
                 latents = self.activation_fn(convolution(latents, kernel, stride) + bias)
             return latents
 
-        return in_parts(encode, images)
+        return in_parts(encode, observations)
 
 
 class CnnTorso(nn.Module):
