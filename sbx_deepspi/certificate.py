@@ -202,12 +202,10 @@ class Measurement(struct.PyTreeNode):
 
     :param model: errors and Lipschitz constants
     :param latent_return: V̄(φ(s_I)) estimated, mean over episodes that began; NaN where none did
-    :param episode_ended: whether one ended in the rollout
     """
 
     model: LatentModel
     latent_return: Scalar
-    episode_ended: Scalar
 
 
 @jax.jit
@@ -260,7 +258,7 @@ def measure(state: TrainState, rollout: Rollout, key: jax.Array, gamma: Scalar) 
     )
     discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
     returns = (discounts * rewards).sum(axis=0) + gamma**HORIZON * ask("latent_values", latents)
-    return Measurement(model, returns.mean(where=starts.valid), ends.valid.any())
+    return Measurement(model, returns.mean(where=starts.valid))
 
 
 def certify(
@@ -278,24 +276,32 @@ def certify(
 
     :param behaviour: π_b with its model
     :param updated: π with its model
-    :param rollout: T steps of N environments under π_b
+    :param rollout: T steps of N environments under π_b, on the device
     :param average_episode_length: AEL, in steps
-    :param key: randomness of the sample and of the latent states
+    :param key: randomness of the sample and of the latent states, the same for both policies
     :param gamma: γ
     :return: scalars
     """
+    # not one program: that would hold measure() twice, and take twice as long to compile
     before, after = (measure(state, rollout, key, gamma) for state in (behaviour, updated))
-    return conclude(before, after, importance_ratios(updated, rollout), average_episode_length, gamma)
+    ratio = importance_ratios(updated, rollout)
+    return conclude(before, after, ratio, jnp.any(rollout.dones), average_episode_length, gamma)
 
 
 @jax.jit
 def conclude(
-    before: Measurement, after: Measurement, ratio: RatioRange, average_episode_length: Scalar, gamma: Scalar
+    before: Measurement,
+    after: Measurement,
+    ratio: RatioRange,
+    episode_ended: Scalar,
+    average_episode_length: Scalar,
+    gamma: Scalar,
 ) -> Certificate:
     """
     :param before: of π_b
     :param after: of π
     :param ratio: D_IR
+    :param episode_ended: whether one ended in the rollout
     :param average_episode_length: AEL, in steps
     :param gamma: γ
     :return: scalars
@@ -307,7 +313,7 @@ def conclude(
         behaviour_model=behaviour_model,
         value_lipschitz=value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma),
         average_episode_length=length,
-        episode_ended=after.episode_ended,
+        episode_ended=episode_ended,
         zeta=return_gap(model, length, ratio.sup, gamma) + return_gap(behaviour_model, length, 1.0, gamma),
         paper_zeta=paper_return_gap(model, length, ratio.sup, gamma)
         + paper_return_gap(behaviour_model, length, 1.0, gamma),

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sbx_deepspi import DeepSPI
 from sbx_deepspi.networks import backend, densities, lipschitz
 from sbx_deepspi.networks.backend import clipped_normal
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
 from sbx_deepspi.networks.noise import LARGEST, clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.products import transposing_product
 from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
+from tests.test_deepspi import CHANNELS_FIRST, ToyEnv
 
 KEY = jax.random.key(0)
 
@@ -240,13 +244,33 @@ def test_clipped_normal_moments() -> None:
 
 @pytest.mark.parametrize("n_images", [20, 21, 40, 64, 65, 130])
 def test_images_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
-    kernel, images = normal(1, 4, 4, 2, 5), normal(2, n_images, 12, 8, 2)
+    kernel, images, shifts = normal(1, 4, 4, 2, 5), normal(2, n_images, 12, 8, 2), normal(3, n_images, 5, 3, 5)
     assert_same_function(
-        lambda k, x: backend.in_parts(lambda part: backend.convolution(part, k, 2), x),
-        lambda k, x: plain_convolution(x, k, 2),
+        lambda k, x: backend.in_parts(lambda part, shift: backend.convolution(part, k, 2) + shift, x, shifts),
+        lambda k, x: plain_convolution(x, k, 2) + shifts,
         kernel,
         images,
     )
+
+
+@pytest.mark.parametrize("density", ["deterministic", "normal"])
+def test_transition_losses_in_parts(density: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as go through at once, and more: the same losses, and noise of its own for each where there is noise."""
+    kwargs = dict(transition_density=density, features_extractor_kwargs=dict(features_dim=8))
+    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))])
+    policy = DeepSPI("CnnPolicy", env, n_steps=8, batch_size=8, policy_kwargs=kwargs).policy
+    monkeypatch.setattr(backend, "CPU_MICROBATCH", 7)
+    for n_latents in (8, 17):  # side by side in uneven pieces, and one after the other
+        monkeypatch.setattr(backend, "CPU_PIECE", 3)
+        latents = jnp.tile(normal(1, *policy.latent_shape), (n_latents, 1, 1, 1))
+        arguments = latents, jnp.zeros(n_latents, jnp.int32), latents + 0.1, KEY
+        losses = policy.networks.apply(policy.state.params, *arguments, method="transition_losses")
+        monkeypatch.setattr(backend, "CPU_PIECE", 99)
+        whole = policy.networks.apply(policy.state.params, *arguments, method="transition_losses")
+        assert losses.shape == whole.shape == (n_latents,)
+        assert (len(np.unique(losses.round(4))) == n_latents) == (density == "normal")
+        if density == "deterministic":
+            np.testing.assert_allclose(losses, whole, rtol=1e-5)
 
 
 def test_compiled_programs_are_kept_unless_jax_was_told_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from sbx_deepspi.networks.convolution import matrix_convolution, plain_convoluti
 from sbx_deepspi.networks.noise import clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.products import transposing_product
 
-CPU_MICROBATCH = 32  # transitions: fewer, and the dense layers do nothing but read their parameters
-CPU_PIECE = 20  # images of 84 x 84, or latent maps of them: what a convolution makes of more leaves the cache
+CPU_MICROBATCH = 32  # fewer transitions, and the dense layers do little but read parameters; more leave the cache
+CPU_PIECE = 20  # images of 84 x 84, or latent maps of them, for each core
 EVERYTHING = 2**31
 
 
@@ -72,7 +72,7 @@ def in_parts(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arra
     """
     A function of images, or of latent maps, in parts where what it makes of all of them would not stay in the cache.
 
-    :param function: arrays of shape (b, ...) → (b, ...), of each item on its own
+    :param function: arrays of shape (b, ...) → (b, ...), of each item on its own but for random numbers
     :param arrays: each of shape (B, ...)
     :return: shape (B, ...)
     """
@@ -92,7 +92,7 @@ def in_parts(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arra
 
         return jax.lax.map(single, arrays, batch_size=CPU_MICROBATCH)
 
-    # an update's parts come to twice their transitions, with their s'
+    # an update's parts come to twice their transitions at most, with their s'; more go through without a gradient
     cpu = side_by_side if size <= 2 * CPU_MICROBATCH else one_after_the_other
     return jax.lax.platform_dependent(*arrays, cpu=cpu, default=function)
 
