@@ -6,12 +6,15 @@ Train the same Breakout with DeepSPI, SBX's PPO and SB3's PPO, in turn, and comp
 
 Each algorithm trains in a process of its own; the processes take turns, one update (rollout and training) at a
 time, so that all of them see the same machine. What compiles does so before the first turn that counts. With
-``--name`` the times go to docs/results, as NAME.csv and NAME.png.
+``--name`` the times go to docs/results, as NAME.csv, NAME_parts.csv and NAME.png.
+
+On a GPU the same command compares there (SB3 needs a CUDA build of torch for that); memory is then the device's.
 """
 
 import argparse
 import csv
 import multiprocessing as mp
+import os
 import resource
 import statistics
 import time
@@ -38,7 +41,8 @@ HYPERPARAMETERS = {"batch_size": 256, "n_epochs": 4, "clip_range": 0.1, "ent_coe
 
 def worker(pipe: Connection, algorithm: str, n_envs: int, n_steps: int) -> None:
     """
-    Make one update for each message, and answer with its seconds and the process's peak memory in bytes.
+    Make one update for each message, and answer with its seconds and the peak memory in bytes: of JAX on its device
+    where that counts, else of the process.
 
     :param pipe: ``True`` asks for an update, ``False`` for the end
     :param algorithm: one of ``ALGORITHMS``
@@ -52,7 +56,9 @@ def worker(pipe: Connection, algorithm: str, n_envs: int, n_steps: int) -> None:
         # one rollout and one update; the first call also resets the environments and compiles
         model.learn(n_envs * n_steps, reset_num_timesteps=False)
         seconds = time.perf_counter() - start
-        pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        on_device = jax.local_devices()[0].memory_stats() or {}
+        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        pipe.send((seconds, on_device.get("peak_bytes_in_use", process)))
 
 
 def matrix_product_ceiling() -> float:
@@ -91,7 +97,7 @@ def update_flop(n_transitions: int, n_epochs: int, n_actions: int = 4) -> float:
     return n_transitions * (encoder + heads + n_epochs * training)
 
 
-def compare(n_envs: int, n_steps: int, rounds: int, algorithms: list[str]) -> dict[str, list[float]]:
+def compare(n_envs: int, n_steps: int, rounds: int, algorithms: list[str]) -> tuple[dict[str, list[float]], dict]:
     """
     Time the algorithms in turn, and print how they compare.
 
@@ -99,7 +105,7 @@ def compare(n_envs: int, n_steps: int, rounds: int, algorithms: list[str]) -> di
     :param n_steps: steps of each in a rollout
     :param rounds: updates of each algorithm that count
     :param algorithms: some of ``ALGORITHMS``
-    :return: algorithm → seconds of each rollout and update
+    :return: algorithm → seconds of each rollout and update, and algorithm → peak memory in bytes
     """
     context = mp.get_context("spawn")
     pipes, processes = {}, []
@@ -123,12 +129,16 @@ def compare(n_envs: int, n_steps: int, rounds: int, algorithms: list[str]) -> di
 
     n_transitions = n_envs * n_steps
     print(f"\nBreakout, {n_envs} environments x {n_steps} steps, medians of {rounds} rollouts and updates")
-    print(f"{'':10}{'steps/s':>10}{'DeepSPI is':>14}{'peak memory':>14}")
+    print(f"{'':10}{'steps/s':>10}{'DeepSPI is':>14}{'least and most':>18}{'peak memory':>14}")
     for algorithm, seconds in times.items():
         speed = n_transitions / statistics.median(seconds)
-        ratio = statistics.median(pair_ratios(times, algorithm)) if "deepspi" in times else float("nan")
-        print(f"{algorithm:10}{speed:10.0f}{ratio:13.2f}x{memory[algorithm] / 1e9:11.2f} GB")
-    return times
+        ratios = pair_ratios(times, algorithm) if "deepspi" in times else [float("nan")]
+        least_and_most = f"{min(ratios):.2f}x to {max(ratios):.2f}x"
+        print(
+            f"{algorithm:10}{speed:10.0f}{statistics.median(ratios):13.2f}x{least_and_most:>18}"
+            f"{memory[algorithm] / 1e9:11.2f} GB"
+        )
+    return times, memory
 
 
 def pair_ratios(times: dict[str, list[float]], algorithm: str) -> list[float]:
@@ -167,28 +177,43 @@ def main() -> None:
     parser.add_argument("--name", help="of the files in docs/results; without one, nothing is written")
     arguments = parser.parse_args()
 
-    times = {}
+    # the algorithms' processes share a GPU
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    times, memory, parts = {}, {}, {}
     for setting in arguments.settings:
         n_envs, n_steps = map(int, setting.split("x"))
-        times[setting] = compare(n_envs, n_steps, arguments.rounds, arguments.algorithms)
+        times[setting], memory[setting] = compare(n_envs, n_steps, arguments.rounds, arguments.algorithms)
     if "deepspi" in arguments.algorithms:
         ceiling = matrix_product_ceiling()
         print(f"\nMatrix products reach {ceiling / 1e9:.0f} GFLOP/s here. DeepSPI's floor, and its parts:")
         for setting, by_algorithm in times.items():
             n_envs, n_steps = map(int, setting.split("x"))
-            floor = update_flop(n_envs * n_steps, HYPERPARAMETERS["n_epochs"]) / ceiling
+            n_transitions = n_envs * n_steps
+            rollout = update_flop(n_transitions, 0) / ceiling
+            floor = update_flop(n_transitions, HYPERPARAMETERS["n_epochs"]) / ceiling
             taken = statistics.median(by_algorithm["deepspi"])
-            print(f"{setting}: rollout and update need {floor:.2f} s of products, and take {taken:.2f} s. By parts:")
-            print(table(measure(n_envs, n_steps, rounds=2)))
+            parts[setting] = measure(n_envs, n_steps, arguments.rounds)
+            update = (floor - rollout) / parts[setting]["the whole update"]
+            print(
+                f"{setting}: rollout and update need {floor:.2f} s of products, and take {taken:.2f} s; the update alone "
+                f"runs at {update:.0%} of the ceiling. By parts, medians of {arguments.rounds}:"
+            )
+            print(table(parts[setting]))
     if arguments.name:
         with (RESULTS / f"{arguments.name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["setting", "algorithm", "seconds"])
+            writer.writerow(["setting", "algorithm", "peak_memory_bytes", "seconds"])
             writer.writerows(
-                [setting, algorithm, f"{s:.4f}"]
+                [setting, algorithm, memory[setting][algorithm], f"{s:.4f}"]
                 for setting, by_algorithm in times.items()
                 for algorithm, seconds in by_algorithm.items()
                 for s in seconds
+            )
+        with (RESULTS / f"{arguments.name}_parts.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["setting", "part", "seconds"])
+            writer.writerows(
+                [setting, part.strip(), f"{s:.4f}"] for setting, seconds in parts.items() for part, s in seconds.items()
             )
         draw(times, RESULTS / f"{arguments.name}.png")
 

@@ -40,7 +40,8 @@ class SPICertificateCallback(BaseCallback):
     :param on_violation: ``"stop"`` training, or ``"restore"`` the last parameters that met the conditions (at first
         those before training) and go on from there
     :param verbose: 1 prints a line at each violation
-    :raises ValueError: a condition or reaction is unknown; at the start of training, a condition can never be met
+    :raises ValueError: a condition or reaction is unknown, or there is nothing to do; at the start of training, a
+        condition can never be met
     """
 
     model: DeepSPI
@@ -59,14 +60,16 @@ class SPICertificateCallback(BaseCallback):
         for condition in self.require:
             checks.one_of((*CONDITIONS, "neighbourhood"), require=condition)
         checks.one_of(REACTIONS, on_violation=on_violation)
+        if self.path is None and not self.require:
+            raise ValueError("SPICertificateCallback has nothing to do: give it a path, or conditions to require.")
+        if on_violation == "restore" and not self.require:
+            raise ValueError("on_violation='restore' needs conditions that can be violated, but require is empty.")
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, DeepSPI):
             raise ValueError(f"SPICertificateCallback needs DeepSPI or DeepMDP, but got {type(self.model).__name__}.")
         self._last_good: TrainState = self.model.policy.state
-        model, state = self.model, self.model.policy.state
-        clip_range = model.clip_range_schedule(1.0)
-        checks.reachable(self.require, model.gamma, clip_range, model.all_actions, unbounded(state))
+        checks.reachable(self.require, self.model.gamma, self.model.all_actions, unbounded(self._last_good))
         self._seen = self.model.certificate
         self._goes_on = True
         if self.path is not None:

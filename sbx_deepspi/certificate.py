@@ -27,7 +27,7 @@ N_EPISODES = 4
 HORIZON = 4
 """Imagined steps; the critic tells what follows."""
 
-CONDITIONS = ("importance_ratio", "all_actions", "reward_lipschitz", "transition_lipschitz", "episode_end")
+CONDITIONS = ("importance_ratio", "all_actions", "reward_lipschitz", "transition_lipschitz", "episode_end", "finite")
 """What the bound needs, by name."""
 
 Scalar = jax.Array | float
@@ -385,6 +385,8 @@ def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dic
             failed["transition_lipschitz"] = f"K_P{whose} {k_transition:.4g} ≥ {limit}"
     if not certificate.episode_ended:
         failed["episode_end"] = "no episode ended in this rollout"
+    if not failed and not math.isfinite(certificate.zeta):
+        failed["finite"] = f"ζ is {float(certificate.zeta)}"
     return failed
 
 
@@ -396,7 +398,10 @@ def verdict(certificate: Certificate, failed: dict[str, str]) -> str:
     """
     if failed:
         return f"not certified: {'; '.join(failed.values())}"
-    return f"certified: real improvement ≥ latent improvement - {float(certificate.zeta):.4g}"
+    return (
+        f"certified: real improvement ≥ latent improvement - {float(certificate.zeta):.4g}, with errors as "
+        f"{N_SAMPLED} transitions show them"
+    )
 
 
 def numbers(certificate: Certificate, all_actions: bool) -> dict[str, float]:

@@ -134,13 +134,10 @@ def supported_spaces(observation_space: spaces.Space, action_space: spaces.Space
     )
 
 
-def reachable(
-    conditions: Iterable[str], gamma: float, clip_range: float, all_actions: bool, unbounded: dict[str, str]
-) -> None:
+def reachable(conditions: Iterable[str], gamma: float, all_actions: bool, unbounded: dict[str, str]) -> None:
     """
     :param conditions: of a certificate, that training is to be held to
     :param gamma: γ
-    :param clip_range: ε at the start; C is 1 + ε
     :param all_actions: whether importance ratios are over every action
     :param unbounded: conditions that networks of this kind never meet → what is unbounded
     :raises ValueError: no update could ever meet one of them
@@ -161,8 +158,6 @@ def reachable(
                 f"The condition {condition!r} is never met, since {what}: set policy_kwargs=dict(lipschitz_policy=..., "
                 "transition_density='normal'), or 'deterministic', or do not require it."
             )
-    if "neighbourhood" in conditions:
-        neighbourhood(clip_range)
 
 
 def neighbourhood(clip_range: float) -> None:
@@ -172,7 +167,8 @@ def neighbourhood(clip_range: float) -> None:
     """
     if not 0 < clip_range < 1:
         raise ValueError(
-            f"The neighbourhood needs clip_range in (0, 1), so that C = 1 + ε lies in (1, 2), but got {clip_range!r}."
+            f"clip_range must lie in (0, 1), so that the neighbourhood [2 - C, C] with C = 1 + ε is one, but got "
+            f"{clip_range!r}."
         )
 
 

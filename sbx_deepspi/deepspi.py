@@ -37,7 +37,6 @@ from sbx_deepspi.policies import (
     action_shape,
     decide,
     log_policy_shape,
-    predict_values,
 )
 from sbx_deepspi.rollout import Rollout, automatic_n_steps, segment_length
 from sbx_deepspi.update import Hyperparameters, UpdateReport, update
@@ -45,7 +44,7 @@ from sbx_deepspi.update import Hyperparameters, UpdateReport, update
 # One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
 FAULTY_UPDATES_IN_A_ROW = 3
 
-VERDICT_LENGTH = 128
+VERDICT_LENGTH = 200
 NEIGHBOURHOODS = ("clip", "project")
 
 SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
@@ -210,7 +209,6 @@ class DeepSPI(PPO):
         checks.rollout_size(self.n_steps, self.n_envs)
         checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
         checks.positive(
-            clip_range=self.clip_range,
             clip_range_vf=self.clip_range_vf,
             max_grad_norm=self.max_grad_norm,
             target_kl=self.target_kl,
@@ -227,8 +225,7 @@ class DeepSPI(PPO):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.clip_range_schedule = FloatSchedule(self.clip_range)
-        if self.neighbourhood == "project":
-            checks.neighbourhood(self.clip_range_schedule(1.0))
+        checks.neighbourhood(self.clip_range_schedule(1.0))
         self.clip_range_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
         if getattr(self, "policy", None) is None:
             self.policy = self.policy_class(  # type: ignore[assignment]
@@ -305,7 +302,9 @@ class DeepSPI(PPO):
             checks.finite("observation", next_observations, self.num_timesteps // env.num_envs)
             truncated_values = np.zeros_like(values)
             if truncated.any():
-                truncated_values = np.where(truncated, predict_values(self.policy.state, next_observations), 0.0)
+                # by the program that is compiled already; its actions and its key are not used
+                next_values = decide(self.policy.state, next_observations, self.key)[0].values
+                truncated_values = np.where(truncated, next_values, 0.0)
 
             rollout.observations[n_steps] = self._last_obs
             rollout.next_observations[n_steps] = next_observations

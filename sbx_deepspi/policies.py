@@ -75,12 +75,7 @@ def decide(state: TrainState, observations: np.ndarray, key: jax.Array) -> tuple
 
 
 @jax.jit
-def predict_values(state: TrainState, observations: np.ndarray) -> jax.Array:
-    """
-    :param state: parameters of :class:`Networks`
-    :param observations: shape (N, ...)
-    :return: V(s), shape (N,)
-    """
+def _predict_values(state: TrainState, observations: np.ndarray) -> jax.Array:
     return state.apply_fn(state.params, observations)[1]
 
 
@@ -376,7 +371,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
         :param obs: shape (N, ...)
         :return: V(s), shape (N,)
         """
-        return predict_values(self.state, obs)
+        return _predict_values(self.state, obs)
 
     def forward(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
         return self._predict(obs, deterministic)

@@ -239,6 +239,7 @@ def test_the_verdict_names_what_fails() -> None:
         ),
         "transition_lipschitz": (certificate.replace(model=model.replace(transition_lipschitz=1.2)), True, "K_P 1.2 ≥"),
         "episode_end": (certificate.replace(episode_ended=False), True, "no episode ended in this rollout"),
+        "finite": (certificate.replace(zeta=np.nan), True, "ζ is nan"),
     }
     for name, (case, all_actions, words) in cases.items():
         failed = certificates.violations(case, 0.9, all_actions)
@@ -248,6 +249,16 @@ def test_the_verdict_names_what_fails() -> None:
     # defaults promise nothing, and say why
     failed = certificates.violations(trained().certificate, 0.99, True)
     assert {"reward_lipschitz", "transition_lipschitz"} <= failed.keys()
+
+
+def test_the_longest_verdict_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    env = ToyEnv(VECTOR, spaces.Box(-1, 1, (2,), np.float32), length=99)
+    model = DeepSPI("MlpPolicy", env, **{**TINY_RUN, "learning_rate": 1.0, "verbose": 1})
+    model.learn(16)
+    assert model.certificate is not None
+    failed = certificates.violations(model.certificate, model.gamma, model.all_actions)
+    assert {"all_actions", "transition_lipschitz", "episode_end"} <= failed.keys()
+    assert certificates.verdict(model.certificate, failed) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -473,11 +484,14 @@ class TestBadInput:
         with pytest.raises(ValueError, match="on_violation must be one of 'stop', 'restore', but got 'retry'"):
             SPICertificateCallback(on_violation="retry")
         with pytest.raises(ValueError, match="needs DeepSPI or DeepMDP, but got PPO"):
-            PPO("MlpPolicy", "CartPole-v1").learn(8, callback=SPICertificateCallback())
+            PPO("MlpPolicy", "CartPole-v1").learn(8, callback=SPICertificateCallback("certificates.csv"))
+        with pytest.raises(ValueError, match="nothing to do: give it a path, or conditions to require"):
+            SPICertificateCallback()
+        with pytest.raises(ValueError, match=r"on_violation=.restore. needs conditions.*require is empty"):
+            SPICertificateCallback("certificates.csv", on_violation="restore")
         never_met = {
             "importance_ratio": (dict(gamma=1.0), DISCRETE, r"gamma=1\.0 the bound means nothing"),
             "all_actions": ({}, spaces.Box(-1, 1, (1,), np.float32), "never met with Box actions"),
-            "neighbourhood": (dict(clip_range=1.5), DISCRETE, r"clip_range in \(0, 1\).*but got 1.5"),
             "transition_lipschitz": ({}, DISCRETE, "never met, since K_P is unbounded: set policy_kwargs"),
             "reward_lipschitz": ({}, DISCRETE, "never met, since K_R is unbounded: set policy_kwargs"),
         }
@@ -492,9 +506,12 @@ class TestBadInput:
             (dict(neighbourhood="trust"), "neighbourhood must be one of 'clip', 'project', but got 'trust'"),
             (
                 dict(neighbourhood="project", clip_range=LinearSchedule(2.0, 0.0, 1.0)),
-                r"clip_range in \(0, 1\).*got 2.0",
+                r"clip_range must lie in \(0, 1\).*got 2.0",
             ),
-            (dict(neighbourhood="project", clip_range=1.0), r"C = 1 \+ ε lies in \(1, 2\), but got 1.0"),
+            (dict(clip_range=1.0), r"clip_range must lie in \(0, 1\), so that the neighbourhood.*but got 1.0"),
+            (dict(clip_range=0.0), r"clip_range must lie in \(0, 1\).*but got 0.0"),
+            (dict(gamma=1.5), r"gamma must.*\[0, 1\], but got 1.5"),
+            (dict(gae_lambda=-0.1), r"gae_lambda must.*\[0, 1\], but got -0.1"),
             (dict(gradient_penalty_coef=-1.0), "gradient_penalty_coef must be positive, but got -1.0"),
             (dict(policy_kwargs=dict(transition_density="cubic")), "transition_density must be one of.*'categorical'"),
             (dict(policy_kwargs=dict(categorical_cost="l2")), "categorical_cost must be one of 'huber'.*but got 'l2'"),
@@ -515,7 +532,7 @@ class TestBadInput:
         assert "importance_ratio" in certificates.violations(model.certificate, 1.0, True)  # type: ignore[arg-type]
         assert model.certificate is not None
         assert model.certificate.zeta == np.inf
-        checks.reachable(("reward_lipschitz",), 1.0, 0.1, True, {})  # has nothing to do with γ
+        checks.reachable(("reward_lipschitz",), 1.0, True, {})  # has nothing to do with γ
 
 
 def test_new_arguments_are_saved_and_loaded(tmp_path: Path) -> None:
