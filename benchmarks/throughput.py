@@ -195,8 +195,8 @@ def main() -> None:
             parts[setting] = measure(n_envs, n_steps, arguments.rounds)
             update = (floor - rollout) / parts[setting]["the whole update"]
             print(
-                f"{setting}: rollout and update need {floor:.2f} s of products, and take {taken:.2f} s; the update alone "
-                f"runs at {update:.0%} of the ceiling. By parts, medians of {arguments.rounds}:"
+                f"{setting}: rollout and update need {floor:.2f} s of products, and take {taken:.2f} s. The update "
+                f"alone runs at {update:.0%} of the ceiling. By parts, medians of {arguments.rounds}:"
             )
             print(table(parts[setting]))
     if arguments.name:

@@ -22,10 +22,9 @@ from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.networks.lipschitz import lipschitz_bound
 from sbx_deepspi.policies import action_distance
 from sbx_deepspi.update import policy_loss
-from tests.test_deepspi import TINY_RUN, VECTOR, ToyEnv, collected, params, same
+from tests.test_deepspi import IMAGE, TINY_RUN, VECTOR, ToyEnv, collected, params, same
 
 DISCRETE = spaces.Discrete(3)
-IMAGE = spaces.Box(0, 255, (2, 44, 48), np.uint8)  # a latent map of 2 x 2, on which convolutions are more than dense
 CERTIFIABLE: dict[str, Any] = dict(
     gamma=0.9,
     policy_kwargs=dict(transition_density="deterministic", lipschitz_constant=0.8, lipschitz_policy=0.05),

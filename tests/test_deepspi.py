@@ -1,5 +1,6 @@
 """The algorithm as a whole: it is PPO at α = 0, it follows the equations, it keeps SB3's contract."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -46,6 +47,7 @@ class ToyEnv(gym.Env):
 
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+IMAGE = spaces.Box(0, 255, (2, 44, 48), np.uint8)  # a latent map of 2 x 2, on which convolutions are more than dense
 CHANNELS_FIRST, CHANNELS_LAST = spaces.Box(0, 255, (2, 36, 40), np.uint8), spaces.Box(0, 255, (40, 36, 2), np.uint8)
 
 
@@ -237,7 +239,7 @@ def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPat
     Sums over parts of a minibatch, pulled back through the kernels' normalisation, against plain autodiff; encoder and
     transition model in yet smaller parts.
     """
-    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 2)
+    env = DummyVecEnv([lambda: ToyEnv(IMAGE, spaces.Discrete(3))] * 2)
     kwargs = dict(transition_density="deterministic", features_extractor_kwargs=dict(features_dim=8))
     model = DeepSPI("CnnPolicy", env, n_steps=6, batch_size=12, seed=1, policy_kwargs=kwargs)
     rollout, h = collected(model)
@@ -262,7 +264,7 @@ def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("action_space", [spaces.Discrete(1), spaces.Discrete(18), spaces.Box(-1, 1, (2,))], ids=str)
 def test_sharing_observations_changes_nothing(action_space: spaces.Space) -> None:
     """Loss and every gradient against the plain form; also where episodes end too often for it."""
-    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, action_space, length=5)] * 3)
+    env = DummyVecEnv([lambda: ToyEnv(IMAGE, action_space, length=5)] * 3)
     kwargs = dict(transition_density="deterministic", features_extractor_kwargs=dict(features_dim=8))
     model = DeepSPI("CnnPolicy", env, n_steps=8, batch_size=24, seed=1, policy_kwargs=kwargs)
     rollout, h = collected(model)
@@ -402,14 +404,30 @@ def test_log_keys_and_schedules() -> None:
     assert keys.seen["spi/importance_ratio_inf_sampled"] <= 1 <= keys.seen["spi/importance_ratio_sup_sampled"]
 
 
-def test_nothing_compiles_again_after_the_first_update(caplog: pytest.LogCaptureFixture) -> None:
-    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN).learn(16)
+@pytest.mark.parametrize(
+    ("policy", "observation_space", "neighbourhood"),
+    [("MlpPolicy", VECTOR, "clip"), ("MlpPolicy", VECTOR, "project"), ("CnnPolicy", CHANNELS_FIRST, "clip")],
+)
+def test_nothing_compiles_again_after_the_first_update(
+    policy: str, observation_space: spaces.Box, neighbourhood: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not for another learning rate or clip range, nor when an episode is cut short for the first time."""
+
+    def compiled() -> list[str]:
+        return [record.message for record in caplog.records if "Compiling" in record.message]
+
+    env = ToyEnv(observation_space, spaces.Discrete(5), length=20)  # no other test's shapes
+    model = DeepSPI(policy, env, neighbourhood=neighbourhood, **TINY_RUN)
     with jax.log_compiles():
+        model.learn(8)
+        assert any("update" in message for message in compiled())
+        caplog.clear()
         model.learn(16, reset_num_timesteps=False)
         model.learning_rate, model.clip_range_schedule, model.ent_coef = 0.5, FloatSchedule(0.3), 0.2
         model._setup_lr_schedule()
         model.learn(16)
-    assert not [record for record in caplog.records if "Compiling" in record.message]
+    assert model.average_episode_length == 20
+    assert not compiled()
 
 
 def test_no_host_transfer_inside_an_update() -> None:
@@ -422,15 +440,30 @@ def test_no_host_transfer_inside_an_update() -> None:
         update(*arguments)
 
 
-def test_an_update_comes_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_goes_to_the_device_once_and_an_update_comes_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not finite, too, is noticed with what is logged."""
     model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN).learn(8)
     collected(model)
     transfers = []
-    device_get = jax.device_get
-    monkeypatch.setattr(jax, "device_get", lambda tree: transfers.append(tree) or device_get(tree))
+
+    def counted(name: str) -> Callable[..., Any]:
+        transfer = getattr(jax, name)
+        return lambda *arguments: transfers.append(name) or transfer(*arguments)
+
+    for name in ("device_get", "device_put"):
+        monkeypatch.setattr(jax, name, counted(name))
     model.train()
-    assert len(transfers) == 1
+    assert transfers == ["device_put", "device_get"]
+
+
+def test_images_stay_bytes_and_no_slow_convolution_is_left() -> None:
+    """Images go into the update as they come; on CPUs its convolutions are matrix products."""
+    model = DeepSPI("CnnPolicy", ToyEnv(CHANNELS_FIRST, spaces.Discrete(2)), **TINY_RUN)
+    rollout, h = collected(model)
+    assert rollout.observations.dtype == rollout.next_observations.dtype == np.uint8
+    program = update.lower(model.policy.state, rollout, model._last_obs, jax.random.PRNGKey(0), h).as_text()
+    assert "stablehlo.dot_general" in program
+    assert "stablehlo.convolution" not in program
 
 
 def test_same_seed_same_parameters() -> None:

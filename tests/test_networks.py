@@ -1,6 +1,7 @@
 """Layers, densities and world model against plain NumPy versions: values, gradients and norms."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from sbx_deepspi.networks.convolution import matrix_convolution, plain_convoluti
 from sbx_deepspi.networks.noise import LARGEST, clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.products import transposing_product
 from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
-from tests.test_deepspi import CHANNELS_FIRST, ToyEnv
+from tests.test_deepspi import IMAGE, ToyEnv
 
 KEY = jax.random.key(0)
 
@@ -60,6 +61,43 @@ def test_norm_bound_gradient_is_that_of_the_norm() -> None:
     gradient = jax.grad(lambda m: lipschitz.spectral_norm_bound(m, n_iterations=8))(matrix)
     np.testing.assert_allclose(gradient, np.outer(u[:, 0], vt[0]), atol=1e-3)
     assert jnp.isfinite(jax.grad(lipschitz.spectral_norm_bound)(jnp.zeros((3, 3)))).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 3, 5, 5)])
+def test_norm_bound_gradient_equals_autodiff_through_the_iteration(shape: tuple[int, ...]) -> None:
+    matrices = normal(4, *shape)
+    ours = jax.grad(lambda m: lipschitz.spectral_norm_bound(m).sum())(matrices)
+    theirs = jax.grad(lambda m: lipschitz._gram_iteration(m, 4)[0].sum())(matrices)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_convolution_norm_bound_gradient_is_that_over_all_frequencies() -> None:
+    kernels = normal(5, 3, 2, 2, 4, 6)
+    frequencies = jnp.stack(jnp.meshgrid(jnp.arange(4) / 4, jnp.arange(6) / 6), -1).reshape(-1, 2)
+
+    def over_all(kernel: jax.Array) -> jax.Array:
+        transforms = jax.vmap(lambda frequency: lipschitz._transform(kernel, frequency))(frequencies)
+        return lipschitz._gram_iteration(transforms, 4)[0].max()
+
+    bound, gradient = jax.value_and_grad(lambda k: lipschitz.convolution_norm_bound(k, 3, 5).sum())(kernels)
+    expected, expected_gradient = jax.value_and_grad(lambda k: sum(over_all(kernel) for kernel in k))(kernels)
+    assert bound == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["dense", "grouped"])
+def test_bounds_of_layers_per_action(layer: str) -> None:
+    """One number for each action's layer: against the SVD of its whole matrix."""
+    if layer == "dense":
+        kernel = normal(6, 3, 7, 5)
+        bounds, true = lipschitz.kernel_norm_bound(kernel), np.linalg.norm(kernel, 2, axis=(1, 2))
+    else:
+        kernel = normal(6, 3, 2, 2, 2, 4, 6)  # three actions, two groups
+        bounds = lipschitz.kernel_norm_bound(kernel, 3, 4)
+        true = np.array([max(np.linalg.norm(unrolled(group, 3, 4), 2) for group in action) for action in kernel])
+    assert bounds.shape == (3,)
+    assert (bounds >= true * (1 - 1e-5)).all()
+    assert (bounds <= 1.2 * true).all()
 
 
 def test_group_sort_by_hand() -> None:
@@ -124,6 +162,30 @@ def test_matrix_convolution_equals_xlas(size: int, stride: int, height: int, wid
     )
 
 
+@pytest.mark.parametrize("n_actions", [1, 18])
+def test_dense_per_action_equals_all_actions_then_selection(n_actions: int) -> None:
+    layer = lipschitz.DensePerAction(n_actions, 3)
+    inputs, actions = normal(4, 9, 2, 5), jax.random.randint(KEY, (9,), 0, n_actions)
+    params = layer.init(KEY, inputs, actions)
+
+    def plain(params: dict, inputs: jax.Array) -> jax.Array:
+        kernel, bias = params["params"]["kernel"], params["params"]["bias"]
+        every_action = jnp.einsum("bci,aio->abco", inputs, kernel) + bias[:, None, None]
+        return every_action[actions, jnp.arange(9)]
+
+    assert_same_function(lambda p, x: layer.apply(p, x, actions), plain, params, inputs)
+
+
+def test_actions_not_taken_cost_nothing() -> None:
+    def operations(n_actions: int) -> float:
+        layer = lipschitz.GroupedConvolutionPerAction(n_actions, 8, 2, 2)
+        images, actions = normal(5, 9, 5, 5, 16), jnp.zeros(9, jnp.int32)
+        params = layer.init(KEY, images, actions)
+        return jax.jit(layer.apply).lower(params, images, actions).compile().cost_analysis()["flops"]
+
+    assert operations(18) < 1.1 * operations(2)
+
+
 def assert_same_function(fast, plain, params, inputs) -> None:
     """Values and all gradients to 1e-4 relative to their largest entry."""
 
@@ -134,7 +196,7 @@ def assert_same_function(fast, plain, params, inputs) -> None:
     results = (jax.jit(lambda f=f: outputs_and_gradients(f))() for f in (fast, plain))
     for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
         assert ours.shape == theirs.shape
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-12)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-12)
 
 
 def test_mixture_sample_by_numpy() -> None:
@@ -253,24 +315,30 @@ def test_images_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
     )
 
 
+@pytest.mark.parametrize("n_latents", [8, 17])  # side by side in uneven pieces, and one after the other
 @pytest.mark.parametrize("density", ["deterministic", "normal"])
-def test_transition_losses_in_parts(density: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as go through at once, and more: the same losses, and noise of its own for each where there is noise."""
+def test_transition_losses_in_parts(density: str, n_latents: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same losses and gradients; noise of its own for each transition where there is noise."""
     kwargs = dict(transition_density=density, features_extractor_kwargs=dict(features_dim=8))
-    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))])
+    env = DummyVecEnv([lambda: ToyEnv(IMAGE, spaces.Discrete(3))])
     policy = DeepSPI("CnnPolicy", env, n_steps=8, batch_size=8, policy_kwargs=kwargs).policy
+    latents = jnp.tile(normal(1, *policy.latent_shape), (n_latents, 1, 1, 1))
+    arguments = latents, jnp.zeros(n_latents, jnp.int32), latents + 0.1, KEY
     monkeypatch.setattr(backend, "CPU_MICROBATCH", 7)
-    for n_latents in (8, 17):  # side by side in uneven pieces, and one after the other
-        monkeypatch.setattr(backend, "CPU_PIECE", 3)
-        latents = jnp.tile(normal(1, *policy.latent_shape), (n_latents, 1, 1, 1))
-        arguments = latents, jnp.zeros(n_latents, jnp.int32), latents + 0.1, KEY
-        losses = policy.networks.apply(policy.state.params, *arguments, method="transition_losses")
-        monkeypatch.setattr(backend, "CPU_PIECE", 99)
-        whole = policy.networks.apply(policy.state.params, *arguments, method="transition_losses")
-        assert losses.shape == whole.shape == (n_latents,)
-        assert (len(np.unique(losses.round(4))) == n_latents) == (density == "normal")
-        if density == "deterministic":
-            np.testing.assert_allclose(losses, whole, rtol=1e-5)
+
+    def losses(params: Any) -> jax.Array:
+        return policy.networks.apply(params, *arguments, method="transition_losses")
+
+    def in_pieces_of(size: int) -> list[jax.Array]:
+        monkeypatch.setattr(backend, "CPU_PIECE", size)
+        of_each, pull_back = jax.vjp(losses, policy.state.params)
+        return [of_each, *jax.tree.leaves(pull_back(jnp.arange(1.0, n_latents + 1)))]
+
+    in_pieces = in_pieces_of(3)
+    assert len(np.unique(in_pieces[0].round(4))) == (n_latents if density == "normal" else 1)
+    if density == "deterministic":
+        for ours, theirs in zip(in_pieces, in_pieces_of(99), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-12)
 
 
 def test_compiled_programs_are_kept_unless_jax_was_told_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
