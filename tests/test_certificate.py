@@ -21,7 +21,8 @@ from sbx_deepspi.neighbourhood import draw_back
 from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.networks.lipschitz import lipschitz_bound
 from sbx_deepspi.policies import action_distance
-from sbx_deepspi.update import policy_loss
+from sbx_deepspi.rollout import to_transitions
+from sbx_deepspi.update import loss, policy_loss
 from tests.test_deepspi import IMAGE, TINY_RUN, VECTOR, ToyEnv, collected, params, same
 
 DISCRETE = spaces.Discrete(3)
@@ -617,3 +618,17 @@ def test_gradient_penalty_by_finite_differences() -> None:
     )["params"]
     assert jnp.abs(gradients["transition_model"]["outputs"]["kernel"]).max() > 0
     assert not jax.tree.reduce(lambda found, leaf: found or jnp.any(leaf), gradients["encoder"], False)
+
+
+def test_gradient_penalty_counts_in_the_loss_and_is_logged() -> None:
+    model = trained(policy_kwargs=dict(lipschitz_constant=None), gradient_penalty_coef=1.0)
+    assert "world_model/gradient_penalty" in model.logger.name_to_value
+    rollout, h = collected(model)
+    transitions = to_transitions(rollout, np.zeros(model.n_envs, np.float32), 0.9, 0.8)
+    state, key = model.policy.state, jax.random.PRNGKey(0)
+    steep = jax.tree.map(lambda leaf: 3 * leaf, state.params)
+    (one, metrics), (three, _) = (
+        loss(steep, state, transitions, key, h.replace(gradient_penalty_coef=coef)) for coef in (1.0, 3.0)
+    )
+    assert metrics.gradient_penalty > 0.1
+    assert three - one == pytest.approx(2 * float(metrics.gradient_penalty), rel=1e-3)

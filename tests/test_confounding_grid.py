@@ -1,5 +1,6 @@
 """The confounding grid: its rules against a second statement of them, its values by hand, its two forms as one."""
 
+import time
 import warnings
 from typing import Any
 
@@ -97,6 +98,25 @@ def test_values_of_the_paper() -> None:
     assert start_value(*default, right_but_up(5, False, False)) == pytest.approx(4.8035, abs=5e-5)
     assert start_value(*default, right_but_up(5, True, False)) == pytest.approx(8.0103, abs=5e-5)
     assert start_value(*default, right_but_up(5, True, True)) == pytest.approx(-1.0880, abs=5e-5)
+
+
+def test_going_up_at_the_top_alone_is_optimal() -> None:
+    mdp = make_maze().mdp
+    values = np.zeros(len(mdp.terminal))
+    for _ in range(5_000):
+        values = np.where(mdp.terminal, 0, (mdp.rewards + 0.99 * mdp.transitions @ values).max(axis=1))
+    assert values[mdp.initial] == pytest.approx(8.0103, abs=5e-5)
+
+
+def test_many_grids_are_never_the_bottleneck() -> None:
+    """128,000 steps in far less than a second, of which an update would learn at a few thousand a second."""
+    env = ConfoundingGridVecEnv(128, seed=0)
+    env.reset()
+    actions = np.zeros(128, np.int64)
+    start = time.perf_counter()
+    for _ in range(1000):
+        env.step(actions)
+    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(("n", "epsilon", "gamma"), MAZES)
