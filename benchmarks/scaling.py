@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from gymnasium import spaces
 
 from sbx_deepspi import DeepSPI
@@ -89,29 +90,39 @@ def steps_per_second(n_envs: int, n_actions: int, n_steps: int | None, rounds: i
     return n_envs * model.n_steps / statistics.median(times)
 
 
+def draw(speeds: pd.DataFrame, path: Path) -> None:
+    """
+    :param speeds: a row per setting
+    :param path: of the PNG
+    """
+    figure, axes = plt.subplots(1, len(GRID), figsize=(4 * len(GRID), 3.2), layout="constrained", sharey=True)
+    columns = {"environments": "n_envs", "actions": "n_actions", "steps": "n_steps"}
+    for axis, (changes, column) in zip(axes, columns.items(), strict=True):
+        rows = speeds[speeds["changes"] == changes]
+        axis.plot(rows[column], rows["steps_per_second"], "o-", color="tab:red")
+        axis.set(xscale="log", xlabel=changes)
+        axis.set_xticks(rows[column], [str(number) for number in rows[column]], minor=False)
+        axis.minorticks_off()
+    axes[0].set(ylabel="environment steps per second", ylim=(0, 1.1 * speeds["steps_per_second"].max()))
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--name", required=True, help="of the files in docs/results")
     arguments = parser.parse_args()
 
-    figure, axes = plt.subplots(1, len(GRID), figsize=(4 * len(GRID), 3.2), layout="constrained", sharey=True)
-    with (RESULTS / f"{arguments.name}.csv").open("w", newline="") as file:
+    path = RESULTS / f"{arguments.name}.csv"
+    with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["changes", "n_envs", "n_actions", "n_steps", "steps_per_second"])
-        for axis, (changes, settings) in zip(axes, GRID.items(), strict=True):
-            numbers, speeds = [], []
-            for n_envs, n_actions, n_steps in settings:
-                speeds.append(steps_per_second(n_envs, n_actions, n_steps, arguments.rounds))
-                numbers.append({"environments": n_envs, "actions": n_actions, "steps": n_steps}[changes])
-                print(f"{n_envs:5} environments, {n_actions:2} actions, {n_steps} steps: {speeds[-1]:.0f} steps/s")
-                writer.writerow([changes, n_envs, n_actions, n_steps, f"{speeds[-1]:.1f}"])
-            axis.plot(numbers, speeds, "o-", color="tab:red")
-            axis.set(xscale="log", xlabel=f"{changes}", ylim=(0, None))
-            axis.set_xticks(numbers, [str(number) for number in numbers], minor=False)
-            axis.minorticks_off()
-    axes[0].set_ylabel("environment steps per second")
-    figure.savefig(RESULTS / f"{arguments.name}.png", dpi=100)
+        for changes, settings in GRID.items():
+            for setting in settings:
+                speed = steps_per_second(*setting, arguments.rounds)
+                print("{:5} environments, {:2} actions, {} steps: {:.0f} steps/s".format(*setting, speed))
+                writer.writerow([changes, *setting, f"{speed:.1f}"])
+    draw(pd.read_csv(path), path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
