@@ -101,7 +101,7 @@ def draw(speeds: pd.DataFrame, path: Path) -> None:
         rows = speeds[speeds["changes"] == changes]
         axis.plot(rows[column], rows["steps_per_second"], "o-", color="tab:red")
         axis.set(xscale="log", xlabel=changes)
-        axis.set_xticks(rows[column], [str(number) for number in rows[column]], minor=False)
+        axis.set_xticks(rows[column], [f"{number:.0f}" for number in rows[column]], minor=False)
         axis.minorticks_off()
     axes[0].set(ylabel="environment steps per second", ylim=(0, 1.1 * speeds["steps_per_second"].max()))
     figure.savefig(path, dpi=100)

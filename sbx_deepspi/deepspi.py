@@ -225,7 +225,8 @@ class DeepSPI(PPO):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.clip_range_schedule = FloatSchedule(self.clip_range)
-        checks.neighbourhood(self.clip_range_schedule(1.0))
+        if isinstance(self.clip_range, (int, float)):
+            checks.neighbourhood(self.clip_range)
         self.clip_range_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
         if getattr(self, "policy", None) is None:
             self.policy = self.policy_class(  # type: ignore[assignment]
@@ -464,8 +465,11 @@ class DeepSPI(PPO):
         :param progress_bar: show one
         :return: the model
         :raises KeyboardInterrupt: SIGINT or SIGTERM came: the running update was finished first
-        :raises ValueError: three updates in a row were not finite, or the environment returned what is not
+        :raises ValueError: three updates in a row were not finite, or the environment returned what is not, or
+            ``clip_range`` does not begin within (0, 1)
         """
+        # not before: RL Zoo's enjoy puts schedules of 0 into models that it loads
+        checks.neighbourhood(self.clip_range_schedule(1.0))
         self._faulty_updates = 0
         with self.interruption:
             super().learn(

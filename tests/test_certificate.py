@@ -17,12 +17,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sbx_deepspi import DeepMDP, DeepSPI, SPICertificateCallback, checks
 from sbx_deepspi import certificate as certificates
-from sbx_deepspi.neighbourhood import draw_back
+from sbx_deepspi.neighbourhood import draw_back, project
 from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.networks.lipschitz import lipschitz_bound
 from sbx_deepspi.policies import action_distance
 from sbx_deepspi.rollout import to_transitions
-from sbx_deepspi.update import loss, policy_loss
+from sbx_deepspi.update import loss, policy_loss, update
 from tests.test_deepspi import IMAGE, TINY_RUN, VECTOR, ToyEnv, collected, params, same
 
 DISCRETE = spaces.Discrete(3)
@@ -267,6 +267,7 @@ def test_the_longest_verdict_is_printed_whole(capsys: pytest.CaptureFixture[str]
         ("deterministic", 0.8, "MlpPolicy", DISCRETE),  # as CERTIFIABLE
         ("normal", None, "MlpPolicy", spaces.Box(-1, 1, (2,), np.float32)),
         ("normal", 0.8, "CnnPolicy", DISCRETE),
+        ("mixture", 0.8, "CnnPolicy", DISCRETE),  # as by default
     ],
 )
 def test_no_slope_is_above_its_bound(
@@ -274,7 +275,9 @@ def test_no_slope_is_above_its_bound(
 ) -> None:
     """Gradient ascent on pairs of latent states finds nothing steeper, before training and after."""
     kwargs = dict(transition_density=density, lipschitz_constant=lipschitz_constant, lipschitz_policy=0.05)
-    if policy == "CnnPolicy":
+    if density == "mixture":
+        kwargs["lipschitz_policy"] = None
+    elif policy == "CnnPolicy":
         kwargs = CNN
     models = [trained(action_space, policy, learning_rate=rate, policy_kwargs=kwargs) for rate in (1e-9, 0.1)]
     networks, latent_shape = models[0].policy.networks, models[0].policy.latent_shape
@@ -287,8 +290,11 @@ def test_no_slope_is_above_its_bound(
         return actor.logits if isinstance(action_space, spaces.Discrete) else actor.mean()
 
     def outputs(networks: Any, latents: jax.Array) -> dict[str, jax.Array]:
-        density = networks.transition_model(latents, actions)
-        named = {"reward": networks.reward_model(latents, actions)[:, None], "next": density.sample(key)}
+        predicted = networks.transition_model(latents, actions)
+        named = {"reward": networks.reward_model(latents, actions)[:, None]}
+        if density == "mixture":  # nothing is promised of its samples
+            return {**named, "locations": predicted.locations, "scales": predicted.scales}
+        named["next"] = predicted.sample(key)
         if isinstance(action_space, spaces.Discrete):  # E_π̄ R̄(z, a), whose constant is K_R
             every = [networks.reward_model(latents, jnp.full(n_pairs, a)) for a in range(action_space.n)]
             probs = jax.nn.softmax(distribution_mean(networks, latents))
@@ -324,7 +330,8 @@ def test_no_slope_is_above_its_bound(
         policy_bound = float(bounds.policy) / networks.action_distance
         limits = {"reward": bounds.reward.latent, "next": bounds.transition.latent, "policy": policy_bound}
         limits["expected reward"] = bounds.reward.latent + bounds.reward.action * bounds.policy
-        assert policy_bound <= 0.05 * (1 + 1e-4)
+        limits["locations"] = limits["scales"] = 0.4  # half of L each
+        assert density == "mixture" or policy_bound <= 0.05 * (1 + 1e-4)
         found = ascend(constrained)
         for name, slopes in found.items():
             assert float(slopes.max()) <= float(limits[name]) * (1 + 1e-3), name
@@ -409,6 +416,24 @@ class TestNeighbourhood:
         assert all(ratio.inf >= 0.9 and ratio.sup <= 1.1 for ratio in seen["project"])
         assert any(ratio.sup > 1.2 for ratio in seen["clip"])
         assert any(ratio.sup > 1.05 for ratio in seen["project"])  # and not by standing still
+
+    @pytest.mark.parametrize("action_space", [DISCRETE, spaces.MultiDiscrete([2, 3])], ids=str)
+    def test_no_more_is_drawn_back_than_needed(self, action_space: spaces.Space) -> None:
+        """Of a real update: what is kept is inside, and an eighth more would not be."""
+        model = trained(action_space, learning_rate=0.03)
+        rollout, h = collected(model)
+        behaviour = model.policy.state
+        updated, _ = update(behaviour, rollout, model._last_obs, jax.random.PRNGKey(0), h.replace(learning_rate=0.03))
+        projected, kept = project(behaviour, updated, rollout, 0.1)
+        assert 0 < kept < 1
+        more = jax.tree.map(lambda old, new: old + 9 / 8 * (new - old), behaviour.params, projected.params)
+        for drawn, inside in ((projected.params, True), (more, False)):
+            ratio = certificates.importance_ratios(updated.replace(params=drawn), rollout)
+            assert (ratio.inf >= 0.9 and ratio.sup <= 1.1) == inside
+
+    def test_what_is_kept_is_logged(self) -> None:
+        model = trained(learning_rate=0.03, neighbourhood="project")
+        assert 0 < model.logger.name_to_value["spi/kept_fraction"] <= 1
 
     def test_what_is_inside_already_stays_as_it_is(self) -> None:
         runs = [params(trained(learning_rate=1e-5, neighbourhood=n)) for n in ("clip", "project")]
@@ -504,10 +529,6 @@ class TestBadInput:
         ("kwargs", "message"),
         [
             (dict(neighbourhood="trust"), "neighbourhood must be one of 'clip', 'project', but got 'trust'"),
-            (
-                dict(neighbourhood="project", clip_range=LinearSchedule(2.0, 0.0, 1.0)),
-                r"clip_range must lie in \(0, 1\).*got 2.0",
-            ),
             (dict(clip_range=1.0), r"clip_range must lie in \(0, 1\), so that the neighbourhood.*but got 1.0"),
             (dict(clip_range=0.0), r"clip_range must lie in \(0, 1\).*but got 0.0"),
             (dict(gamma=1.5), r"gamma must.*\[0, 1\], but got 1.5"),
@@ -526,6 +547,14 @@ class TestBadInput:
     def test_model(self, kwargs: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN, **kwargs)
+
+    @pytest.mark.parametrize("neighbourhood", ["clip", "project"])
+    def test_clip_range_of_a_schedule(self, neighbourhood: str) -> None:
+        """Only where training starts: RL Zoo's enjoy replaces schedules in models that it loads."""
+        kwargs = dict(neighbourhood=neighbourhood, clip_range=LinearSchedule(2.0, 0.0, 1.0))
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN, **kwargs)
+        with pytest.raises(ValueError, match=r"clip_range must lie in \(0, 1\).*got 2.0"):
+            model.learn(8)
 
     def test_gamma_of_one_is_not_certified(self) -> None:
         model = trained(gamma=1.0, policy_kwargs=CERTIFIABLE["policy_kwargs"])

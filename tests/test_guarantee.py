@@ -1,5 +1,6 @@
 """The theorem of docs/guarantee.md on random finite MDPs, where every quantity is exact: no bound is ever broken."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -121,8 +122,8 @@ def compare(real: RealMDP, latent: LatentMDP, behaviour: np.ndarray) -> tuple[Co
 Gap = Callable[[LatentModel, float, float, float], object]
 
 
-def check_bounds(real: RealMDP, new: LatentMDP, old: LatentMDP, gap: Gap = return_gap) -> None:
-    """Both bounds, where their conditions hold."""
+def check_bounds(real: RealMDP, new: LatentMDP, old: LatentMDP, gap: Gap = return_gap) -> set[str]:
+    """Both bounds, where their conditions hold; and what is not trivial about the case."""
     n_states = len(real.rewards)
     policy, behaviour = (latent.policy[latent.encoder[:n_states]] for latent in (new, old))
     ratio_sup = (policy / behaviour).max()
@@ -139,6 +140,14 @@ def check_bounds(real: RealMDP, new: LatentMDP, old: LatentMDP, gap: Gap = retur
     improvement = updated.real_return - baseline.real_return
     latent_improvement = updated.latent_return - baseline.latent_return
     assert improvement >= latent_improvement - (bound + baseline_bound) - 2 * rounding
+    traits = {
+        "policies differ": ratio_sup > 1.05,
+        "states are merged": len(set(new.encoder[:n_states])) < n_states,
+        "transitions are wrong": updated.model.transition_error > 0.1,
+        "the model goes on after the end": updated.model.end_value > 0.1,
+        "encoders differ": (new.encoder != old.encoder).any(),
+    }
+    return {trait for trait, there in traits.items() if there}
 
 
 @st.composite
@@ -155,17 +164,16 @@ CHECKS = [HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_to
 
 
 def test_no_bound_is_broken() -> None:
-    n_cases = 0
+    traits: Counter[str] = Counter()
 
     @settings(max_examples=1000, deadline=None, suppress_health_check=CHECKS)
     @given(updates())
     def check(update: tuple[RealMDP, LatentMDP, LatentMDP]) -> None:
-        nonlocal n_cases
-        check_bounds(*update)
-        n_cases += 1
+        traits.update(["conditions hold", *check_bounds(*update)])
 
     check()
-    assert n_cases >= 1000  # where the conditions held
+    assert traits["conditions hold"] >= 1000
+    assert len(traits) == 6 and min(traits.values()) >= 50, traits
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=CHECKS)
