@@ -29,11 +29,11 @@ train: $(VENV)/installed
 test: lint type pytest
 
 pytest: $(VENV)/installed
-	$(PYTHON) -m pytest -n 2
+	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 # takes a third longer
 coverage: $(VENV)/installed
-	$(PYTHON) -m pytest -n 2 --cov --cov-report=term
+	$(PYTHON) -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 # what docs/results/README.md shows; about ten minutes on two cores
 bench: $(VENV)/installed

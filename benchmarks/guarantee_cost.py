@@ -1,11 +1,12 @@
 """
-What the guarantee costs: the certificate, and Lipschitz layers, as a share of one update.
+What the guarantee costs: the certificate, importance ratios over all states alone, and Lipschitz layers, as a share of
+one update.
 
     python benchmarks/guarantee_cost.py                  # Breakout, 128 environments x 8 steps
     python benchmarks/guarantee_cost.py --env CartPole-v1
 
-Times updates with Lipschitz layers, updates with plain ones and certificates in turn, on one rollout, compilation
-excluded, and prints medians and the shares round by round.
+Times them in turn with updates, with Lipschitz layers and with plain ones, on one rollout, compilation excluded, and
+prints medians, and medians of the shares round by round.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from update_parts import in_turn, prepared
 
 from sbx_deepspi import DeepSPI, make_envpool_env
-from sbx_deepspi.certificate import certify
+from sbx_deepspi.certificate import certify, importance_ratios
 from sbx_deepspi.envs.envpool import import_envpool
 from sbx_deepspi.update import update
 
@@ -40,18 +41,21 @@ def main() -> None:
     updated, _ = update_of(lipschitz)()
     state, rollout = jax.device_put((lipschitz.policy.state, lipschitz.rollout_buffer))
     calls = {
-        "update": update_of(lipschitz),
-        "update, plain layers": update_of(plain),
+        "update": update_of(lipschitz),  # what follows it finds the caches as in training
         "certificate": lambda: certify(state, updated, rollout, 100.0, key, lipschitz.gamma),
+        "importance ratios": lambda: importance_ratios(updated.replace(opt_state=None), rollout),
+        "update, plain layers": update_of(plain),
     }
     times = in_turn(calls, arguments.rounds)
 
     print(f"{arguments.env}, {lipschitz.n_envs} x {lipschitz.n_steps}, {arguments.rounds} rounds, medians:")
     for name, values in times.items():
         print(f"  {name:22} {1000 * statistics.median(values):9.2f} ms")
-    pairs = list(zip(*times.values(), strict=True))
-    print(f"  certificate / update   {statistics.median(c / u for u, _, c in pairs):9.1%}")
-    print(f"  Lipschitz layers       {statistics.median(1 - p / u for u, p, _ in pairs):9.1%} of an update")
+    updates = times["update"]
+    shares = {name: [t / u for t, u in zip(values, updates, strict=True)] for name, values in times.items()}
+    shares["Lipschitz layers"] = [1 - share for share in shares.pop("update, plain layers")]
+    for name in ("certificate", "importance ratios", "Lipschitz layers"):
+        print(f"  {name:22} {statistics.median(shares[name]):9.1%} of an update")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ Train on Atari and draw the learning curve: the scores of whole games, unclipped
 
     python benchmarks/learning_curve.py --name breakout --algorithm deepspi --steps 1_000_000
     python benchmarks/learning_curve.py --name breakout --algorithm sbx_ppo --steps 1_000_000
+    python benchmarks/learning_curve.py --name breakout --algorithm alpha_0 --steps 200_000
 
 each writes docs/results/breakout_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms
 that have one into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's
@@ -10,7 +11,9 @@ schedule made for 10 M steps however early the run stops. Ctrl-C stops it, too.
 
 SBX's PPO is its own but for the form of its convolutions, which are DeepSPI's matrix products on CPUs and done in
 parts: the same function of the same parameters in less time. What is not the same is its initialisation, which is not
-orthogonal, and that it clips the gradients of actor and critic one by one.
+orthogonal, and that actor and critic step one after the other, each with a clip and an Adam of its own, so that the
+convolutions, which they share, take two steps per minibatch. "alpha_0" tells these from the world model: DeepSPI with
+α = 0, which is PPO.
 """
 
 import argparse
@@ -42,7 +45,7 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SCHEDULE_STEPS = 10_000_000
 IMAGES_IN_A_PART = 32  # of SBX's network
 WINDOW = 200  # games in the running mean
-COLOURS = {"deepspi": "tab:red", "sbx_ppo": "tab:gray"}
+COLOURS = {"deepspi": "tab:red", "sbx_ppo": "tab:gray", "alpha_0": "tab:blue"}
 
 
 class Conv(nn.Module):
@@ -86,6 +89,7 @@ class NatureCNN(jax_layers.NatureCNN):
                 maps = self.activation_fn(layer(maps))
             return maps
 
+        # written out: backend.in_parts would loop over as many, for which this gradient is too large
         n_parts = -(-len(observations) // IMAGES_IN_A_PART)
         maps = jnp.concatenate([convolve(part) for part in jnp.array_split(observations, n_parts)])
         return self.activation_fn(nn.Dense(self.n_features)(maps.reshape(len(maps), -1)))
@@ -98,6 +102,15 @@ def make_deepspi(env: VecEnv, seed: int) -> DeepSPI:
     :return: DeepSPI with its defaults, which are the paper's
     """
     return DeepSPI("CnnPolicy", env, seed=seed)
+
+
+def make_alpha_0(env: VecEnv, seed: int) -> DeepSPI:
+    """
+    :param env: Atari
+    :param seed: of everything
+    :return: DeepSPI whose world model counts for nothing
+    """
+    return DeepSPI("CnnPolicy", env, reward_loss_coef=0.0, transition_loss_coef=0.0, seed=seed)
 
 
 def make_sbx_ppo(env: VecEnv, seed: int) -> sbx.PPO:
@@ -113,7 +126,7 @@ def make_sbx_ppo(env: VecEnv, seed: int) -> sbx.PPO:
     return sbx.PPO("CnnPolicy", env, n_steps=8, vf_coef=0.25, policy_kwargs=policy_kwargs, seed=seed, **settings)
 
 
-ALGORITHMS = {"deepspi": make_deepspi, "sbx_ppo": make_sbx_ppo}
+ALGORITHMS = {"deepspi": make_deepspi, "sbx_ppo": make_sbx_ppo, "alpha_0": make_alpha_0}
 
 
 class RecordGames(BaseCallback):

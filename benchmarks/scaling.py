@@ -21,15 +21,17 @@ from gymnasium import spaces
 
 from sbx_deepspi import DeepSPI
 from sbx_deepspi.envs.batched import BatchedVecEnv
+from sbx_deepspi.rollout import automatic_n_steps
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 EPISODE_LENGTH = 200
-# what changes → (environments, actions, steps), the others as in the middle of the range; None: by default
-GRID: dict[str, list[tuple[int, int, int | None]]] = {
-    "environments": [(n, 4, None) for n in (8, 32, 128, 256, 512, 1024)],
+BATCH_SIZE = 256
+# what changes → (environments, actions, steps), the others as in the middle of the range
+GRID = {
+    "environments": [(n, 4, automatic_n_steps(n, BATCH_SIZE)) for n in (8, 32, 128, 256, 512, 1024)],
     "actions": [(128, n, 8) for n in (2, 4, 6, 9, 18)],
     "steps": [(128, 4, n) for n in (2, 4, 8, 16, 64)],
 }
@@ -72,22 +74,22 @@ class RandomImages(BatchedVecEnv):
         pass
 
 
-def steps_per_second(n_envs: int, n_actions: int, n_steps: int | None, rounds: int) -> float:
+def steps_per_second(n_envs: int, n_actions: int, n_steps: int, rounds: int) -> float:
     """
     :param n_envs: number of environments
     :param n_actions: of each
-    :param n_steps: of each in a rollout; ``None``: DeepSPI's choice
+    :param n_steps: of each in a rollout
     :param rounds: rollouts and updates that count
     :return: environment steps per second of training
     """
-    model = DeepSPI("CnnPolicy", RandomImages(n_envs, n_actions), n_steps=n_steps, seed=0)
+    model = DeepSPI("CnnPolicy", RandomImages(n_envs, n_actions), n_steps=n_steps, batch_size=BATCH_SIZE, seed=0)
     times = []
     for turn in range(rounds + 1):
         start = time.perf_counter()
-        model.learn(n_envs * model.n_steps, reset_num_timesteps=False)
+        model.learn(n_envs * n_steps, reset_num_timesteps=False)
         if turn:
             times.append(time.perf_counter() - start)
-    return n_envs * model.n_steps / statistics.median(times)
+    return n_envs * n_steps / statistics.median(times)
 
 
 def draw(speeds: pd.DataFrame, path: Path) -> None:

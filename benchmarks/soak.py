@@ -89,7 +89,11 @@ def make_env(game: str, fault: str, delay: float) -> Callable[[], gym.Env]:
 
 def make_envs(game: str, dice: random.Random, mean_delay: float) -> VecEnv:
     fns = [make_env(game, dice.choice(list(FAULTS)), mean_delay * dice.expovariate(1.0)) for _ in range(N_ENVS)]
-    env: VecEnv = TimeoutSubprocVecEnv(fns, timeout=TIMEOUT)
+    processes = TimeoutSubprocVecEnv(fns, timeout=120.0)  # the first of them waits for the imports of all
+    processes.timeout = TIMEOUT
+    for remote in processes.remotes:
+        remote.timeout = TIMEOUT
+    env: VecEnv = processes
     return VecFrameStack(env, 4) if "NoFrameskip" in game else env
 
 

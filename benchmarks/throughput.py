@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import matplotlib
 import sbx
 import stable_baselines3
+import torch
 from update_parts import measure, table
 
 from sbx_deepspi import DeepSPI, make_envpool_env
@@ -41,8 +42,8 @@ HYPERPARAMETERS = {"batch_size": 256, "n_epochs": 4, "clip_range": 0.1, "ent_coe
 
 def worker(pipe: Connection, algorithm: str, n_envs: int, n_steps: int) -> None:
     """
-    Make one update for each message, and answer with its seconds and the peak memory in bytes: of JAX on its device
-    where that counts, else of the process.
+    Make one update for each message, and answer with its seconds and the peak memory in bytes: of the device where
+    that is a GPU, else of the process.
 
     :param pipe: ``True`` asks for an update, ``False`` for the end
     :param algorithm: one of ``ALGORITHMS``
@@ -56,9 +57,12 @@ def worker(pipe: Connection, algorithm: str, n_envs: int, n_steps: int) -> None:
         # one rollout and one update; the first call also resets the environments and compiles
         model.learn(n_envs * n_steps, reset_num_timesteps=False)
         seconds = time.perf_counter() - start
-        on_device = jax.local_devices()[0].memory_stats() or {}
         process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        pipe.send((seconds, on_device.get("peak_bytes_in_use", process)))
+        if algorithm == "sb3_ppo":
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else process
+        else:
+            peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", process)
+        pipe.send((seconds, peak))
 
 
 def matrix_product_ceiling() -> float:

@@ -25,7 +25,7 @@ from sbx_deepspi.certificate import certify
 from sbx_deepspi.networks.agent import Networks
 from sbx_deepspi.networks.backend import clipped_normal
 from sbx_deepspi.policies import decide
-from sbx_deepspi.rollout import Transitions, microbatches, share_observations, to_transitions
+from sbx_deepspi.rollout import Transitions, microbatches, to_transitions
 from sbx_deepspi.update import update
 
 
@@ -97,7 +97,7 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
         return lambda: run(constrained, batches, latents)
 
     def encoder(networks: Networks, part: Transitions, _: Any) -> jax.Array:
-        return (networks.encoder(share_observations(part).observations) ** 2).sum()
+        return sum((latents**2).sum() for latents in networks.encode_both(part))  # type: ignore[return-value]
 
     def heads(networks: Networks, part: Transitions, latents: Any) -> jax.Array:
         features = networks.torso(latents[0])

@@ -36,7 +36,7 @@ class SPICertificateCallback(BaseCallback):
 
     :param path: of the CSV file, one row per update; rows are added to a file that exists. ``None``: no file
     :param require: conditions, or one, that every update must meet, of :data:`~sbx_deepspi.certificate.CONDITIONS` and
-        ``"neighbourhood"``, every importance ratio within [1 - ε, 1 + ε]
+        ``"neighbourhood"``, every importance ratio within [1 - ε, 1 + ε] (for Box, of the sampled actions)
     :param on_violation: ``"stop"`` training, or ``"restore"`` the last parameters that met the conditions (at first
         those before training) and go on from there
     :param verbose: 1 prints a line at each violation

@@ -142,17 +142,18 @@ def reachable(conditions: Iterable[str], gamma: float, all_actions: bool, unboun
     :param unbounded: conditions that networks of this kind never meet → what is unbounded
     :raises ValueError: no update could ever meet one of them
     """
-    if not gamma < 1 and "importance_ratio" in conditions:
+    conditions = set(conditions)
+    if not gamma < 1 and conditions & {"importance_ratio", "finite"}:
         raise ValueError(
             f"With gamma={gamma!r} the bound means nothing, since it needs importance ratios below 1/γ: "
-            "choose a gamma below 1, or do not require 'importance_ratio'."
+            "choose a gamma below 1, or do not require 'importance_ratio' or 'finite'."
         )
     if "all_actions" in conditions and not all_actions:
         raise ValueError(
             "The condition 'all_actions' is never met with Box actions, whose importance ratios are computed for the "
             "sampled actions only: do not require it."
         )
-    for condition, what in unbounded.items():
+    for condition, what in (*unbounded.items(), *(("finite", what) for what in unbounded.values())):
         if condition in conditions:
             raise ValueError(
                 f"The condition {condition!r} is never met, since {what}: set policy_kwargs=dict(lipschitz_policy=..., "

@@ -55,20 +55,39 @@ def categorical_huber_loss(predicted: jax.Array, log_probs: jax.Array, next_late
 
 
 def hamming_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
-    """The share of variables in which ẑ' and φ(s') differ; see :func:`categorical_huber_loss`."""
+    """
+    ℓ_P of one-hot latents: the share of variables in which ẑ' and φ(s') differ.
+
+    :param predicted: ẑ', one-hot, shape (B, variables, classes)
+    :param log_probs: log P̄(·|φ(s), a) of each variable, same shape; in nats
+    :param next_latents: φ(s'), one-hot, same shape
+    :return: shape (B,); in [0, 1]
+    """
     return 1 - (predicted * next_latents).sum(axis=-1).mean(axis=-1)
 
 
 def cross_entropy_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
-    """-log P̄(φ(s')) in nats, relaxed to any φ(s') and averaged; see :func:`categorical_huber_loss`."""
+    """
+    ℓ_P of one-hot latents: -log P̄(φ(s')), linear in φ(s') so that its gradient reaches it, averaged over the variables.
+
+    :param predicted: ẑ', one-hot, shape (B, variables, classes)
+    :param log_probs: log P̄(·|φ(s), a) of each variable, same shape; in nats
+    :param next_latents: φ(s'), one-hot, same shape
+    :return: shape (B,); in nats
+    """
     return -(next_latents * log_probs).sum(axis=-1).mean(axis=-1)
 
 
 def jensen_shannon_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
     """
-    Jensen–Shannon divergence of P̄ and φ(s') in nats, averaged; see :func:`categorical_huber_loss`.
+    ℓ_P of one-hot latents: the Jensen–Shannon divergence of P̄ and φ(s'), averaged over the variables.
 
     A hundredth of the uniform distribution is mixed into both, which keeps the gradient finite at 0.
+
+    :param predicted: ẑ', one-hot, shape (B, variables, classes)
+    :param log_probs: log P̄(·|φ(s), a) of each variable, same shape; in nats
+    :param next_latents: φ(s'), one-hot, same shape
+    :return: shape (B,); in nats, at most log 2
     """
     smooth = 0.01 / log_probs.shape[-1]
     model, observed = (0.99 * probs + smooth for probs in (jnp.exp(log_probs), next_latents))

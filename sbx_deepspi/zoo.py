@@ -27,7 +27,7 @@ from sbx_deepspi import DeepMDP, DeepSPI, make_envpool_env
 from sbx_deepspi.envs import TimeoutSubprocVecEnv
 
 OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP}
-HYPERPARAMS_FOLDER = Path(__file__).parent.parent / "rl_zoo_hyperparams"
+HYPERPARAMS_FILE = Path(__file__).parent.parent / "rl_zoo_hyperparams" / "deepspi.yml"
 
 ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 # What ALE and EnvPool call by the same name
@@ -38,8 +38,8 @@ NET_ARCHS = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
 
 class ExperimentManager(exp_manager.ExperimentManager):
     """
-    RL Zoo's experiment manager. For our algorithms only, it reads ``rl_zoo_hyperparams/`` and trains Atari on
-    EnvPool where the hyperparameters say ``envpool: true``.
+    RL Zoo's experiment manager. For our algorithms only, it reads ``rl_zoo_hyperparams/deepspi.yml`` and trains Atari
+    on EnvPool where the hyperparameters say ``envpool: true``.
 
     :param args: the command line, to be saved beside the model
     :param algo: name of the algorithm
@@ -51,7 +51,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def __init__(self, args: Namespace, algo: str, *others: Any, **kwargs: Any) -> None:
         if algo in OUR_ALGOS and not kwargs.get("config"):
-            kwargs["config"] = str(HYPERPARAMS_FOLDER / f"{algo}.yml")
+            kwargs["config"] = str(HYPERPARAMS_FILE)
         super().__init__(args, algo, *others, **kwargs)
         if algo in OUR_ALGOS and self.vec_env_class is SubprocVecEnv:
             # says what fails there, and can be closed after Ctrl-C has ended the processes

@@ -406,8 +406,7 @@ def test_a_killed_process_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -
     process = subprocess.run(arguments, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     changes, newest = map(int, process.stdout.split())
-    assert changes > 20  # the kills did come while files were written
-    assert newest > 100
+    assert newest >= changes > 20  # the kills did come while files were written
     assert list(tmp_path.glob(".model.zip.*.tmp"))
 
 

@@ -1,10 +1,11 @@
 """The theorem of docs/guarantee.md on random finite MDPs, where every quantity is exact: no bound is ever broken."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -13,6 +14,13 @@ from hypothesis.extra.numpy import arrays
 from sbx_deepspi.certificate import LatentModel, paper_return_gap, return_gap, value_lipschitz
 
 N_ENDS = 2  # terminal states
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64() -> Iterator[None]:
+    """No violation is small enough to pass for rounding."""
+    with jax.enable_x64(True):
+        yield
 
 
 class RealMDP(NamedTuple):
@@ -47,7 +55,9 @@ def real_mdps(draw: st.DrawFn) -> RealMDP:
     transitions = draw(weights(n_states, n_actions, n_states + N_ENDS))
     transitions[..., -1] += 0.2  # episodes end
     return RealMDP(
-        distribution(transitions), draw(weights(n_states, n_actions)) - 4, draw(st.sampled_from([0.2, 0.5, 0.9]))
+        distribution(transitions),
+        draw(weights(n_states, n_actions)) - 4,
+        draw(st.sampled_from([0.2, 0.5, 0.9, 0.99, 0.99])),
     )
 
 
@@ -135,7 +145,7 @@ def check_bounds(real: RealMDP, new: LatentMDP, old: LatentMDP, gap: Gap = retur
 
     bound = float(gap(updated.model, length, ratio_sup, gamma))  # type: ignore[arg-type]
     baseline_bound = float(gap(baseline.model, length, 1.0, gamma))  # type: ignore[arg-type]
-    rounding = 1e-3 * (1 + abs(updated.real_return) + abs(updated.latent_return))
+    rounding = 1e-9 * (1 + abs(updated.real_return) + abs(updated.latent_return))
     assert abs(updated.real_return - updated.latent_return) <= bound + rounding
     improvement = updated.real_return - baseline.real_return
     latent_improvement = updated.latent_return - baseline.latent_return
@@ -146,6 +156,7 @@ def check_bounds(real: RealMDP, new: LatentMDP, old: LatentMDP, gap: Gap = retur
         "transitions are wrong": updated.model.transition_error > 0.1,
         "the model goes on after the end": updated.model.end_value > 0.1,
         "encoders differ": (new.encoder != old.encoder).any(),
+        "the future counts much": gamma > 0.9 and ratio_sup > 1.0005,
     }
     return {trait for trait, there in traits.items() if there}
 
@@ -156,7 +167,9 @@ def updates(draw: st.DrawFn) -> tuple[RealMDP, LatentMDP, LatentMDP]:
     old = draw(latent_mdps(real))
     new = draw(latent_mdps(real))
     if draw(st.booleans()):  # the paper's case: one latent model, two policies on it
-        new = old._replace(policy=new.policy[np.arange(len(old.policy)) % len(new.policy)])
+        step = draw(st.sampled_from([0.003, 0.1, 1.0]))
+        there = new.policy[np.arange(len(old.policy)) % len(new.policy)]
+        new = old._replace(policy=(1 - step) * old.policy + step * there)
     return real, new, old
 
 
@@ -173,10 +186,10 @@ def test_no_bound_is_broken() -> None:
 
     check()
     assert traits["conditions hold"] >= 1000
-    assert len(traits) == 6 and min(traits.values()) >= 50, traits
+    assert len(traits) == 7 and min(traits.values()) >= 10, traits
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=1000, deadline=None, suppress_health_check=CHECKS)
 @given(updates())
 def test_the_papers_bound_holds_where_the_model_knows_the_ends_and_is_never_below_ours(
     update: tuple[RealMDP, LatentMDP, LatentMDP],

@@ -194,14 +194,15 @@ def test_atari(tmp_path: Path) -> None:
     assert "Atari Episode Score" in output
 
 
-def test_confounding_grid_and_deepmdp(tmp_path: Path) -> None:
-    """RL Zoo knows our environment and our second algorithm by name, and their hyperparameters."""
+@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), [("deepspi", DeepSPI, 5e-4), ("deepmdp", DeepMDP, 1)])
+def test_confounding_grid(algo: str, algorithm: type[DeepSPI], coefficient: float, tmp_path: Path) -> None:
+    """RL Zoo knows our environment and both algorithms by name, and the hyperparameters of both."""
     small = "-params n_envs:2 n_steps:8 batch_size:16 n_epochs:1"
-    python(f"-m rl_zoo3.train --algo deepmdp --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
-    model = DeepMDP.load(tmp_path / "logs/deepmdp/ConfoundingGrid-v0_1/ConfoundingGrid-v0.zip")
+    python(f"-m rl_zoo3.train --algo {algo} --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
+    model = algorithm.load(tmp_path / f"logs/{algo}/ConfoundingGrid-v0_1/ConfoundingGrid-v0.zip")
     assert model.observation_space.shape == (1, 84, 84)
-    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepmdp.yml
-    assert model.transition_loss_coef == 1
+    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepspi.yml
+    assert model.transition_loss_coef == coefficient
 
 
 class TestEnvPool:
@@ -269,11 +270,10 @@ class TestEnvPool:
             manager(env_kwargs={"nonsense": 1}).create_envs(1)
 
 
-@pytest.mark.parametrize("algo", zoo.OUR_ALGOS)
-def test_hyperparameters_exist(algo: str) -> None:
+def test_hyperparameters_exist() -> None:
     known_to_zoo = {"envpool", "env_wrapper", "frame_stack", "normalize", "n_envs", "n_timesteps"}
     known = known_to_zoo | inspect.signature(DeepSPI).parameters.keys()
-    entries = yaml.safe_load((zoo.HYPERPARAMS_FOLDER / f"{algo}.yml").read_text())
+    entries = yaml.safe_load(zoo.HYPERPARAMS_FILE.read_text())
     assert entries.keys() - gym.registry.keys() == {"default", "atari"}
     for env_id, hyperparams in entries.items():
         assert hyperparams.keys() <= known, env_id

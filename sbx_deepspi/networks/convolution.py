@@ -5,7 +5,14 @@ import jax.numpy as jnp
 
 
 def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """XLA's convolution; see :func:`~sbx_deepspi.networks.backend.convolution`."""
+    """
+    XLA's own convolution.
+
+    :param images: shape (B, H, W, C)
+    :param kernel: shape (k, k, C, O)
+    :param stride: in both directions
+    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O)
+    """
     return jax.lax.conv_general_dilated(
         images, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -13,11 +20,15 @@ def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.
 
 def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """
-    The same by space-to-depth, one matrix product, and a sum of shifted rows; see
-    :func:`~sbx_deepspi.networks.backend.convolution`.
+    The same by space-to-depth, one matrix product, and a sum of shifted rows.
 
     Patches of columns go into the product and sums of shifted rows come out of it, which moves fewer bytes
     than patches of both or sums of both.
+
+    :param images: shape (B, H, W, C)
+    :param kernel: its size a multiple of ``stride``: shape (k, k, C, O)
+    :param stride: in both directions
+    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O)
     """
     size, _, channels, features = kernel.shape
     taps = size // stride

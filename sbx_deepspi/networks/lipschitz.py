@@ -192,7 +192,8 @@ def kernel_norm_bound(kernel: jax.Array, height: int = 1, width: int = 1) -> jax
     """
     if kernel.ndim <= 3:
         return spectral_norm_bound(kernel)
-    norm = convolution_norm_bound(kernel, height, width)
+    # zeros are padded below and to the right: on a map smaller than the kernel the last taps see nothing else
+    norm = convolution_norm_bound(kernel[..., :height, :width, :, :], height, width)
     # groups share no channel: the largest of their norms is the norm of the whole
     return norm.max(axis=1) if kernel.ndim == 6 else norm
 

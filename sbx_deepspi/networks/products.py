@@ -8,8 +8,11 @@ import jax.numpy as jnp
 def transposing_product(rows: jax.Array, matrices: jax.Array) -> jax.Array:
     """
     The product; its gradient by the matrices takes a transposed copy of the rows, since XLA's fast path for small
-    products asks for rows that lie in memory as they are multiplied. See
-    :func:`~sbx_deepspi.networks.backend.batched_product`.
+    products asks for rows that lie in memory as they are multiplied.
+
+    :param rows: shape (..., n, m)
+    :param matrices: shape (..., m, k), the same leading axes
+    :return: shape (..., n, k)
     """
     return rows @ matrices
 
