@@ -402,11 +402,12 @@ print(changes, newest)
 
 
 def test_a_killed_process_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_UNTIL_KILLED, str(tmp_path / "model.zip"), "200"]
+    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_UNTIL_KILLED, str(tmp_path / "model.zip"), "300"]
     process = subprocess.run(arguments, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     changes, newest = map(int, process.stdout.split())
-    assert newest >= changes > 20  # the kills did come while files were written
+    assert changes > 20  # the kills did come while files were written
+    assert newest > 100
     assert list(tmp_path.glob(".model.zip.*.tmp"))
 
 

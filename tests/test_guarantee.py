@@ -186,7 +186,9 @@ def test_no_bound_is_broken() -> None:
 
     check()
     assert traits["conditions hold"] >= 1000
-    assert len(traits) == 7 and min(traits.values()) >= 10, traits
+    # at γ = 0.99 few policies are close enough
+    assert traits.pop("the future counts much") >= 10
+    assert len(traits) == 6 and min(traits.values()) >= 50, traits
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=CHECKS)
