@@ -28,6 +28,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import sbx
+import stable_baselines3
 from sbx.common import jax_layers
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -45,7 +46,7 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SCHEDULE_STEPS = 10_000_000
 IMAGES_IN_A_PART = 32  # of SBX's network
 WINDOW = 200  # games in the running mean
-COLOURS = {"deepspi": "tab:red", "sbx_ppo": "tab:gray", "alpha_0": "tab:blue"}
+COLOURS = {"deepspi": "tab:red", "sbx_ppo": "tab:gray", "sb3_ppo": "tab:green", "alpha_0": "tab:blue"}
 
 
 class Conv(nn.Module):
@@ -126,7 +127,18 @@ def make_sbx_ppo(env: VecEnv, seed: int) -> sbx.PPO:
     return sbx.PPO("CnnPolicy", env, n_steps=8, vf_coef=0.25, policy_kwargs=policy_kwargs, seed=seed, **settings)
 
 
-ALGORITHMS = {"deepspi": make_deepspi, "sbx_ppo": make_sbx_ppo, "alpha_0": make_alpha_0}
+def make_sb3_ppo(env: VecEnv, seed: int) -> stable_baselines3.PPO:
+    """
+    :param env: Atari
+    :param seed: of everything
+    :return: SB3's PPO with DeepSPI's settings
+    """
+    settings = {**HYPERPARAMETERS, "learning_rate": LinearSchedule(HYPERPARAMETERS["learning_rate"], 0.0, 1.0)}
+    # half of DeepSPI's: SB3's loss of values lacks the ½
+    return stable_baselines3.PPO("CnnPolicy", env, n_steps=8, vf_coef=0.25, seed=seed, **settings)
+
+
+ALGORITHMS = {"deepspi": make_deepspi, "sbx_ppo": make_sbx_ppo, "sb3_ppo": make_sb3_ppo, "alpha_0": make_alpha_0}
 
 
 class RecordGames(BaseCallback):

@@ -112,10 +112,12 @@ def draw(speeds: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--name", required=True, help="of the files in docs/results")
+    parser.add_argument("--name", required=True, help="of the files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
     arguments = parser.parse_args()
 
-    path = RESULTS / f"{arguments.name}.csv"
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    path = arguments.results / f"{arguments.name}.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["changes", "n_envs", "n_actions", "n_steps", "steps_per_second"])

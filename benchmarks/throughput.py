@@ -178,7 +178,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="updates of each algorithm that count")
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
-    parser.add_argument("--name", help="of the files in docs/results; without one, nothing is written")
+    parser.add_argument("--name", help="of the files; without one, nothing is written")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
     arguments = parser.parse_args()
 
     # the algorithms' processes share a GPU
@@ -204,7 +205,8 @@ def main() -> None:
             )
             print(table(parts[setting]))
     if arguments.name:
-        with (RESULTS / f"{arguments.name}.csv").open("w", newline="") as file:
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        with (arguments.results / f"{arguments.name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["setting", "algorithm", "peak_memory_bytes", "seconds"])
             writer.writerows(
@@ -213,13 +215,13 @@ def main() -> None:
                 for algorithm, seconds in by_algorithm.items()
                 for s in seconds
             )
-        with (RESULTS / f"{arguments.name}_parts.csv").open("w", newline="") as file:
+        with (arguments.results / f"{arguments.name}_parts.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["setting", "part", "seconds"])
             writer.writerows(
                 [setting, part.strip(), f"{s:.4f}"] for setting, seconds in parts.items() for part, s in seconds.items()
             )
-        draw(times, RESULTS / f"{arguments.name}.png")
+        draw(times, arguments.results / f"{arguments.name}.png")
 
 
 if __name__ == "__main__":

@@ -179,7 +179,8 @@ def draw(curves: pd.DataFrame, title: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="of the files in docs/results")
+    parser.add_argument("--name", required=True, help="of the files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS[:3])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300_000)
@@ -197,20 +198,20 @@ def main() -> None:
         for algorithm in arguments.algorithms
     ]  # fmt: skip
     start = time.perf_counter()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    arguments.results.mkdir(parents=True, exist_ok=True)
     curves = []
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         futures = {pool.submit(run.train): run for run in runs}
         for future in tqdm(as_completed(futures), total=len(runs), desc="runs"):
             curves.append(future.result())
             # nothing is lost if the rest is stopped
-            pd.concat(curves).to_csv(RESULTS / f"{arguments.name}.csv", index=False, float_format="%.5g")
+            pd.concat(curves).to_csv(arguments.results / f"{arguments.name}.csv", index=False, float_format="%.5g")
     table = pd.concat(curves).sort_values(["algorithm", "seed", "step"])
     latent = "7 × 7 × 64 latent" if arguments.latent == "map" else f"{arguments.latent.replace('x', ' × ')} latent"
     title = (
         f"Confounding grid, {latent}, α_R = {arguments.reward_loss_coef:g}, α_P = {arguments.transition_loss_coef:g}"
     )
-    draw(table, title, RESULTS / f"{arguments.name}.png")
+    draw(table, title, arguments.results / f"{arguments.name}.png")
     last = table[table.step == table.step.max()]
     print(last.pivot(index="seed", columns="algorithm", values=["value", "distance"]).round(3).to_string())
     print(f"{len(runs)} runs in {(time.perf_counter() - start) / 60:.1f} minutes")

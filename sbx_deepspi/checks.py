@@ -153,7 +153,10 @@ def reachable(conditions: Iterable[str], gamma: float, all_actions: bool, unboun
             "The condition 'all_actions' is never met with Box actions, whose importance ratios are computed for the "
             "sampled actions only: do not require it."
         )
-    for condition, what in (*unbounded.items(), *(("finite", what) for what in unbounded.values())):
+    never_met = dict(unbounded)
+    if unbounded:
+        never_met["finite"] = next(iter(unbounded.values()))
+    for condition, what in never_met.items():
         if condition in conditions:
             raise ValueError(
                 f"The condition {condition!r} is never met, since {what}: set policy_kwargs=dict(lipschitz_policy=..., "

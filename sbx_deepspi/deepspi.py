@@ -38,7 +38,7 @@ from sbx_deepspi.policies import (
     decide,
     log_policy_shape,
 )
-from sbx_deepspi.rollout import Rollout, automatic_n_steps, segment_length
+from sbx_deepspi.rollout import Rollout, automatic_n_steps
 from sbx_deepspi.update import Hyperparameters, UpdateReport, update
 
 # One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
@@ -364,7 +364,7 @@ class DeepSPI(PPO):
             normalize_advantage=self.normalize_advantage,
             gradient_penalty_coef=self.gradient_penalty_coef,
             microbatch_size=backend.microbatch_size(self.jax_device.platform, self.policy.encodes_images),
-            segment_length=segment_length(self.n_steps, self.batch_size) if self.policy.encodes_images else 1,
+            segment_length=backend.segment_length(self.policy.encodes_images, self.n_steps, self.batch_size),
             clips_model_losses=self.clips_model_losses,
         )
 

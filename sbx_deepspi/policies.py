@@ -374,6 +374,11 @@ class DeepSPIPolicy(BaseJaxPolicy):
         return _predict_values(self.state, obs)
 
     def forward(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
+        """
+        :param obs: shape (B, ...), as the encoder takes them
+        :param deterministic: the most likely actions instead of samples
+        :return: actions, shape (B, ...)
+        """
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:  # type: ignore[override]

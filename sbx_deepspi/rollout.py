@@ -11,7 +11,6 @@ from flax import struct
 Array = jax.Array | np.ndarray
 
 TRANSITIONS_PER_ROLLOUT = 1024
-LONGEST_SEGMENT = 8
 
 
 def automatic_n_steps(n_envs: int, batch_size: int) -> int:
@@ -23,20 +22,6 @@ def automatic_n_steps(n_envs: int, batch_size: int) -> int:
     multiple = batch_size // math.gcd(batch_size, n_envs)
     n_steps = max(round(TRANSITIONS_PER_ROLLOUT / n_envs / multiple), 1) * multiple
     return n_steps if n_steps * n_envs <= 2 * TRANSITIONS_PER_ROLLOUT else max(TRANSITIONS_PER_ROLLOUT // n_envs, 1)
-
-
-def segment_length(n_steps: int, batch_size: int) -> int:
-    """
-    How many successive steps of an environment stay together when minibatches of images are drawn, so that φ(s') is
-    not computed where it is the next step's φ(s).
-
-    :param n_steps: of each environment in a rollout
-    :param batch_size: of a minibatch
-    :return: number of steps; divides ``n_steps`` and ``batch_size``
-    """
-    common = math.gcd(n_steps, batch_size)
-    # not 2: with room for an episode's end in each segment, those would share nothing
-    return max(length for length in (1, *range(3, LONGEST_SEGMENT + 1)) if common % length == 0)
 
 
 class Rollout(struct.PyTreeNode):

@@ -14,13 +14,18 @@ import sbx
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI
+from sbx_deepspi.envs.confounding_grid import make_frames
 from tests.test_deepspi import CHANNELS_FIRST, ToyEnv
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, BENCHMARKS / script, *arguments], capture_output=True, text=True)
+EXAMPLES = BENCHMARKS.parent / "examples"
+
+
+def run(script: str, *arguments: str, folder: Path = BENCHMARKS) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, folder / script, *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("env", ["Pendulum-v1"])
@@ -49,6 +54,62 @@ def test_costs_of_the_guarantee_are_told() -> None:
     assert costs.returncode == 0, costs.stderr
     for name in ("certificate", "importance ratios", "Lipschitz layers"):
         assert re.search(rf"{name} +-?\d+\.\d% of an update", costs.stdout), costs.stdout
+
+
+def test_throughput_compares_and_tells_the_parts(tmp_path: Path) -> None:
+    short = ["--settings", "4x64", "--rounds", "1", "--algorithms", "deepspi", "sb3_ppo"]
+    process = run("throughput.py", *short, "--name", "short", "--results", str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"sb3_ppo +\d+ +\d+\.\d\dx +\d+\.\d\dx to \d+\.\d\dx +\d+\.\d\d GB", process.stdout), (
+        process.stdout
+    )
+    times = pd.read_csv(tmp_path / "short.csv")
+    assert list(times["algorithm"]) == ["deepspi", "sb3_ppo"]
+    assert times["seconds"].gt(0).all() and times["peak_memory_bytes"].gt(1e8).all()
+    parts = pd.read_csv(tmp_path / "short_parts.csv").set_index("part")["seconds"]
+    assert parts.gt(0).all()
+    assert parts["encoder"] < parts["the whole update"]
+    assert (tmp_path / "short.png").is_file()
+
+
+def test_scaling_times_random_images_and_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scaling
+
+    monkeypatch.setattr(scaling, "EPISODE_LENGTH", 3)
+    monkeypatch.setattr(scaling, "GRID", {"environments": [(4, 3, 2)], "actions": [], "steps": []})
+    monkeypatch.setattr(scaling, "BATCH_SIZE", 8)
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--name", "short", "--results", str(tmp_path)])
+    scaling.main()
+    (row,) = pd.read_csv(tmp_path / "short.csv").itertuples()
+    assert (row.changes, row.n_envs, row.n_actions, row.n_steps) == ("environments", 4, 3, 2)
+    assert row.steps_per_second > 0
+    assert (tmp_path / "short.png").is_file()
+
+
+def test_example_of_the_grid_trains_and_draws(tmp_path: Path) -> None:
+    short = ["--latent", "4x2", "--seeds", "1", "--steps", "1024", "--algorithms", "DeepSPI", "--processes", "1"]
+    process = run("confounding_grid.py", *short, "--name", "short", "--results", str(tmp_path), folder=EXAMPLES)
+    assert process.returncode == 0, process.stderr
+    rows = pd.read_csv(tmp_path / "short.csv")
+    assert list(rows["step"]) == [0, 1024]
+    assert rows["value"].between(-5, 8.0103).all()
+    assert (tmp_path / "short.png").is_file()
+
+
+def test_example_of_the_grid_encodes_the_frames_of_the_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its policy on states' numbers is CnnPolicy on their frames, with the same parameters."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import confounding_grid as example
+
+    numbered = DeepSPI(example.GridPolicy, example.NumberedGrid(2, seed=0), seed=0).policy.state
+    frames = DeepSPI("CnnPolicy", ConfoundingGridVecEnv(2), seed=1).policy.state
+    params = jax.tree.unflatten(jax.tree.structure(frames.params), jax.tree.leaves(numbered.params))
+    numbers = np.array([[3], [0], [15], [3]], np.int32)
+    ours = numbered.apply_fn(numbered.params, numbers, method="encode")
+    theirs = frames.apply_fn(params, make_frames(example.MAZE)[numbers[:, 0]], method="encode")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert np.abs(ours[0] - ours[1]).max() > 0.01
 
 
 def test_ppo_of_the_learning_curve_is_sbxs_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from sbx_deepspi.networks.backend import segment_length
 from sbx_deepspi.rollout import (
     Rollout,
     generalized_advantages,
     microbatches,
-    segment_length,
     share_observations,
     to_transitions,
 )
@@ -106,4 +106,5 @@ def test_microbatches_keep_segments_whole() -> None:
 
 def test_segments_divide_rollouts_and_minibatches() -> None:
     for n_steps, batch_size, length in ((8, 256, 8), (128, 256, 8), (6, 256, 1), (5, 256, 1), (1, 256, 1), (12, 24, 6)):
-        assert segment_length(n_steps, batch_size) == length
+        assert segment_length(True, n_steps, batch_size) == length
+        assert segment_length(False, n_steps, batch_size) == 1

@@ -10,6 +10,7 @@ networks compute should stay within the cache.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from sbx_deepspi.networks.products import transposing_product
 CPU_MICROBATCH = 32  # fewer transitions, and the dense layers do little but read parameters; more leave the cache
 CPU_PIECE = 20  # images of 84 x 84, or latent maps of them, for each core
 EVERYTHING = 2**31
+LONGEST_SEGMENT = 8
 
 
 def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -107,6 +109,23 @@ def microbatch_size(platform: str, encodes_images: bool) -> int:
     :return: number of transitions
     """
     return CPU_MICROBATCH if platform == "cpu" and encodes_images else EVERYTHING
+
+
+def segment_length(encodes_images: bool, n_steps: int, batch_size: int) -> int:
+    """
+    How many successive steps of an environment stay together when minibatches are drawn, so that φ(s') is not computed
+    where it is the next step's φ(s). Vectors' encoders are small: there it is computed, and transitions are single.
+
+    :param encodes_images: whether the encoder is convolutional
+    :param n_steps: of each environment in a rollout
+    :param batch_size: of a minibatch
+    :return: number of steps; divides ``n_steps`` and ``batch_size``
+    """
+    if not encodes_images:
+        return 1
+    common = math.gcd(n_steps, batch_size)
+    # not 2: with room for an episode's end in each segment, those would share nothing
+    return max(length for length in (1, *range(3, LONGEST_SEGMENT + 1)) if common % length == 0)
 
 
 def keep_compiled_programs() -> None:
