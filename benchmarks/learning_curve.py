@@ -3,7 +3,8 @@ Train on Atari and draw the learning curve: the scores of whole games, unclipped
 
     python benchmarks/learning_curve.py --name breakout --algorithm deepspi --steps 1_000_000
     python benchmarks/learning_curve.py --name breakout --algorithm sbx_ppo --steps 1_000_000
-    python benchmarks/learning_curve.py --name breakout --algorithm alpha_0 --steps 200_000
+    python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo --steps 300_000
+    python benchmarks/learning_curve.py --name breakout --algorithm alpha_0 --steps 300_000
 
 each writes docs/results/breakout_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms
 that have one into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's
@@ -96,44 +97,49 @@ class NatureCNN(jax_layers.NatureCNN):
         return self.activation_fn(nn.Dense(self.n_features)(maps.reshape(len(maps), -1)))
 
 
-def make_deepspi(env: VecEnv, seed: int) -> DeepSPI:
+def make_deepspi(env: VecEnv, seed: int, learning_rate: float) -> DeepSPI:
     """
     :param env: Atari
     :param seed: of everything
+    :param learning_rate: at the beginning
     :return: DeepSPI with its defaults, which are the paper's
     """
-    return DeepSPI("CnnPolicy", env, seed=seed)
+    return DeepSPI("CnnPolicy", env, LinearSchedule(learning_rate, 0.0, 1.0), seed=seed)
 
 
-def make_alpha_0(env: VecEnv, seed: int) -> DeepSPI:
+def make_alpha_0(env: VecEnv, seed: int, learning_rate: float) -> DeepSPI:
     """
     :param env: Atari
     :param seed: of everything
+    :param learning_rate: at the beginning
     :return: DeepSPI whose world model counts for nothing
     """
-    return DeepSPI("CnnPolicy", env, reward_loss_coef=0.0, transition_loss_coef=0.0, seed=seed)
+    schedule = LinearSchedule(learning_rate, 0.0, 1.0)
+    return DeepSPI("CnnPolicy", env, schedule, reward_loss_coef=0.0, transition_loss_coef=0.0, seed=seed)
 
 
-def make_sbx_ppo(env: VecEnv, seed: int) -> sbx.PPO:
+def make_sbx_ppo(env: VecEnv, seed: int, learning_rate: float) -> sbx.PPO:
     """
     :param env: Atari
     :param seed: of everything
+    :param learning_rate: at the beginning
     :return: SBX's PPO with DeepSPI's settings
     """
-    settings = {**HYPERPARAMETERS, "learning_rate": LinearSchedule(HYPERPARAMETERS["learning_rate"], 0.0, 1.0)}
+    settings = {**HYPERPARAMETERS, "learning_rate": LinearSchedule(learning_rate, 0.0, 1.0)}
     # no hidden layers, which is SBX's default for its own NatureCNN alone
     policy_kwargs = {"features_extractor_class": NatureCNN, "net_arch": []}
     # half of DeepSPI's: SBX's loss of values lacks the ½
     return sbx.PPO("CnnPolicy", env, n_steps=8, vf_coef=0.25, policy_kwargs=policy_kwargs, seed=seed, **settings)
 
 
-def make_sb3_ppo(env: VecEnv, seed: int) -> stable_baselines3.PPO:
+def make_sb3_ppo(env: VecEnv, seed: int, learning_rate: float) -> stable_baselines3.PPO:
     """
     :param env: Atari
     :param seed: of everything
+    :param learning_rate: at the beginning
     :return: SB3's PPO with DeepSPI's settings
     """
-    settings = {**HYPERPARAMETERS, "learning_rate": LinearSchedule(HYPERPARAMETERS["learning_rate"], 0.0, 1.0)}
+    settings = {**HYPERPARAMETERS, "learning_rate": LinearSchedule(learning_rate, 0.0, 1.0)}
     # half of DeepSPI's: SB3's loss of values lacks the ½
     return stable_baselines3.PPO("CnnPolicy", env, n_steps=8, vf_coef=0.25, seed=seed, **settings)
 
@@ -188,6 +194,9 @@ def main() -> None:
     parser.add_argument("--env", default="Breakout-v5", help="EnvPool's or ALE's id")
     parser.add_argument("--steps", type=int, default=1_000_000, help="when to stop")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--learning-rate", type=float, default=HYPERPARAMETERS["learning_rate"], help="at the beginning"
+    )
     parser.add_argument("--name", required=True, help="of the files")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
     arguments = parser.parse_args()
@@ -195,7 +204,7 @@ def main() -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     paths = {name: arguments.results / f"{arguments.name}_{name}.csv" for name in ALGORITHMS}
     env = make_envpool_env(arguments.env, n_envs=128, seed=arguments.seed)
-    model: BaseAlgorithm = ALGORITHMS[arguments.algorithm](env, arguments.seed)
+    model: BaseAlgorithm = ALGORITHMS[arguments.algorithm](env, arguments.seed, arguments.learning_rate)
     model.verbose = 1
     with paths[arguments.algorithm].open("w", newline="") as file:
         try:

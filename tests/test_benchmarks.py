@@ -118,7 +118,7 @@ def test_ppo_of_the_learning_curve_is_sbxs_own(monkeypatch: pytest.MonkeyPatch) 
     import learning_curve
 
     env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 5)
-    ours, theirs = learning_curve.make_sbx_ppo(env, seed=3), sbx.PPO("CnnPolicy", env, n_steps=8, seed=3)
+    ours, theirs = learning_curve.make_sbx_ppo(env, 3, 3e-4), sbx.PPO("CnnPolicy", env, n_steps=8, seed=3)
     params = theirs.policy.actor_state.params
     jax.tree.map(np.testing.assert_array_equal, ours.policy.actor_state.params, params)
     jax.tree.map(np.testing.assert_array_equal, ours.policy.vf_state.params, theirs.policy.vf_state.params)
