@@ -13,7 +13,7 @@ schedule made for 10 M steps however early the run stops. Ctrl-C stops it, too.
 SBX's PPO is its own but for the form of its convolutions, which are DeepSPI's matrix products on CPUs and done in
 parts: the same function of the same parameters in less time. What is not the same is its initialisation, which is not
 orthogonal, and that actor and critic step one after the other, each with a clip and an Adam of its own, so that the
-convolutions, which they share, take two steps per minibatch. "alpha_0" tells these from the world model: DeepSPI with
+network that they share takes two steps per minibatch. "alpha_0" tells these from the world model: DeepSPI with
 α = 0, which is PPO.
 """
 

@@ -17,6 +17,7 @@ from sbx_deepspi import checkpoint, checks
 from sbx_deepspi.certificate import (
     CONDITIONS,
     behaviour_numbers,
+    initial_violation,
     numbers,
     unbounded,
     verdict,
@@ -41,7 +42,7 @@ class SPICertificateCallback(BaseCallback):
         those before training) and go on from there
     :param verbose: 1 prints a line at each violation
     :raises ValueError: a condition or reaction is unknown, or there is nothing to do; at the start of training, a
-        condition can never be met
+        condition can never be met, or K_P breaks one already
     """
 
     model: DeepSPI
@@ -69,7 +70,12 @@ class SPICertificateCallback(BaseCallback):
         if not isinstance(self.model, DeepSPI):
             raise ValueError(f"SPICertificateCallback needs DeepSPI or DeepMDP, but got {type(self.model).__name__}.")
         self._last_good: TrainState = self.model.policy.state
-        checks.reachable(self.require, self.model.gamma, self.model.all_actions, unbounded(self._last_good))
+        gamma = self.model.gamma
+        checks.reachable(self.require, gamma, self.model.all_actions, unbounded(self._last_good))
+        needs_contraction = [name for name in self.require if name in ("transition_lipschitz", "finite")]
+        if needs_contraction:
+            # the first bound is also of the first parameters, and they are what "restore" goes back to
+            checks.met_before_training(needs_contraction[0], initial_violation(self._last_good, gamma))
         self._seen = self.model.certificate
         self._goes_on = True
         if self.path is not None:

@@ -347,6 +347,30 @@ def unbounded(state: TrainState) -> dict[str, str]:
     }
 
 
+def initial_violation(state: TrainState, gamma: float) -> str | None:
+    """
+    :param state: of the policy, before training
+    :param gamma: γ
+    :return: how its K_P breaks its condition, or ``None``
+    """
+
+    @jax.jit
+    def transition_lipschitz(state: TrainState) -> Scalar:
+        bounds = state.apply_fn(state.apply_fn(state.params, method="constrain"), method="lipschitz_bounds")
+        return jnp.asarray(bounds.transition.under(bounds.policy))
+
+    constant = float(transition_lipschitz(state.replace(opt_state=None)))
+    return None if constant * gamma < 1 else f"K_P {constant:.4g} ≥ {limit_of(gamma)}"
+
+
+def limit_of(gamma: float) -> str:
+    """
+    :param gamma: γ
+    :return: 1/γ, as the user reads it
+    """
+    return f"1/γ = {1 / gamma if gamma > 0 else math.inf:.4f}"
+
+
 def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dict[str, str]:
     """
     Which of the bound's conditions fail, each with a sentence.
@@ -356,7 +380,7 @@ def violations(certificate: Certificate, gamma: float, all_actions: bool) -> dic
     :param all_actions: whether D_IR is over every action, not only over the sampled ones
     :return: name → what is wrong, briefly
     """
-    limit = f"1/γ = {1 / gamma if gamma > 0 else math.inf:.4f}"
+    limit = limit_of(gamma)
     failed: dict[str, str] = {}
     sup = float(certificate.importance_ratio.sup)
     if not sup * gamma < 1:

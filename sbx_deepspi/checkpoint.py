@@ -424,8 +424,8 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool)
             ) from error
     raise CheckpointError(
         f"{name.removeprefix(ATTRIBUTES)} = {value!r} has no plain form, and a checkpoint holds no code: use one of "
-        "the functions and classes that are stored by name (see the README), leave it out (exclude=[...]), or save "
-        "with pickle=True."
+        "the functions and classes that are stored by name (sbx_deepspi.checkpoint.NAMED), leave it out "
+        "(exclude=[...]), or save with pickle=True."
     )
 
 

@@ -164,6 +164,19 @@ def reachable(conditions: Iterable[str], gamma: float, all_actions: bool, unboun
             )
 
 
+def met_before_training(condition: str, violation: str | None) -> None:
+    """
+    :param condition: of a certificate, that training is to be held to
+    :param violation: how the first parameters break it, or ``None``
+    :raises ValueError: they do
+    """
+    if violation is not None:
+        raise ValueError(
+            f"The condition {condition!r} is violated before the first update, since {violation}: set a smaller "
+            "lipschitz_constant or lipschitz_policy in policy_kwargs, or a smaller gamma, or do not require it."
+        )
+
+
 def neighbourhood(clip_range: float) -> None:
     """
     :param clip_range: ε

@@ -286,6 +286,8 @@ class DeepSPI(PPO):
                 self._count_episode_steps(dones)
                 callback.update_locals(locals())
                 if not callback.on_step():
+                    # this step is not learned from, but the next rollout begins where it led
+                    self._last_obs, self._last_episode_starts = new_obs, dones
                     return False
             except (EOFError, OSError) as error:
                 # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
@@ -341,6 +343,11 @@ class DeepSPI(PPO):
         if isinstance(self.action_space, spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         return actions.astype(self.action_space.dtype)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # the last rollout may go beyond the total, where RL Zoo's schedules would be negative
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def hyperparameters(self) -> Hyperparameters:
         """

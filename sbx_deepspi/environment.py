@@ -117,20 +117,19 @@ def restore(env: VecEnv, state: dict[str, Any]) -> None:
     Put environments into a saved state.
 
     :param env: as many environments, in the same wrappers
-    :param state: what :func:`state_of` returned
+    :param state: what :func:`state_of` returned, with episodes
     """
     episodes = state["episodes"]
-    if episodes is not None:
-        env.reset()  # makes what the wrappers keep; set_state() comes after it
-        for i, inner_state in enumerate(episodes["states"]):
-            env.env_method("set_state", inner_state, indices=[i])
-            if episodes["rewards"] is not None:
-                env.env_method("set_wrapper_attr", "rewards", episodes["rewards"][i].tolist(), indices=[i])
-            if episodes["elapsed_steps"] is not None:
-                env.env_method("set_wrapper_attr", "_elapsed_steps", episodes["elapsed_steps"][i], indices=[i])
-        for wrapper, saved in zip(wrappers_of(env), episodes["wrappers"], strict=True):
-            for name, array in saved.items():
-                _arrays_of(wrapper)[name][...] = array
+    env.reset()  # makes what the wrappers keep; set_state() comes after it
+    for i, inner_state in enumerate(episodes["states"]):
+        env.env_method("set_state", inner_state, indices=[i])
+        if episodes["rewards"] is not None:
+            env.env_method("set_wrapper_attr", "rewards", episodes["rewards"][i].tolist(), indices=[i])
+        if episodes["elapsed_steps"] is not None:
+            env.env_method("set_wrapper_attr", "_elapsed_steps", episodes["elapsed_steps"][i], indices=[i])
+    for wrapper, saved in zip(wrappers_of(env), episodes["wrappers"], strict=True):
+        for name, array in saved.items():
+            _arrays_of(wrapper)[name][...] = array
     normalizer = normalizer_of(env)
     if normalizer is not None and state["normalization"] is not None:
         set_normalization(normalizer, state["normalization"])

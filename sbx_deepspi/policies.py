@@ -178,8 +178,12 @@ class DeepSPIPolicy(BaseJaxPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
         net_arch = list(self.default_net_arch) if net_arch is None else net_arch
-        shared = {"pi": net_arch, "vf": net_arch} if isinstance(net_arch, list) else net_arch
-        self.net_arch = {head: shared.get(head, []) for head in ("pi", "vf")}
+        heads = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "vf": net_arch}
+        if not heads.keys() <= {"pi", "vf"}:
+            raise ValueError(
+                f"net_arch must be a list of widths, or a dictionary with 'pi' and 'vf', but got {net_arch!r}."
+            )
+        self.net_arch = {head: list(heads.get(head, [])) for head in ("pi", "vf")}
         self.ortho_init = ortho_init
         self.log_std_init = log_std_init
         self.activation_fn = as_activation(activation_fn)
@@ -529,8 +533,8 @@ def actor_kwargs(action_space: spaces.Space) -> dict[str, Any]:
 
 def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Array]:
     """
-    How the world model reads actions: Discrete ones as they are, Box ones as the environment saw them
-    (clipped to their bounds), the others as one-hot vectors side by side.
+    How the world model reads actions: Discrete and MultiBinary ones as they are, Box ones as the environment saw them
+    (clipped to their bounds), MultiDiscrete ones as one-hot vectors side by side.
 
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
     :return: a function of actions of shape (B, ...) to integers (B,) for Discrete, else to floats (B, A)

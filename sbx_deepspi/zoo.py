@@ -146,7 +146,8 @@ def sample_hyperparams(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    One point of the search space; a rollout has 256 to 8,192 transitions however many environments there are.
+    One point of the search space; a rollout has from about 256 to about 8,192 transitions, however many environments
+    there are.
 
     :param trial: the trial that draws it
     :param n_actions: number of actions, if they are continuous; not used

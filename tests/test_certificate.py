@@ -546,6 +546,15 @@ class TestBadInput:
             model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, action_space), **TINY_RUN, **kwargs)
             with pytest.raises(ValueError, match=message):
                 model.learn(8, callback=SPICertificateCallback(require=[condition]))
+        policy_kwargs = CERTIFIABLE["policy_kwargs"] | dict(lipschitz_constant=1.2)
+        model = DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, **CERTIFIABLE, "policy_kwargs": policy_kwargs})
+        for condition in ("transition_lipschitz", "finite"):
+            for reaction in ("stop", "restore"):
+                callback = SPICertificateCallback(require=condition, on_violation=reaction)
+                with pytest.raises(
+                    ValueError, match=rf"'{condition}' is violated before the first.*K_P 1\.2.* ≥ 1/γ = 1\.1"
+                ):
+                    model.learn(8, callback=callback)
 
     @pytest.mark.parametrize(
         ("kwargs", "message"),

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 import torch as th
 from gymnasium import spaces
+from rl_zoo3.utils import SimpleLinearSchedule
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -233,6 +235,28 @@ def test_set_env(kind: str, model: DeepSPI) -> None:
     model.set_env(new)
     assert model._last_obs is None
     assert model.get_env().unwrapped is new
+
+
+def test_a_rollout_beyond_the_total_is_learned_from_with_no_negative_rate() -> None:
+    """RL Zoo's schedules are lines that go on below 0."""
+    model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, learning_rate=SimpleLinearSchedule(1e-3))
+    model.learn(3)
+    assert model.num_timesteps == 8
+    assert model.logger.name_to_value["train/learning_rate"] == 0
+
+
+def test_where_a_callback_stops_a_rollout_the_next_one_begins() -> None:
+    env = DummyVecEnv([lambda: gym.make("CartPole-v1")] * 2)
+    model = DeepSPI("MlpPolicy", env, n_steps=8, batch_size=8, seed=0)
+
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.n_calls < 3
+
+    model.learn(16, callback=Stop())
+    states = [single.unwrapped.state for single in env.envs]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(model._last_obs, states, rtol=1e-6)
+    assert not model._last_episode_starts.any()  # type: ignore[union-attr]
 
 
 def test_learning_twice(kind: str) -> None:

@@ -540,6 +540,7 @@ def test_non_finite_numbers_name_environment_and_step(fault: str) -> None:
         (dict(policy_kwargs=dict(n_components=0)), "n_components must be a whole number"),
         (dict(policy_kwargs=dict(lipschitz_constant=-1.0)), "lipschitz_constant must be positive"),
         (dict(policy_kwargs=dict(net_archs=[])), "'net_archs': did you mean 'net_arch'"),
+        (dict(policy_kwargs=dict(net_arch=dict(pi=[4], qf=[4]))), "a dictionary with 'pi' and 'vf', but got {'pi'"),
         (dict(policy_kwargs=dict(use_expln=True)), "do not support the policy_kwargs 'use_expln'"),
         (dict(policy_kwargs=dict(activation_fn=th.nn.Softmax)), "activation_fn"),
         (dict(policy_kwargs=dict(optimizer_class=th.optim.Adam)), "optimizer_class must be an optax optimiser"),
