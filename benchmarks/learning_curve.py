@@ -46,6 +46,8 @@ import matplotlib.pyplot as plt
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SCHEDULE_STEPS = 10_000_000
 IMAGES_IN_A_PART = 32  # of SBX's network
+# of SBX and SB3; vf_coef is half of DeepSPI's, since their loss of values lacks the ½
+PPO_SETTINGS = HYPERPARAMETERS | {"n_steps": 8, "vf_coef": 0.25}
 WINDOW = 200  # games in the running mean
 COLOURS = {"deepspi": "tab:red", "sbx_ppo": "tab:gray", "sb3_ppo": "tab:green", "alpha_0": "tab:blue"}
 
@@ -97,51 +99,48 @@ class NatureCNN(jax_layers.NatureCNN):
         return self.activation_fn(nn.Dense(self.n_features)(maps.reshape(len(maps), -1)))
 
 
-def make_deepspi(env: VecEnv, seed: int, learning_rate: float) -> DeepSPI:
+def make_deepspi(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
     """
     :param env: Atari
     :param seed: of everything
-    :param learning_rate: at the beginning
+    :param learning_rate: its schedule
     :return: DeepSPI with its defaults, which are the paper's
     """
-    return DeepSPI("CnnPolicy", env, LinearSchedule(learning_rate, 0.0, 1.0), seed=seed)
+    return DeepSPI("CnnPolicy", env, learning_rate, seed=seed)
 
 
-def make_alpha_0(env: VecEnv, seed: int, learning_rate: float) -> DeepSPI:
+def make_alpha_0(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
     """
     :param env: Atari
     :param seed: of everything
-    :param learning_rate: at the beginning
+    :param learning_rate: its schedule
     :return: DeepSPI whose world model counts for nothing
     """
-    schedule = LinearSchedule(learning_rate, 0.0, 1.0)
-    return DeepSPI("CnnPolicy", env, schedule, reward_loss_coef=0.0, transition_loss_coef=0.0, seed=seed)
+    return DeepSPI("CnnPolicy", env, learning_rate, reward_loss_coef=0.0, transition_loss_coef=0.0, seed=seed)
 
 
-def make_sbx_ppo(env: VecEnv, seed: int, learning_rate: float) -> sbx.PPO:
+def make_sbx_ppo(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> sbx.PPO:
     """
     :param env: Atari
     :param seed: of everything
-    :param learning_rate: at the beginning
+    :param learning_rate: its schedule
     :return: SBX's PPO with DeepSPI's settings
     """
-    settings = {**HYPERPARAMETERS, "learning_rate": LinearSchedule(learning_rate, 0.0, 1.0)}
+    settings = PPO_SETTINGS | {"learning_rate": learning_rate, "seed": seed}
     # no hidden layers, which is SBX's default for its own NatureCNN alone
     policy_kwargs = {"features_extractor_class": NatureCNN, "net_arch": []}
-    # half of DeepSPI's: SBX's loss of values lacks the ½
-    return sbx.PPO("CnnPolicy", env, n_steps=8, vf_coef=0.25, policy_kwargs=policy_kwargs, seed=seed, **settings)
+    return sbx.PPO("CnnPolicy", env, policy_kwargs=policy_kwargs, **settings)
 
 
-def make_sb3_ppo(env: VecEnv, seed: int, learning_rate: float) -> stable_baselines3.PPO:
+def make_sb3_ppo(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> stable_baselines3.PPO:
     """
     :param env: Atari
     :param seed: of everything
-    :param learning_rate: at the beginning
+    :param learning_rate: its schedule
     :return: SB3's PPO with DeepSPI's settings
     """
-    settings = {**HYPERPARAMETERS, "learning_rate": LinearSchedule(learning_rate, 0.0, 1.0)}
-    # half of DeepSPI's: SB3's loss of values lacks the ½
-    return stable_baselines3.PPO("CnnPolicy", env, n_steps=8, vf_coef=0.25, seed=seed, **settings)
+    settings = PPO_SETTINGS | {"learning_rate": learning_rate, "seed": seed}
+    return stable_baselines3.PPO("CnnPolicy", env, **settings)
 
 
 ALGORITHMS = {"deepspi": make_deepspi, "sbx_ppo": make_sbx_ppo, "sb3_ppo": make_sb3_ppo, "alpha_0": make_alpha_0}
@@ -204,7 +203,8 @@ def main() -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     paths = {name: arguments.results / f"{arguments.name}_{name}.csv" for name in ALGORITHMS}
     env = make_envpool_env(arguments.env, n_envs=128, seed=arguments.seed)
-    model: BaseAlgorithm = ALGORITHMS[arguments.algorithm](env, arguments.seed, arguments.learning_rate)
+    schedule = LinearSchedule(arguments.learning_rate, 0.0, 1.0)
+    model: BaseAlgorithm = ALGORITHMS[arguments.algorithm](env, arguments.seed, schedule)
     model.verbose = 1
     with paths[arguments.algorithm].open("w", newline="") as file:
         try:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import sbx
 from gymnasium import spaces
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI
@@ -19,8 +20,6 @@ from sbx_deepspi.envs.confounding_grid import make_frames
 from tests.test_deepspi import CHANNELS_FIRST, ToyEnv
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
 EXAMPLES = BENCHMARKS.parent / "examples"
 
 
@@ -57,7 +56,7 @@ def test_costs_of_the_guarantee_are_told() -> None:
 
 
 def test_throughput_compares_and_draws(tmp_path: Path) -> None:
-    """Without DeepSPI, whose Breakout takes minutes to compile here; its parts are tested below."""
+    """Without DeepSPI, whose Breakout takes long to compile; the parts of its iteration are tested below."""
     short = ["--settings", "4x64", "--rounds", "1", "--algorithms", "sb3_ppo"]
     process = run("throughput.py", *short, "--name", "short", "--results", str(tmp_path))
     assert process.returncode == 0, process.stderr
@@ -127,7 +126,10 @@ def test_ppo_of_the_learning_curve_is_sbxs_own(monkeypatch: pytest.MonkeyPatch) 
     import learning_curve
 
     env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 5)
-    ours, theirs = learning_curve.make_sbx_ppo(env, 3, 3e-4), sbx.PPO("CnnPolicy", env, n_steps=8, seed=3)
+    ours, theirs = (
+        learning_curve.make_sbx_ppo(env, 3, LinearSchedule(3e-4, 0.0, 1.0)),
+        sbx.PPO("CnnPolicy", env, n_steps=8, seed=3),
+    )
     params = theirs.policy.actor_state.params
     jax.tree.map(np.testing.assert_array_equal, ours.policy.actor_state.params, params)
     jax.tree.map(np.testing.assert_array_equal, ours.policy.vf_state.params, theirs.policy.vf_state.params)

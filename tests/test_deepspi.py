@@ -553,6 +553,10 @@ def test_bad_arguments_get_one_clear_sentence(arguments: dict[str, Any], message
     assert "\n" not in str(error.value)
 
 
+def test_net_arch_may_be_a_tuple() -> None:
+    assert DeepSPI("MlpPolicy", "CartPole-v1", policy_kwargs=dict(net_arch=(4, 3))).policy.net_arch["vf"] == [4, 3]
+
+
 @pytest.mark.parametrize(
     ("policy", "observation_space", "action_space", "message"),
     [

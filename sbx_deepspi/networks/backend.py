@@ -1,5 +1,5 @@
 """
-What depends on the machine, in one place: which form of a computation runs where, and what is kept between runs.
+Which form of a computation runs where, in one place, and what is kept between runs.
 
 Both forms compute the same; of random numbers, the same distribution.
 
@@ -114,7 +114,7 @@ def microbatch_size(platform: str, encodes_images: bool) -> int:
 def segment_length(encodes_images: bool, n_steps: int, batch_size: int) -> int:
     """
     How many successive steps of an environment stay together when minibatches are drawn, so that φ(s') is not computed
-    where it is the next step's φ(s). Vectors' encoders are small: there it is computed, and transitions are single.
+    where it is the next step's φ(s). Vectors' encoders are small: it is computed, transitions drawn one by one.
 
     :param encodes_images: whether the encoder is convolutional
     :param n_steps: of each environment in a rollout
