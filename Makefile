@@ -20,6 +20,8 @@ TORCH_BUILD = --torch-backend=$(TORCH_BACKEND)
 endif
 UV_PIP = $(PYTHON) -m uv pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python starts some sixty times in the tests: modules that are compiled already halve what it takes to import them
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train test bench pytest coverage lint type format commit-checks lock clean
 

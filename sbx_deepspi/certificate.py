@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from flax.training.train_state import TrainState
 
@@ -197,6 +198,42 @@ def importance_ratios(updated: TrainState, rollout: Rollout) -> RatioRange:
     return importance_ratio_range(log_policy, flat.log_policy)
 
 
+class Few(struct.PyTreeNode):
+    """
+    :data:`N_EPISODES` observations.
+
+    :param observations: shape (``N_EPISODES``, ...)
+    :param valid: which of them were asked for; the others fill up
+    """
+
+    observations: jax.Array
+    valid: jax.Array
+
+
+def first_few(observations: Array, where: Array) -> Few:
+    """
+    :param observations: shape (B, ...)
+    :param where: which are asked for, bools of shape (B,)
+    :return: the first few of them
+    """
+    (indices,) = jnp.nonzero(where, size=N_EPISODES, fill_value=0)
+    return Few(jnp.asarray(observations)[indices], jnp.arange(N_EPISODES) < where.sum())
+
+
+class Sample(struct.PyTreeNode):
+    """
+    What both policies' latent models are asked about.
+
+    :param transitions: :data:`N_SAMPLED` of a rollout's
+    :param ends: observations where episodes ended
+    :param starts: observations where episodes began
+    """
+
+    transitions: Rollout
+    ends: Few
+    starts: Few
+
+
 class Measurement(struct.PyTreeNode):
     """
     What a rollout tells of one policy with its model.
@@ -209,57 +246,84 @@ class Measurement(struct.PyTreeNode):
     latent_return: Scalar
 
 
-@jax.jit  # traced once for both policies
-def measure(state: TrainState, rollout: Rollout, key: jax.Array, gamma: Scalar) -> Measurement:
+def draw_sample(rollout: Rollout, key: jax.Array) -> Sample:
     """
-    Estimate a latent model's errors on :data:`N_SAMPLED` transitions of a rollout, and bound its Lipschitz constants.
+    :param rollout: T steps of N environments under π_b
+    :param key: randomness
+    :return: some of it
+    """
+    flat = rollout.flat()
+    n_transitions = len(flat.rewards)
+    # the greatest of random numbers: XLA draws without replacement by sorting, which takes twice as long
+    _, chosen = jax.lax.top_k(jax.random.uniform(key, (n_transitions,)), min(N_SAMPLED, n_transitions))
+    # the observation after an end begins an episode; a rollout's first row may be anywhere in one
+    begins = jnp.concatenate([jnp.zeros_like(rollout.dones[:1]), rollout.dones[:-1]]).reshape(-1)
+    return Sample(
+        transitions=jax.tree.map(lambda array: array[chosen], flat),
+        ends=first_few(flat.next_observations, flat.dones),
+        starts=first_few(flat.observations, begins),
+    )
+
+
+@jax.jit  # traced once for both policies
+def measure(state: TrainState, sample: Sample, key: jax.Array, gamma: Scalar) -> Measurement:
+    """
+    Estimate a latent model's errors on a sample, and bound its Lipschitz constants.
 
     :param state: a policy with its model
-    :param rollout: T steps of N environments under π_b
-    :param key: randomness of the sample and of the latent states
+    :param sample: of a rollout under π_b
+    :param key: randomness of actions and of latent states
     :param gamma: γ
     :return: scalars
     """
-    sample_key, error_key, end_key, imagination_key = jax.random.split(key, 4)
-    flat = rollout.flat()
-    n_transitions = len(flat.rewards)
-    chosen = jax.random.choice(sample_key, n_transitions, (min(N_SAMPLED, n_transitions),), replace=False)
-    sample = jax.tree.map(lambda array: array[chosen], flat)
-    ends = first_few(flat.next_observations, flat.dones)
-    # the observation after an end begins an episode; a rollout's first row may be anywhere in one
-    begins = jnp.concatenate([jnp.zeros_like(rollout.dones[:1]), rollout.dones[:-1]]).reshape(-1)
-    starts = first_few(flat.observations, begins)
     constrained = state.apply_fn(state.params, method="constrain")
 
     def ask(question: str, *arguments: Any) -> Any:
         return state.apply_fn(constrained, *arguments, method=question)
 
-    errors = ask("model_errors", sample, error_key)
+    # asked together, which is faster than one by one: first the sample's, then the ends', then the starts'
+    transitions, ends, starts = sample.transitions, sample.ends, sample.starts
+    n_transitions = len(transitions.rewards)
+    observations = transitions.observations, ends.observations, starts.observations, transitions.next_observations
+    encoded = ask("encode", jnp.concatenate(observations))
+    latents, next_latents = encoded[:-n_transitions], encoded[-n_transitions:]
+    action_key, step_key, imagination_key = jax.random.split(key, 3)
+    imagined_actions = ask("act", latents[n_transitions:], action_key)
+    step = ask("imagine", latents, jnp.concatenate([transitions.actions, imagined_actions]), step_key)
+    is_sampled, is_end, is_start = np.s_[:n_transitions], np.s_[n_transitions:-N_EPISODES], np.s_[-N_EPISODES:]
+
     bounds: NetworkBounds = ask("lipschitz_bounds")
     model = LatentModel(
-        reward_error=errors.rewards.mean(),
-        transition_error=errors.transitions.mean(),
+        reward_error=jnp.abs(step.rewards[is_sampled] - transitions.rewards).mean(),
+        transition_error=distances(step.latents[is_sampled], next_latents).mean(),
         end_value=0.0,
         reward_lipschitz=bounds.reward.under(bounds.policy),
         transition_lipschitz=bounds.transition.under(bounds.policy),
     )
-    latents = ask("encode", ends.observations)
-    step = ask("imagine", latents, end_key)
-    moved = jnp.sqrt(((step.latents - latents) ** 2).reshape(len(latents), -1).sum(axis=1))
-    reward, distance = (numbers.mean(where=ends.valid) for numbers in (jnp.abs(step.rewards), moved))
-    end_value = end_value_bound(model, reward, distance, gamma)
+    reward = jnp.abs(step.rewards[is_end]).mean(where=ends.valid)
+    moved = distances(step.latents[is_end], latents[is_end]).mean(where=ends.valid)
+    end_value = end_value_bound(model, reward, moved, gamma)
     model = model.replace(end_value=jnp.where(ends.valid.any(), end_value, jnp.inf))
 
     def imagine(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        step = ask("imagine", latents, key)
+        action_key, step_key = jax.random.split(key)
+        step = ask("imagine", latents, ask("act", latents, action_key), step_key)
         return step.latents, step.rewards
 
-    latents, rewards = jax.lax.scan(
-        imagine, ask("encode", starts.observations), jax.random.split(imagination_key, HORIZON)
-    )
+    last, rewards = jax.lax.scan(imagine, step.latents[is_start], jax.random.split(imagination_key, HORIZON - 1))
     discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
-    returns = (discounts * rewards).sum(axis=0) + gamma**HORIZON * ask("latent_values", latents)
+    returns = (discounts * jnp.concatenate([step.rewards[None, is_start], rewards])).sum(axis=0)
+    returns += gamma**HORIZON * ask("latent_values", last)
     return Measurement(model, returns.mean(where=starts.valid))
+
+
+def distances(latents: jax.Array, others: jax.Array) -> jax.Array:
+    """
+    :param latents: shape (B, ...)
+    :param others: same shape
+    :return: ‖z - z'‖₂, shape (B,)
+    """
+    return jnp.sqrt(((latents - others) ** 2).reshape(len(latents), -1).sum(axis=1))
 
 
 def certify(
@@ -292,7 +356,9 @@ def certify(
 def _certify(
     behaviour: TrainState, updated: TrainState, rollout: Rollout, length: Scalar, key: jax.Array, gamma: Scalar
 ) -> Certificate:
-    before, after = (measure(state, rollout, key, gamma) for state in (behaviour, updated))
+    sample_key, key = jax.random.split(key)
+    sample = draw_sample(rollout, sample_key)
+    before, after = (measure(state, sample, key, gamma) for state in (behaviour, updated))
     model, behaviour_model = after.model, before.model
     ratio = importance_ratios(updated, rollout)
     return Certificate(
@@ -307,28 +373,6 @@ def _certify(
         + paper_return_gap(behaviour_model, length, 1.0, gamma),
         latent_improvement=after.latent_return - before.latent_return,
     )
-
-
-class Few(struct.PyTreeNode):
-    """
-    :data:`N_EPISODES` observations.
-
-    :param observations: shape (``N_EPISODES``, ...)
-    :param valid: which of them were asked for; the others fill up
-    """
-
-    observations: jax.Array
-    valid: jax.Array
-
-
-def first_few(observations: Array, where: Array) -> Few:
-    """
-    :param observations: shape (B, ...)
-    :param where: which are asked for, bools of shape (B,)
-    :return: the first few of them
-    """
-    (indices,) = jnp.nonzero(where, size=N_EPISODES, fill_value=0)
-    return Few(jnp.asarray(observations)[indices], jnp.arange(N_EPISODES) < where.sum())
 
 
 def unbounded(state: TrainState) -> dict[str, str]:

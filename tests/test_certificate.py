@@ -127,7 +127,7 @@ def test_end_value_of_an_update() -> None:
     constrained = state.apply_fn(state.params, method="constrain")
     last = rollout.next_observations[rollout.dones][: certificates.N_EPISODES]
     latents = state.apply_fn(constrained, last, method="encode")
-    step = state.apply_fn(constrained, latents, jax.random.key(0), method="imagine")
+    step = state.apply_fn(constrained, latents, np.zeros(len(latents), int), jax.random.key(0), method="imagine")
     assert model.certificate is not None
     k_value = float(model.certificate.value_lipschitz)
     moved = np.linalg.norm(step.latents - latents, axis=1).mean()
@@ -190,8 +190,9 @@ def test_latent_improvement_is_that_of_imagined_steps() -> None:
     def imagined(state: Any) -> float:
         constrained = state.apply_fn(state.params, method="constrain")
         latents, total = state.apply_fn(constrained, first, method="encode"), 0.0
+        actions = np.zeros(len(first), int)  # the only one
         for t in range(certificates.HORIZON):
-            step = state.apply_fn(constrained, latents, jax.random.key(0), method="imagine")
+            step = state.apply_fn(constrained, latents, actions, jax.random.key(0), method="imagine")
             total, latents = total + model.gamma**t * step.rewards, step.latents
         values = state.apply_fn(constrained, latents, method="latent_values")
         return float((total + model.gamma**certificates.HORIZON * values).mean())

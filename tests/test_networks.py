@@ -56,16 +56,25 @@ def test_convolution_norm_bound_is_above_the_norm_and_close(height: int, width: 
 def test_norm_bound_gradient_is_that_of_the_norm() -> None:
     matrix = normal(3, 6, 4)
     u, _, vt = np.linalg.svd(matrix)
-    gradient = jax.grad(lambda m: lipschitz.spectral_norm_bound(m, n_iterations=8))(matrix)
+    gradient = jax.grad(lambda m: lipschitz.schatten_norm(m, 8))(matrix)
     np.testing.assert_allclose(gradient, np.outer(u[:, 0], vt[0]), atol=1e-3)
     assert jnp.isfinite(jax.grad(lipschitz.spectral_norm_bound)(jnp.zeros((3, 3)))).all()
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 3, 5, 5)])
+@pytest.mark.parametrize("n", [1, 2, 5, 64, 256])
+def test_norm_bound_of_orthogonal_matrices_is_within_a_tenth(n: int) -> None:
+    """All singular values alike is what it bounds worst; tiny and huge ones must not leave float32's range."""
+    orthogonal = np.linalg.qr(normal(7, n, n))[0]
+    for scale in (1e-3, 1.0, 1e6):
+        assert 1 - 1e-5 <= float(lipschitz.spectral_norm_bound(jnp.asarray(scale * orthogonal))) / scale <= 1.1 + 1e-5
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 3, 5, 5), (7, 1), (2, 30, 30)])
 def test_norm_bound_gradient_equals_autodiff_through_the_iteration(shape: tuple[int, ...]) -> None:
     matrices = normal(4, *shape)
     ours = jax.grad(lambda m: lipschitz.spectral_norm_bound(m).sum())(matrices)
-    theirs = jax.grad(lambda m: lipschitz._gram_iteration(m, 4)[0].sum())(matrices)
+    n = lipschitz.n_squarings(min(shape[-2:]))
+    theirs = jax.grad(lambda m: lipschitz._gram_iteration(m, n)[0].sum())(matrices)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -75,7 +84,7 @@ def test_convolution_norm_bound_gradient_is_that_over_all_frequencies() -> None:
 
     def over_all(kernel: jax.Array) -> jax.Array:
         transforms = jax.vmap(lambda frequency: lipschitz._transform(kernel, frequency))(frequencies)
-        return lipschitz._gram_iteration(transforms, 4)[0].max()
+        return lipschitz._gram_iteration(transforms, lipschitz.n_squarings(8))[0].max()
 
     bound, gradient = jax.value_and_grad(lambda k: lipschitz.convolution_norm_bound(k, 3, 5).sum())(kernels)
     expected, expected_gradient = jax.value_and_grad(lambda k: sum(over_all(kernel) for kernel in k))(kernels)
@@ -157,6 +166,26 @@ def test_matrix_convolution_equals_xlas(size: int, stride: int, height: int, wid
     images, kernel = normal(6, 2, height, width, 3), normal(7, size, size, 3, 5)
     assert_same_function(
         lambda k, x: matrix_convolution(x, k, stride), lambda k, x: plain_convolution(x, k, stride), kernel, images
+    )
+    assert_same_function(
+        lambda k, x: matrix_convolution(x, k, stride, channels_first=True),
+        lambda k, x: plain_convolution(jnp.moveaxis(x, 1, -1), k, stride),
+        kernel,
+        jnp.moveaxis(images, -1, 1),
+    )
+
+
+@pytest.mark.parametrize(("size", "stride"), [(8, 4), (4, 2)])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_convolution_of_bytes(size: int, stride: int, channels_first: bool) -> None:
+    """Bytes are moved four at a time where a block's row is a word: their values and order stay."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 37, 45, 3), np.uint8)
+    given = jnp.asarray(np.moveaxis(images, -1, 1) if channels_first else images)
+    assert_same_function(
+        lambda k, x: matrix_convolution(given, k, stride, channels_first) + x,
+        lambda k, x: plain_convolution(jnp.asarray(images, jnp.float32), k, stride) + x,
+        normal(7, size, size, 3, 5),
+        jnp.zeros(5),
     )
 
 

@@ -62,17 +62,16 @@ class CnnEncoder(nn.Module):
         channels = observations.shape[1 if self.channels_first else -1]
         for i, (features, size, stride) in enumerate(CONVOLUTIONS):
             kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), (size, size, channels, features))
-            layers.append((kernel, self.param(f"bias_{i}", nn.initializers.zeros, (features,)), stride))
+            if i == 0 and self.normalize_images:
+                kernel = kernel / 255.0  # not the images, which stay bytes until the first product
+            channels_first = i == 0 and self.channels_first
+            bias = self.param(f"bias_{i}", nn.initializers.zeros, (features,))
+            layers.append((kernel, bias, stride, channels_first))
             channels = features
 
-        def encode(observations: jax.Array) -> jax.Array:
-            # here, and not before: XLA would move the axes of all observations at once, which is slow
-            images = jnp.moveaxis(observations, 1, -1) if self.channels_first else observations
-            latents = images.astype(jnp.float32)
-            if self.normalize_images:
-                latents = latents / 255.0
-            for kernel, bias, stride in layers:
-                latents = self.activation_fn(convolution(latents, kernel, stride) + bias)
+        def encode(latents: jax.Array) -> jax.Array:
+            for kernel, bias, stride, channels_first in layers:
+                latents = self.activation_fn(convolution(latents, kernel, stride, channels_first) + bias)
             return latents
 
         return in_parts(encode, observations)

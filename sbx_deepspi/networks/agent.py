@@ -14,7 +14,7 @@ from sbx_deepspi.networks.backend import in_parts
 from sbx_deepspi.networks.lipschitz import limit_kernels, lipschitz_bound, normalize_kernels
 from sbx_deepspi.networks.world_model import LipschitzBounds
 from sbx_deepspi.objective import reward_loss
-from sbx_deepspi.rollout import Rollout, Transitions, share_observations
+from sbx_deepspi.rollout import Transitions, share_observations
 
 tfd = tfp.distributions
 
@@ -41,25 +41,13 @@ class Evaluation(struct.PyTreeNode):
     gradient_penalties: jax.Array
 
 
-class ModelErrors(struct.PyTreeNode):
-    """
-    How far the world model is from what happened, for ``B`` transitions; every array is (B,).
-
-    :param rewards: abs(R̄(φ(s), a) - r)
-    :param transitions: ‖ẑ' - φ(s')‖₂, ẑ' one sample of P̄(·|φ(s), a): in expectation over new transitions no less than
-        the 1-Wasserstein distance between P̄ and the law of φ(s')
-    """
-
-    rewards: jax.Array
-    transitions: jax.Array
-
-
 class LatentStep(struct.PyTreeNode):
     """
-    One imagined step of ``B`` latent states under the latent policy π̄.
+    One imagined step of ``B`` latent states.
 
     :param rewards: R̄(z, a), shape (B,)
-    :param latents: ẑ', shape (B, ...)
+    :param latents: ẑ', one sample of P̄(·|z, a), shape (B, ...). Its distance from φ(s') is in expectation over new
+        transitions no less than the 1-Wasserstein distance between P̄ and the law of φ(s')
     """
 
     rewards: jax.Array
@@ -238,20 +226,6 @@ class Networks(nn.Module):
         # 1e-12: the norm has no gradient at 0
         return sum(nn.relu(jnp.sqrt((slope**2).sum(axis=axes) + 1e-12) - 1.0) ** 2 for slope in slopes)  # type: ignore[return-value]
 
-    def model_errors(self, transitions: Rollout, key: jax.Array) -> ModelErrors:
-        """
-        :param transitions: B of a rollout's, flat
-        :param key: randomness of the latent sample ẑ'
-        :return: what the certificate asks of the world model, with constrained parameters
-        """
-        latents, next_latents = self.encoder(transitions.observations), self.encoder(transitions.next_observations)
-        actions = self.encode_actions(jnp.asarray(transitions.actions))
-        distances = self.transition_model(latents, actions).sample(key) - next_latents
-        return ModelErrors(
-            rewards=jnp.abs(self.reward_model(latents, actions) - transitions.rewards),
-            transitions=jnp.sqrt((distances**2).sum(axis=tuple(range(1, distances.ndim)))),
-        )
-
     def log_policy(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
         """
         :param observations: shape (B, ...)
@@ -274,17 +248,25 @@ class Networks(nn.Module):
         """
         return self.critic(self.torso(latents))
 
-    def imagine(self, latents: jax.Array, key: jax.Array) -> LatentStep:
+    def act(self, latents: jax.Array, key: jax.Array) -> jax.Array:
         """
-        One step of the latent MDP under π̄, with constrained parameters.
+        :param latents: z, shape (B, ...)
+        :param key: randomness
+        :return: actions sampled from π̄, shape (B, ...)
+        """
+        return self.actor(self.torso(latents)).sample(seed=key)
+
+    def imagine(self, latents: jax.Array, actions: jax.Array, key: jax.Array) -> LatentStep:
+        """
+        One step of the latent MDP, with constrained parameters.
 
         :param latents: z, shape (B, ...)
-        :param key: randomness of actions and next latents
+        :param actions: a, shape (B, ...)
+        :param key: randomness of the next latents
         :return: rewards and next latents
         """
-        action_key, sample_key = jax.random.split(key)
-        actions = self.encode_actions(self.actor(self.torso(latents)).sample(seed=action_key))
-        next_latents = self.transition_model(latents, actions).sample(sample_key)
+        actions = self.encode_actions(actions)
+        next_latents = self.transition_model(latents, actions).sample(key)
         return LatentStep(self.reward_model(latents, actions), next_latents)
 
     def lipschitz_bounds(self) -> NetworkBounds:

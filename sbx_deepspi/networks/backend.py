@@ -29,20 +29,21 @@ EVERYTHING = 2**31
 LONGEST_SEGMENT = 8
 
 
-def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_first: bool = False) -> jax.Array:
     """
     Convolution without padding.
 
-    :param images: shape (B, H, W, C)
+    :param images: shape (B, H, W, C), or (B, C, H, W), integers or floats
     :param kernel: square, its size a multiple of ``stride``: shape (k, k, C, O)
     :param stride: in both directions
-    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O)
+    :param channels_first: layout of the images
+    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O), in the kernel's dtype
     """
     return jax.lax.platform_dependent(
         images,
         kernel,
-        cpu=lambda images, kernel: matrix_convolution(images, kernel, stride),
-        default=lambda images, kernel: plain_convolution(images, kernel, stride),
+        cpu=lambda images, kernel: matrix_convolution(images, kernel, stride, channels_first),
+        default=lambda images, kernel: plain_convolution(images, kernel, stride, channels_first),
     )
 
 

@@ -4,42 +4,51 @@ import jax
 import jax.numpy as jnp
 
 
-def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_first: bool = False) -> jax.Array:
     """
     XLA's own convolution.
 
-    :param images: shape (B, H, W, C)
+    :param images: shape (B, H, W, C), or (B, C, H, W), integers or floats
     :param kernel: shape (k, k, C, O)
     :param stride: in both directions
-    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O)
+    :param channels_first: layout of the images
+    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O), in the kernel's dtype
     """
+    layout = "NCHW" if channels_first else "NHWC"
     return jax.lax.conv_general_dilated(
-        images, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images.astype(kernel.dtype), kernel, (stride, stride), "VALID", dimension_numbers=(layout, "HWIO", "NHWC")
     )
 
 
-def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_first: bool = False) -> jax.Array:
     """
     The same by space-to-depth, one matrix product, and a sum of shifted rows.
 
     Patches of columns go into the product and sums of shifted rows come out of it, which moves fewer bytes
     than patches of both or sums of both.
 
-    :param images: shape (B, H, W, C)
+    :param images: shape (B, H, W, C), or (B, C, H, W), integers or floats
     :param kernel: its size a multiple of ``stride``: shape (k, k, C, O)
     :param stride: in both directions
-    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O)
+    :param channels_first: layout of the images
+    :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O), in the kernel's dtype
     """
     size, _, channels, features = kernel.shape
     taps = size // stride
-    _, height, width, _ = images.shape
+    height, width = images.shape[2:] if channels_first else images.shape[1:3]
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
+    seen = slice((rows - 1) * stride + size), slice((columns - 1) * stride + size)
     # blocks of stride x stride pixels become channels, which leaves a convolution with stride 1
-    blocks = space_to_depth(images[:, : (rows - 1) * stride + size, : (columns - 1) * stride + size], stride)
-    kernel = kernel.reshape(taps, stride, taps, stride, channels, features).transpose(2, 1, 3, 4, 0, 5)
+    kernel = kernel.reshape(taps, stride, taps, stride, channels, features)
+    if channels_first:
+        blocks = space_to_depth(images[:, :, *seen], stride)
+        kernel = kernel.transpose(2, 4, 1, 3, 0, 5)
+    else:
+        blocks = space_to_depth_last(images[:, *seen], stride)
+        kernel = kernel.transpose(2, 1, 3, 4, 0, 5)
     kernel = kernel.reshape(-1, taps * features)
 
-    windows = jnp.concatenate([blocks[:, :, i : i + columns] for i in range(taps)], axis=-1)
+    windows = jnp.concatenate([blocks[:, :, i : i + columns] for i in range(taps)], axis=-1).astype(kernel.dtype)
     # matrices, not arrays of more axes: else the kernel's gradient begins with a transposed copy
     products = (windows.reshape(-1, len(kernel)) @ kernel).reshape(*windows.shape[:-1], taps, features)
     return sum(products[:, i : i + rows, :, i] for i in range(taps))  # type: ignore[return-value]
@@ -49,9 +58,28 @@ def space_to_depth(images: jax.Array, size: int) -> jax.Array:
     """
     Turn blocks of ``size`` × ``size`` pixels into one pixel with that many times the channels.
 
+    :param images: shape (B, C, H, W), H and W multiples of ``size``
+    :param size: of the blocks
+    :return: shape (B, H / size, W / size, C · size²), a block's pixels in the order channel, row, column
+    """
+    batch, channels, height, width = images.shape
+    rows = images.reshape(batch, channels, height // size, size, width // size, size)
+    if images.dtype == jnp.uint8 and size == 4:
+        # a block's row is one word: a quarter of what would be moved. Without the barrier XLA picks each byte anew
+        words = jax.lax.bitcast_convert_type(rows, jnp.uint32).transpose(0, 2, 4, 1, 3)
+        blocks = jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(words), jnp.uint8)
+    else:
+        blocks = rows.transpose(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(batch, height // size, width // size, -1)
+
+
+def space_to_depth_last(images: jax.Array, size: int) -> jax.Array:
+    """
+    The same for images whose channels lie together, as they do in each block afterwards.
+
     :param images: shape (B, H, W, C), H and W multiples of ``size``
     :param size: of the blocks
-    :return: shape (B, H / size, W / size, size² · C)
+    :return: shape (B, H / size, W / size, size² · C), a block's pixels in the order row, column, channel
     """
     batch, height, width, channels = images.shape
     blocks = images.reshape(batch, height // size, size, width // size, size, channels)

@@ -5,6 +5,7 @@ gives ‖M‖₂ ≤ ‖G^(2ⁿ)‖_F^(1/2ⁿ⁺¹), which holds at every n and 
 falls below the true norm, if products are as exact as float32 is: GPUs would round their factors.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial, reduce
 from typing import Any
@@ -19,46 +20,67 @@ from sbx_deepspi.networks.backend import batched_product
 TINY = 1e-12  # keeps a kernel of zeros at zero instead of NaN
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def spectral_norm_bound(matrices: jax.Array, n_iterations: int = 4) -> jax.Array:
+def spectral_norm_bound(matrices: jax.Array) -> jax.Array:
     """
-    Upper bound of the largest singular value, differentiable in the matrices.
-
-    It is the Schatten norm of order p = 2^(n+2), whose gradient is known: ‖M‖_p^(1-p) (M M*)^(p/2-1) M. That takes half
-    of the products that differentiating through the iteration would.
+    Upper bound of the largest singular value, at most 10 % above it, differentiable in the matrices.
 
     :param matrices: shape (..., m, n)
-    :param n_iterations: squarings of the Gram matrix; at 4 the bound is within 10 % for rank 256, closer below
     :return: shape (...,)
     """
-    return _gram_iteration(matrices, n_iterations)[0]
+    return schatten_norm(matrices, n_squarings(min(matrices.shape[-2:])))
+
+
+def n_squarings(rank: int) -> int:
+    """
+    How often to square a Gram matrix. A Schatten norm of order p is at most rank^(1/p) times the largest singular
+    value.
+
+    :param rank: of the matrix, at most
+    :return: the least n for which rank^(1/2ⁿ⁺²) ≤ 1.1
+    """
+    return max(0, math.ceil(math.log2(math.log(rank) / math.log(1.1))) - 2) if rank > 1 else 0
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def schatten_norm(matrices: jax.Array, n_squarings: int) -> jax.Array:
+    """
+    The Schatten norm of order p = 2ⁿ⁺², whose gradient is known: ‖M‖_p^(1-p) (M M*)^(p/2-1) M. That takes half of the
+    products that differentiating through the iteration would.
+
+    :param matrices: shape (..., m, n)
+    :param n_squarings: n, of the Gram matrix
+    :return: shape (...,)
+    """
+    return _gram_iteration(matrices, n_squarings)[0]
 
 
 @jax.default_matmul_precision("float32")
-def _gram_iteration(matrices: jax.Array, n_iterations: int) -> tuple[jax.Array, list[jax.Array]]:
+def _gram_iteration(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, list[jax.Array]]:
     """The bound, and G, G², G⁴, ... of the smaller Gram matrix, each scaled."""
     gram = matrices @ _adjoint(matrices) if _is_wide(matrices) else _adjoint(matrices) @ matrices
     powers = []
     log_norm = jnp.zeros(matrices.shape[:-2])
-    for _ in range(n_iterations):
-        # rescaling keeps float32 in range
-        scale = _frobenius(gram)
-        gram = gram / scale[..., None, None]
+    for i in range(n_squarings):
+        # rescaling keeps float32 in range, for two squarings
+        if i % 2 == 0:
+            scale = _frobenius(gram)
+            gram = gram / scale[..., None, None]
+            log_norm += jnp.log(scale)
         powers.append(gram)
         gram = gram @ gram
-        log_norm = 2 * (log_norm + jnp.log(scale))
+        log_norm *= 2
     powers.append(gram)
-    return jnp.exp((log_norm + jnp.log(_frobenius(gram))) / 2 ** (n_iterations + 1)), powers
+    return jnp.exp((log_norm + jnp.log(_frobenius(gram))) / 2 ** (n_squarings + 1)), powers
 
 
-def _forward(matrices: jax.Array, n_iterations: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array, list[jax.Array]]]:
-    bound, powers = _gram_iteration(matrices, n_iterations)
+def _forward(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array, list[jax.Array]]]:
+    bound, powers = _gram_iteration(matrices, n_squarings)
     return bound, (matrices, bound, powers)
 
 
 @jax.default_matmul_precision("float32")
 def _backward(
-    n_iterations: int, saved: tuple[jax.Array, jax.Array, list[jax.Array]], cotangent: jax.Array
+    n_squarings: int, saved: tuple[jax.Array, jax.Array, list[jax.Array]], cotangent: jax.Array
 ) -> tuple[jax.Array]:
     matrices, bound, powers = saved
     product = reduce(jnp.matmul, powers)  # G^(1 + 2 + 4 + ...) = G^(p/2 - 1), up to scale
@@ -68,7 +90,7 @@ def _backward(
     return (direction * (cotangent * bound / (along + TINY))[..., None, None],)
 
 
-spectral_norm_bound.defvjp(_forward, _backward)
+schatten_norm.defvjp(_forward, _backward)
 
 
 def _adjoint(matrices: jax.Array) -> jax.Array:
@@ -101,14 +123,16 @@ def convolution_norm_bound(kernel: jax.Array, height: int, width: int) -> jax.Ar
     # real kernels have conjugate-symmetric transforms: half the columns' frequencies give every norm
     frequencies = np.stack(np.meshgrid(np.arange(rows) / rows, np.arange(columns // 2 + 1) / columns), -1)
     frequencies = frequencies.reshape(-1, 2)
-    bounds = _transform_norm_bounds(jax.lax.stop_gradient(kernel), frequencies)
+    # its real form has each singular value twice
+    n = n_squarings(2 * min(kernel.shape[-2:]))
+    bounds = _transform_norm_bounds(jax.lax.stop_gradient(kernel), frequencies, n)
     # only the largest has a gradient: go back through it alone
     largest = jnp.asarray(frequencies, jnp.float32)[bounds.argmax(axis=-1)]
-    return spectral_norm_bound(_transform(kernel, largest))
+    return schatten_norm(_transform(kernel, largest), n)
 
 
 @jax.default_matmul_precision("float32")
-def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_iterations: int = 4) -> jax.Array:
+def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_squarings: int) -> jax.Array:
     """
     Bounds of the norms of a kernel's Fourier transform F at many frequencies, none above that of :func:`_transform`.
 
@@ -117,7 +141,7 @@ def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_iterati
 
     :param kernel: shape (..., kernel height, kernel width, channels in, channels out)
     :param frequencies: in cycles per cell, shape (F, 2)
-    :param n_iterations: squarings, see :func:`spectral_norm_bound`
+    :param n_squarings: see :func:`n_squarings`
     :return: shape (..., F)
     """
     taps = _taps(kernel)
@@ -135,13 +159,15 @@ def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_iterati
         return jnp.sqrt((real * real + imaginary * imaginary).sum(axis=(-1, -2)) + TINY**2)
 
     log_norm = jnp.zeros(real.shape[:-2])
-    for _ in range(n_iterations):
-        scale = norm()
-        real, imaginary = (part / scale[..., None, None] for part in (real, imaginary))
+    for i in range(n_squarings):
+        if i % 2 == 0:
+            scale = norm()
+            real, imaginary = (part / scale[..., None, None] for part in (real, imaginary))
+            log_norm += jnp.log(scale)
         mixed = real @ imaginary
         real, imaginary = real @ real - imaginary @ imaginary, mixed - _adjoint(mixed)
-        log_norm = 2 * (log_norm + jnp.log(scale))
-    return jnp.exp((log_norm + jnp.log(norm())) / 2 ** (n_iterations + 1))
+        log_norm *= 2
+    return jnp.exp((log_norm + jnp.log(norm())) / 2 ** (n_squarings + 1))
 
 
 def _taps(kernel: jax.Array) -> np.ndarray:
