@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from flax.training.train_state import TrainState
 
@@ -224,7 +223,7 @@ class Sample(struct.PyTreeNode):
     """
     What both policies' latent models are asked about.
 
-    :param transitions: :data:`N_SAMPLED` of a rollout's
+    :param transitions: :data:`N_SAMPLED` of a rollout's, or all where there are fewer
     :param ends: observations where episodes ended
     :param starts: observations where episodes began
     """
@@ -283,25 +282,26 @@ def measure(state: TrainState, sample: Sample, key: jax.Array, gamma: Scalar) ->
 
     # asked together, which is faster than one by one: first the sample's, then the ends', then the starts'
     transitions, ends, starts = sample.transitions, sample.ends, sample.starts
-    n_transitions = len(transitions.rewards)
+    n_sampled = len(transitions.rewards)
+    sampled, ended, began = slice(n_sampled), slice(n_sampled, -N_EPISODES), slice(-N_EPISODES, None)
     observations = transitions.observations, ends.observations, starts.observations, transitions.next_observations
     encoded = ask("encode", jnp.concatenate(observations))
-    latents, next_latents = encoded[:-n_transitions], encoded[-n_transitions:]
+    latents, next_latents = encoded[:-n_sampled], encoded[-n_sampled:]
     action_key, step_key, imagination_key = jax.random.split(key, 3)
-    imagined_actions = ask("act", latents[n_transitions:], action_key)
+    imagined_actions = ask("act", latents[n_sampled:], action_key)
     step = ask("imagine", latents, jnp.concatenate([transitions.actions, imagined_actions]), step_key)
-    is_sampled, is_end, is_start = np.s_[:n_transitions], np.s_[n_transitions:-N_EPISODES], np.s_[-N_EPISODES:]
 
     bounds: NetworkBounds = ask("lipschitz_bounds")
     model = LatentModel(
-        reward_error=jnp.abs(step.rewards[is_sampled] - transitions.rewards).mean(),
-        transition_error=distances(step.latents[is_sampled], next_latents).mean(),
+        reward_error=jnp.abs(step.rewards[sampled] - transitions.rewards).mean(),
+        # E‖ẑ' - φ(s')‖ over new transitions is no less than the W₁ distance between P̄ and the law of φ(s')
+        transition_error=distances(step.latents[sampled], next_latents).mean(),
         end_value=0.0,
         reward_lipschitz=bounds.reward.under(bounds.policy),
         transition_lipschitz=bounds.transition.under(bounds.policy),
     )
-    reward = jnp.abs(step.rewards[is_end]).mean(where=ends.valid)
-    moved = distances(step.latents[is_end], latents[is_end]).mean(where=ends.valid)
+    reward = jnp.abs(step.rewards[ended]).mean(where=ends.valid)
+    moved = distances(step.latents[ended], latents[ended]).mean(where=ends.valid)
     end_value = end_value_bound(model, reward, moved, gamma)
     model = model.replace(end_value=jnp.where(ends.valid.any(), end_value, jnp.inf))
 
@@ -310,9 +310,9 @@ def measure(state: TrainState, sample: Sample, key: jax.Array, gamma: Scalar) ->
         step = ask("imagine", latents, ask("act", latents, action_key), step_key)
         return step.latents, step.rewards
 
-    last, rewards = jax.lax.scan(imagine, step.latents[is_start], jax.random.split(imagination_key, HORIZON - 1))
+    last, rewards = jax.lax.scan(imagine, step.latents[began], jax.random.split(imagination_key, HORIZON - 1))
     discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
-    returns = (discounts * jnp.concatenate([step.rewards[None, is_start], rewards])).sum(axis=0)
+    returns = (discounts * jnp.concatenate([step.rewards[None, began], rewards])).sum(axis=0)
     returns += gamma**HORIZON * ask("latent_values", last)
     return Measurement(model, returns.mean(where=starts.valid))
 
@@ -343,7 +343,7 @@ def certify(
     :param updated: π with its model
     :param rollout: T steps of N environments under π_b, on the device
     :param average_episode_length: AEL, in steps
-    :param key: randomness of the sample and of the latent states, the same for both policies
+    :param key: randomness of the sample, of actions and of latent states, the same for both policies
     :param gamma: γ
     :return: scalars
     """

@@ -22,7 +22,7 @@ from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.networks.lipschitz import lipschitz_bound
 from sbx_deepspi.objective import CATEGORICAL_COSTS
 from sbx_deepspi.policies import action_distance
-from sbx_deepspi.rollout import to_transitions
+from sbx_deepspi.rollout import Rollout, to_transitions
 from sbx_deepspi.update import loss, policy_loss, update
 from tests.test_deepspi import IMAGE, TINY_RUN, VECTOR, ToyEnv, collected, params, same
 
@@ -116,6 +116,24 @@ def test_errors_and_episode_length_of_an_update() -> None:
     assert float(certificate.model.reward_error) == pytest.approx(np.abs(predict["reward_model"] - 1).mean(), rel=1e-4)
     assert float(certificate.model.transition_error) == pytest.approx(distances.mean(), rel=1e-4)
     assert float(certificate.average_episode_length) == 4
+
+
+def test_a_sample_is_of_different_transitions_whose_fields_belong_together() -> None:
+    rollout = Rollout.empty(10, 4, ((), np.float32), ((), np.int32), (2,))
+    rollout.rewards.flat = np.arange(40)
+    rollout.observations[:] = rollout.actions[:] = rollout.rewards
+    rollout.next_observations[:] = rollout.rewards + 4  # time-major: four environments side by side
+    rollout.dones[[2, 5, 9], [1, 3, 0]] = True
+    draw = jax.jit(certificates.draw_sample)
+    samples = [draw(rollout, jax.random.key(seed)) for seed in range(20)]
+    for sample in samples:
+        transitions = sample.transitions
+        assert len(set(transitions.rewards.tolist())) == certificates.N_SAMPLED
+        for of_each in (transitions.observations, transitions.actions, transitions.next_observations - 4):
+            np.testing.assert_array_equal(of_each, transitions.rewards)
+        assert sample.ends.observations[sample.ends.valid].tolist() == [9 + 4, 23 + 4, 36 + 4]
+        assert sample.starts.observations[sample.starts.valid].tolist() == [13, 27]  # the last end begins nothing here
+    assert {int(index) for sample in samples for index in sample.transitions.rewards} == set(range(40))
 
 
 def test_end_value_of_an_update() -> None:

@@ -66,14 +66,17 @@ def test_norm_bound_of_orthogonal_matrices_is_within_a_tenth(n: int) -> None:
     """All singular values alike is what it bounds worst; tiny and huge ones must not leave float32's range."""
     orthogonal = np.linalg.qr(normal(7, n, n))[0]
     for scale in (1e-3, 1.0, 1e6):
-        assert 1 - 1e-5 <= float(lipschitz.spectral_norm_bound(jnp.asarray(scale * orthogonal))) / scale <= 1.1 + 1e-5
+        matrix = jnp.asarray(scale * orthogonal)
+        bound, gradient = jax.value_and_grad(lipschitz.spectral_norm_bound)(matrix)
+        assert 1 - 1e-5 <= float(bound) / scale <= 1.1 + 1e-5
+        assert float((gradient * matrix).sum()) == pytest.approx(float(bound), rel=1e-4)  # it is homogeneous
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 3, 5, 5), (7, 1), (2, 30, 30)])
 def test_norm_bound_gradient_equals_autodiff_through_the_iteration(shape: tuple[int, ...]) -> None:
     matrices = normal(4, *shape)
     ours = jax.grad(lambda m: lipschitz.spectral_norm_bound(m).sum())(matrices)
-    n = lipschitz.n_squarings(min(shape[-2:]))
+    n = lipschitz.squarings_for(min(shape[-2:]))
     theirs = jax.grad(lambda m: lipschitz._gram_iteration(m, n)[0].sum())(matrices)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -84,7 +87,7 @@ def test_convolution_norm_bound_gradient_is_that_over_all_frequencies() -> None:
 
     def over_all(kernel: jax.Array) -> jax.Array:
         transforms = jax.vmap(lambda frequency: lipschitz._transform(kernel, frequency))(frequencies)
-        return lipschitz._gram_iteration(transforms, lipschitz.n_squarings(8))[0].max()
+        return lipschitz._gram_iteration(transforms, lipschitz.squarings_for(8))[0].max()
 
     bound, gradient = jax.value_and_grad(lambda k: lipschitz.convolution_norm_bound(k, 3, 5).sum())(kernels)
     expected, expected_gradient = jax.value_and_grad(lambda k: sum(over_all(kernel) for kernel in k))(kernels)
@@ -167,12 +170,13 @@ def test_matrix_convolution_equals_xlas(size: int, stride: int, height: int, wid
     assert_same_function(
         lambda k, x: matrix_convolution(x, k, stride), lambda k, x: plain_convolution(x, k, stride), kernel, images
     )
-    assert_same_function(
-        lambda k, x: matrix_convolution(x, k, stride, channels_first=True),
-        lambda k, x: plain_convolution(jnp.moveaxis(x, 1, -1), k, stride),
-        kernel,
-        jnp.moveaxis(images, -1, 1),
-    )
+    for form in (matrix_convolution, plain_convolution):
+        assert_same_function(
+            lambda k, x, form=form: form(x, k, stride, channels_first=True),
+            lambda k, x: plain_convolution(jnp.moveaxis(x, 1, -1), k, stride),
+            kernel,
+            jnp.moveaxis(images, -1, 1),
+        )
 
 
 @pytest.mark.parametrize(("size", "stride"), [(8, 4), (4, 2)])
@@ -339,6 +343,17 @@ def test_images_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
         lambda k, x: plain_convolution(x, k, 2) + shifts,
         kernel,
         images,
+    )
+
+
+@pytest.mark.parametrize("n_images", [21, 65])  # side by side, and one after the other
+def test_bytes_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (n_images, 3, 21, 25), np.uint8)
+    assert_same_function(
+        lambda k, x: backend.in_parts(lambda part: backend.convolution(part, k, 4, True), jnp.asarray(images)) + x,
+        lambda k, x: plain_convolution(jnp.asarray(images.transpose(0, 2, 3, 1), jnp.float32), k, 4) + x,
+        normal(1, 8, 8, 3, 5),
+        jnp.zeros(5),
     )
 
 

@@ -59,20 +59,19 @@ class CnnEncoder(nn.Module):
         :return: z, shape (B, H', W', 64), float32; (B, 7, 7, 64) for 84 × 84 images
         """
         layers = []
-        channels = observations.shape[1 if self.channels_first else -1]
+        channels, channels_first = observations.shape[1 if self.channels_first else -1], self.channels_first
+        # not the images are divided, which stay bytes until the first product
+        scale = 1 / 255.0 if self.normalize_images else 1.0
         for i, (features, size, stride) in enumerate(CONVOLUTIONS):
             kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), (size, size, channels, features))
-            if i == 0 and self.normalize_images:
-                kernel = kernel / 255.0  # not the images, which stay bytes until the first product
-            channels_first = i == 0 and self.channels_first
             bias = self.param(f"bias_{i}", nn.initializers.zeros, (features,))
-            layers.append((kernel, bias, stride, channels_first))
-            channels = features
+            layers.append((kernel * scale, bias, stride, channels_first))
+            channels, channels_first, scale = features, False, 1.0
 
-        def encode(latents: jax.Array) -> jax.Array:
+        def encode(maps: jax.Array) -> jax.Array:
             for kernel, bias, stride, channels_first in layers:
-                latents = self.activation_fn(convolution(latents, kernel, stride, channels_first) + bias)
-            return latents
+                maps = self.activation_fn(convolution(maps, kernel, stride, channels_first) + bias)
+            return maps
 
         return in_parts(encode, observations)
 

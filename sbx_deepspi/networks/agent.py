@@ -46,8 +46,7 @@ class LatentStep(struct.PyTreeNode):
     One imagined step of ``B`` latent states.
 
     :param rewards: R̄(z, a), shape (B,)
-    :param latents: ẑ', one sample of P̄(·|z, a), shape (B, ...). Its distance from φ(s') is in expectation over new
-        transitions no less than the 1-Wasserstein distance between P̄ and the law of φ(s')
+    :param latents: ẑ', one sample of P̄(·|z, a), shape (B, ...)
     """
 
     rewards: jax.Array

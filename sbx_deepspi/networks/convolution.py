@@ -39,13 +39,9 @@ def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int, channe
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
     seen = slice((rows - 1) * stride + size), slice((columns - 1) * stride + size)
     # blocks of stride x stride pixels become channels, which leaves a convolution with stride 1
+    blocks = space_to_depth(images[:, :, *seen] if channels_first else images[:, *seen], stride, channels_first)
     kernel = kernel.reshape(taps, stride, taps, stride, channels, features)
-    if channels_first:
-        blocks = space_to_depth(images[:, :, *seen], stride)
-        kernel = kernel.transpose(2, 4, 1, 3, 0, 5)
-    else:
-        blocks = space_to_depth_last(images[:, *seen], stride)
-        kernel = kernel.transpose(2, 1, 3, 4, 0, 5)
+    kernel = kernel.transpose(2, 4, 1, 3, 0, 5) if channels_first else kernel.transpose(2, 1, 3, 4, 0, 5)
     kernel = kernel.reshape(-1, taps * features)
 
     windows = jnp.concatenate([blocks[:, :, i : i + columns] for i in range(taps)], axis=-1).astype(kernel.dtype)
@@ -54,15 +50,22 @@ def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int, channe
     return sum(products[:, i : i + rows, :, i] for i in range(taps))  # type: ignore[return-value]
 
 
-def space_to_depth(images: jax.Array, size: int) -> jax.Array:
+def space_to_depth(images: jax.Array, size: int, channels_first: bool) -> jax.Array:
     """
     Turn blocks of ``size`` × ``size`` pixels into one pixel with that many times the channels.
 
-    :param images: shape (B, C, H, W), H and W multiples of ``size``
+    :param images: shape (B, H, W, C), or (B, C, H, W), H and W multiples of ``size``
     :param size: of the blocks
-    :return: shape (B, H / size, W / size, C · size²), a block's pixels in the order channel, row, column
+    :param channels_first: layout of the images, and order of a block's numbers: channel, row, column if it is true,
+        row, column, channel if not
+    :return: shape (B, H / size, W / size, size² · C)
     """
-    batch, channels, height, width = images.shape
+    batch = len(images)
+    if not channels_first:
+        _, height, width, channels = images.shape
+        blocks = images.reshape(batch, height // size, size, width // size, size, channels).transpose(0, 1, 3, 2, 4, 5)
+        return blocks.reshape(batch, height // size, width // size, -1)
+    _, channels, height, width = images.shape
     rows = images.reshape(batch, channels, height // size, size, width // size, size)
     if images.dtype == jnp.uint8 and size == 4:
         # a block's row is one word: a quarter of what would be moved. Without the barrier XLA picks each byte anew
@@ -71,16 +74,3 @@ def space_to_depth(images: jax.Array, size: int) -> jax.Array:
     else:
         blocks = rows.transpose(0, 2, 4, 1, 3, 5)
     return blocks.reshape(batch, height // size, width // size, -1)
-
-
-def space_to_depth_last(images: jax.Array, size: int) -> jax.Array:
-    """
-    The same for images whose channels lie together, as they do in each block afterwards.
-
-    :param images: shape (B, H, W, C), H and W multiples of ``size``
-    :param size: of the blocks
-    :return: shape (B, H / size, W / size, size² · C), a block's pixels in the order row, column, channel
-    """
-    batch, height, width, channels = images.shape
-    blocks = images.reshape(batch, height // size, size, width // size, size, channels)
-    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, -1)

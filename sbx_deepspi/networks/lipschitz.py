@@ -27,10 +27,10 @@ def spectral_norm_bound(matrices: jax.Array) -> jax.Array:
     :param matrices: shape (..., m, n)
     :return: shape (...,)
     """
-    return schatten_norm(matrices, n_squarings(min(matrices.shape[-2:])))
+    return schatten_norm(matrices, squarings_for(min(matrices.shape[-2:])))
 
 
-def n_squarings(rank: int) -> int:
+def squarings_for(rank: int) -> int:
     """
     How often to square a Gram matrix. A Schatten norm of order p is at most rank^(1/p) times the largest singular
     value.
@@ -87,7 +87,8 @@ def _backward(
     direction = product @ matrices if _is_wide(matrices) else matrices @ product
     # the norm is homogeneous: its gradient's product with the matrix is the norm itself, which gives the scale
     along = (direction * matrices).sum(axis=(-1, -2))
-    return (direction * (cotangent * bound / (along + TINY))[..., None, None],)
+    slope = jnp.where(along > 0, bound / along, 0.0)  # nowhere for a matrix of zeros
+    return (direction * (cotangent * slope)[..., None, None],)
 
 
 schatten_norm.defvjp(_forward, _backward)
@@ -124,11 +125,11 @@ def convolution_norm_bound(kernel: jax.Array, height: int, width: int) -> jax.Ar
     frequencies = np.stack(np.meshgrid(np.arange(rows) / rows, np.arange(columns // 2 + 1) / columns), -1)
     frequencies = frequencies.reshape(-1, 2)
     # its real form has each singular value twice
-    n = n_squarings(2 * min(kernel.shape[-2:]))
-    bounds = _transform_norm_bounds(jax.lax.stop_gradient(kernel), frequencies, n)
+    n_squarings = squarings_for(2 * min(kernel.shape[-2:]))
+    bounds = _transform_norm_bounds(jax.lax.stop_gradient(kernel), frequencies, n_squarings)
     # only the largest has a gradient: go back through it alone
     largest = jnp.asarray(frequencies, jnp.float32)[bounds.argmax(axis=-1)]
-    return schatten_norm(_transform(kernel, largest), n)
+    return schatten_norm(_transform(kernel, largest), n_squarings)
 
 
 @jax.default_matmul_precision("float32")
@@ -141,7 +142,7 @@ def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_squarin
 
     :param kernel: shape (..., kernel height, kernel width, channels in, channels out)
     :param frequencies: in cycles per cell, shape (F, 2)
-    :param n_squarings: see :func:`n_squarings`
+    :param n_squarings: of the Gram matrices, as for that
     :return: shape (..., F)
     """
     taps = _taps(kernel)
