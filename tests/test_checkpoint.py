@@ -381,14 +381,17 @@ def contents(number):
     tensors = {f"policy/{i}": np.full(50_000, number, np.float32) for i in range(4)}
     return checkpoint.Checkpoint("Test", {"number": number}, None, tensors)
 
-checkpoint.write(path, contents(0))
+start = time.perf_counter()
+for _ in range(10):
+    checkpoint.write(path, contents(0))
+a_few_writes = (time.perf_counter() - start) / 3  # of this machine
 newest, changes = 0, 0
 for kill in range(n_kills):
     child = os.fork()
     if child == 0:
         for number in range(newest + 1, newest + 10**6):
             checkpoint.write(path, contents(number))
-    time.sleep(dice.uniform(0, 0.03))
+    time.sleep(dice.uniform(0, a_few_writes))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     loaded = checkpoint.read(path)  # raises where a checksum is wrong
