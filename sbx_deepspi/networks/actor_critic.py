@@ -60,7 +60,7 @@ class CnnEncoder(nn.Module):
         """
         layers = []
         channels, channels_first = observations.shape[1 if self.channels_first else -1], self.channels_first
-        # not the images are divided, which stay bytes until the first product
+        # of the first kernel, in place of the images', which stay bytes until the product
         scale = 1 / 255.0 if self.normalize_images else 1.0
         for i, (features, size, stride) in enumerate(CONVOLUTIONS):
             kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), (size, size, channels, features))
