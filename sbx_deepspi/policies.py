@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -33,6 +34,7 @@ from sbx_deepspi.networks.actor_critic import (
     latent_map_size,
 )
 from sbx_deepspi.networks.agent import ONE_LIPSCHITZ_ACTIVATIONS, Networks, log_policy
+from sbx_deepspi.networks.backend import shared
 from sbx_deepspi.networks.world_model import CategoricalTransitionModel, RewardModel, TransitionModel
 from sbx_deepspi.objective import CATEGORICAL_COSTS
 from sbx_deepspi.rollout import Transitions
@@ -77,6 +79,56 @@ def decide(state: TrainState, observations: np.ndarray, key: jax.Array) -> tuple
 @jax.jit
 def _predict_values(state: TrainState, observations: np.ndarray) -> jax.Array:
     return state.apply_fn(state.params, observations)[1]
+
+
+@shared
+def first_of_equals(networks: Networks) -> Networks:
+    """
+    :param networks: of a policy
+    :return: the first that are equal to them
+    """
+    return networks
+
+
+@shared
+def make_optimizer(
+    optimizer_class: Callable[..., optax.GradientTransformation], kwargs: tuple[tuple[str, Any], ...]
+) -> optax.GradientTransformation:
+    """
+    :param optimizer_class: an optax optimiser that takes ``learning_rate``
+    :param kwargs: further arguments, by name
+    :return: the same after a clip of the gradient's global norm; numbers are part of its state, so that they can
+        change without a new compilation
+    """
+    clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=1.0)
+    return optax.chain(clip, optax.inject_hyperparams(optimizer_class)(learning_rate=1.0, **dict(kwargs)))
+
+
+@partial(jax.jit, static_argnames=("init", "apply", "optimizer"))
+def create_state(
+    init: Callable[..., Any],
+    apply: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    example: Transitions,
+    rates: dict[str, float],
+) -> TrainState:
+    """
+    First parameters and optimiser, in one program: operations one by one would be compiled one by one.
+
+    :param init: of :class:`Networks`
+    :param apply: of the same
+    :param optimizer: see :func:`make_optimizer`
+    :param key: randomness
+    :param example: one transition
+    :param rates: the optimiser's learning rate and largest norm
+    :return: what learns
+    """
+    params = apply(init(key, example, key, method="evaluate"), method="limit_policy")
+    state = TrainState.create(apply_fn=apply, params=params, tx=optimizer)
+    state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, **rates))
+    # dtypes as a checkpoint has them: Python's numbers would be weakly typed, which is another type to the compiler
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), state)
 
 
 class DeepSPIPolicy(BaseJaxPolicy):
@@ -250,11 +302,11 @@ class DeepSPIPolicy(BaseJaxPolicy):
         encoder, transition_model = self.make_encoder(), self._make_transition_model(n_actions)
         if isinstance(transition_model, CategoricalTransitionModel):
             encoder = CategoricalEncoder(encoder, self.n_variables, self.n_classes)
-        self.networks = Networks(
+        networks = Networks(
             encoder=encoder,
             torso=self.make_torso(),
             actor=Actor(
-                net_arch=self.net_arch["pi"],
+                net_arch=tuple(self.net_arch["pi"]),
                 log_std_init=self.log_std_init,
                 activation_fn=self.activation_fn,
                 ortho_init=self.ortho_init,
@@ -270,20 +322,20 @@ class DeepSPIPolicy(BaseJaxPolicy):
             lipschitz_policy=self.lipschitz_policy,
             action_distance=action_distance(self.action_space),
         )
-        observations = jnp.zeros((1, *(self.observation_space.shape or ())), self.observation_space.dtype)
-        actions = jnp.zeros((1, *action_shape(self.action_space)), action_dtype(self.action_space))
-        zero = jnp.zeros(1)
+        self.networks = first_of_equals(networks)
+        # not jnp.zeros, which would be compiled
+        zeros = lambda shape, dtype: jnp.asarray(np.zeros((1, *shape), dtype))  # noqa: E731
+        observations = zeros(self.observation_space.shape or (), self.observation_space.dtype)
+        actions = zeros(action_shape(self.action_space), action_dtype(self.action_space))
+        zero = zeros((), np.float32)
         example = Transitions(observations, observations, actions, zero, zero, zero, zero, zero, zero)
-        params = jax.jit(self.networks.init, static_argnames="method")(init_key, example, init_key, method="evaluate")
-        params = self.networks.apply(params, method="limit_policy")
-        # injected, so that they can change without a new compilation
-        optimizer = optax.inject_hyperparams(self.optimizer_class)(
-            learning_rate=lr_schedule(1.0), **self.optimizer_kwargs
-        )
-        self.state = TrainState.create(
-            apply_fn=self.networks.apply,
-            params=params,
-            tx=optax.chain(optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=max_grad_norm), optimizer),
+        self.state = create_state(
+            self.networks.init,
+            self.networks.apply,
+            make_optimizer(self.optimizer_class, tuple(self.optimizer_kwargs.items())),
+            init_key,
+            example,
+            {"learning_rate": lr_schedule(1.0), "max_norm": max_grad_norm},
         )
         return key
 
@@ -517,18 +569,37 @@ def actor_kwargs(action_space: spaces.Space) -> dict[str, Any]:
     How SBX's actor is told of an action space.
 
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
-    :return: ``action_dim`` and, for all but Box, ``num_discrete_choices``
+    :return: arguments of the actor
     """
+    hashable = {"split_indices": ()}  # as SBX's own default, an array, is not; these spaces do not use it
     match action_space:
         case spaces.Box():
-            return {"action_dim": int(np.prod(action_space.shape))}
+            return {"action_dim": int(np.prod(action_space.shape)), **hashable}
         case spaces.Discrete():
-            return {"action_dim": int(action_space.n), "num_discrete_choices": int(action_space.n)}
+            return {"action_dim": int(action_space.n), "num_discrete_choices": int(action_space.n), **hashable}
         case spaces.MultiDiscrete():
             return {"action_dim": int(action_space.nvec.sum()), "num_discrete_choices": action_space.nvec}
         case spaces.MultiBinary():
             return {"action_dim": 2 * action_space.n, "num_discrete_choices": np.full(action_space.n, 2)}
     raise NotImplementedError(action_space)
+
+
+def unchanged(actions: jax.Array) -> jax.Array:
+    """
+    :param actions: of a Discrete space
+    :return: the same
+    """
+    return actions
+
+
+@shared
+def clipped(low: tuple[float, ...], high: tuple[float, ...]) -> Callable[[jax.Array], jax.Array]:
+    """
+    :param low: bounds of each of A actions
+    :param high: the same
+    :return: a function that holds actions of shape (B, A) to them
+    """
+    return lambda actions: jnp.clip(actions, np.array(low, np.float32), np.array(high, np.float32))
 
 
 def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Array]:
@@ -541,10 +612,9 @@ def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Arra
     """
     match action_space:
         case spaces.Discrete():
-            return lambda actions: actions
+            return unchanged
         case spaces.Box():
-            low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
-            return lambda actions: jnp.clip(actions, low, high)
+            return clipped(*(tuple(bound.reshape(-1).tolist()) for bound in (action_space.low, action_space.high)))
         case spaces.MultiDiscrete():
             sizes = [int(n) for n in action_space.nvec]
             return lambda actions: jnp.concatenate(

@@ -114,8 +114,13 @@ def test_example_of_the_grid_encodes_the_frames_of_the_states(monkeypatch: pytes
     frames = DeepSPI("CnnPolicy", ConfoundingGridVecEnv(2), seed=1).policy.state
     params = jax.tree.unflatten(jax.tree.structure(frames.params), jax.tree.leaves(numbered.params))
     numbers = np.array([[3], [0], [15], [3]], np.int32)
-    ours = numbered.apply_fn(numbered.params, numbers, method="encode")
-    theirs = frames.apply_fn(params, make_frames(example.MAZE)[numbers[:, 0]], method="encode")
+    ours, theirs = (
+        np.asarray(jax.jit(state.apply_fn, static_argnames="method")(params, observations, method="encode"))
+        for state, params, observations in (
+            (numbered, numbered.params, numbers),
+            (frames, params, make_frames(example.MAZE)[numbers[:, 0]]),
+        )
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     assert np.abs(ours[0] - ours[1]).max() > 0.01
 

@@ -58,6 +58,11 @@ def test_importance_ratio_range_by_numpy() -> None:
     assert float(ratio.inf) == pytest.approx(min(pairs), rel=1e-5)
 
 
+def ask(apply: Any, *arguments: Any, method: Any) -> Any:
+    """Networks, as one program: JAX compiles an operation on its own nearly as long."""
+    return jax.jit(apply, static_argnames="method")(*arguments, method=method)
+
+
 def trained(action_space: spaces.Space = DISCRETE, policy: str = "MlpPolicy", **kwargs: Any) -> DeepSPI:
     """A model after two updates, the second of which is in its certificate."""
     observation_space = VECTOR if policy == "MlpPolicy" else IMAGE
@@ -84,8 +89,8 @@ def test_ratios_of_an_update(action_space: spaces.Space) -> None:
         joint = np.array(list(itertools.product(*map(range, sizes))))
         every_action = [np.tile(action if len(sizes) > 1 else action[0], (16, 1)) for action in joint]
         every_action = [actions if len(sizes) > 1 else actions[:, 0] for actions in every_action]
-    new, old = (state.apply_fn(state.params, observations)[0] for state in (model.policy.state, before))
-    ratios = np.exp([new.log_prob(actions) - old.log_prob(actions) for actions in every_action])
+    log_prob = jax.jit(lambda state, actions: state.apply_fn(state.params, observations)[0].log_prob(actions))
+    ratios = np.exp([log_prob(model.policy.state, a) - log_prob(before, a) for a in every_action])
     assert model.certificate is not None
     assert float(model.certificate.importance_ratio.sup) == pytest.approx(ratios.max(), rel=1e-4)
     assert float(model.certificate.importance_ratio.inf) == pytest.approx(ratios.min(), rel=1e-4)
@@ -101,13 +106,15 @@ def test_errors_and_episode_length_of_an_update() -> None:
     model.train()
     state = model.policy.state
     latents, next_latents = (
-        np.asarray(state.apply_fn(state.params, o.reshape(-1, 3), method="encode"))
+        np.asarray(ask(state.apply_fn, state.params, o.reshape(-1, 3), method="encode"))
         for o in (rollout.observations, rollout.next_observations)
     )
-    constrained = state.apply_fn(state.params, method="constrain")
+    constrained = ask(state.apply_fn, state.params, method="constrain")
     actions = rollout.actions.reshape(-1)
     predict = {
-        name: state.apply_fn(constrained, latents, actions, method=lambda n, z, a, name=name: getattr(n, name)(z, a))
+        name: ask(
+            state.apply_fn, constrained, latents, actions, method=lambda n, z, a, name=name: getattr(n, name)(z, a)
+        )
         for name in ("reward_model", "transition_model")
     }
     distances = np.linalg.norm(np.asarray(predict["transition_model"].locations) - next_latents, axis=1)
@@ -142,10 +149,10 @@ def test_end_value_of_an_update() -> None:
     rollout, _ = collected(model)
     model.train()
     state = model.policy.state
-    constrained = state.apply_fn(state.params, method="constrain")
+    constrained = ask(state.apply_fn, state.params, method="constrain")
     last = rollout.next_observations[rollout.dones][: certificates.N_EPISODES]
-    latents = state.apply_fn(constrained, last, method="encode")
-    step = state.apply_fn(constrained, latents, np.zeros(len(latents), int), jax.random.key(0), method="imagine")
+    latents = ask(state.apply_fn, constrained, last, method="encode")
+    step = ask(state.apply_fn, constrained, latents, np.zeros(len(latents), int), jax.random.key(0), method="imagine")
     assert model.certificate is not None
     k_value = float(model.certificate.value_lipschitz)
     moved = np.linalg.norm(step.latents - latents, axis=1).mean()
@@ -206,13 +213,13 @@ def test_latent_improvement_is_that_of_imagined_steps() -> None:
     first = rollout.observations[1:][rollout.dones[:-1]][: certificates.N_EPISODES]
 
     def imagined(state: Any) -> float:
-        constrained = state.apply_fn(state.params, method="constrain")
-        latents, total = state.apply_fn(constrained, first, method="encode"), 0.0
+        constrained = ask(state.apply_fn, state.params, method="constrain")
+        latents, total = ask(state.apply_fn, constrained, first, method="encode"), 0.0
         actions = np.zeros(len(first), int)  # the only one
         for t in range(certificates.HORIZON):
-            step = state.apply_fn(constrained, latents, actions, jax.random.key(0), method="imagine")
+            step = ask(state.apply_fn, constrained, latents, actions, jax.random.key(0), method="imagine")
             total, latents = total + model.gamma**t * step.rewards, step.latents
-        values = state.apply_fn(constrained, latents, method="latent_values")
+        values = ask(state.apply_fn, constrained, latents, method="latent_values")
         return float((total + model.gamma**certificates.HORIZON * values).mean())
 
     expected = imagined(model.policy.state) - imagined(before)
@@ -363,8 +370,8 @@ def test_no_slope_is_above_its_bound(
     cases = [model.policy.state.params for model in models]
     is_tight = density == "deterministic"
     for variables in [*cases, *([tightest(cases[0])] if is_tight else [])]:
-        constrained = networks.apply(variables, method="constrain")
-        bounds = networks.apply(constrained, method="lipschitz_bounds")
+        constrained = ask(networks.apply, variables, method="constrain")
+        bounds = ask(networks.apply, constrained, method="lipschitz_bounds")
         policy_bound = float(bounds.policy) / networks.action_distance
         limits = {"reward": bounds.reward.latent, "next": bounds.transition.latent, "policy": policy_bound}
         limits["expected reward"] = bounds.reward.latent + bounds.reward.action * bounds.policy
@@ -385,13 +392,14 @@ def test_action_bounds_hold_for_every_pair_of_actions() -> None:
     for policy, kwargs in (("MlpPolicy", CERTIFIABLE["policy_kwargs"]), ("CnnPolicy", CNN)):
         model = trained(policy=policy, policy_kwargs=kwargs, learning_rate=1e-2)
         networks = model.policy.networks
-        constrained = networks.apply(model.policy.state.params, method="constrain")
-        bounds = networks.apply(constrained, method="lipschitz_bounds")
+        constrained = ask(networks.apply, model.policy.state.params, method="constrain")
+        bounds = ask(networks.apply, constrained, method="lipschitz_bounds")
         latents = 5 * jax.random.normal(jax.random.key(0), (64, *model.policy.latent_shape))
         key = jax.random.key(1)  # the same noise for every action
-        ask = lambda n, z, a, key=key: (n.reward_model(z, a), n.transition_model(z, a).sample(key))  # noqa: E731
+        models = lambda n, z, a, key=key: (n.reward_model(z, a), n.transition_model(z, a).sample(key))  # noqa: E731
         rewards, samples = zip(
-            *(networks.apply(constrained, latents, jnp.full(64, a), method=ask) for a in range(3)), strict=True
+            *(ask(networks.apply, constrained, latents, jnp.full(64, a), method=models) for a in range(3)),
+            strict=True,
         )
         for first, second in itertools.combinations(range(3), 2):
             apart = np.sqrt(2)  # of two one-hot vectors
@@ -654,19 +662,22 @@ def test_categorical_latents(policy: str, cost: str) -> None:
     model = trained(policy=policy, policy_kwargs=kwargs, reward_loss_coef=1.0, transition_loss_coef=1.0)
     observations = np.array([model.observation_space.sample() for _ in range(6)])
     networks, variables = model.policy.networks, model.policy.state.params
-    latents = networks.apply(variables, observations, method="encode")
+    latents = ask(networks.apply, variables, observations, method="encode")
     assert latents.shape == (6, 3, 4)
     np.testing.assert_array_equal(latents.sum(axis=-1), 1)
     assert set(np.unique(latents)) == {0, 1}
 
-    density = networks.apply(variables, latents, jnp.zeros(6, int), method=lambda n, z, a: n.transition_model(z, a))
-    samples = jax.vmap(density.sample)(jax.random.split(jax.random.key(0), 4000))
+    density = ask(
+        networks.apply, variables, latents, jnp.zeros(6, int), method=lambda n, z, a: n.transition_model(z, a)
+    )
+    samples = jax.jit(jax.vmap(density.sample))(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_allclose(samples.mean(axis=0), jax.nn.softmax(density.logits), atol=0.05)
 
     untrained = DeepSPI(policy, model.env, **TINY_RUN, policy_kwargs=kwargs)
     assert not same(*(params(m)["params"]["transition_model"] for m in (model, untrained)))
     # straight-through: the encoder learns from losses on one-hot vectors
-    gradient = jax.grad(lambda v: (networks.apply(v, observations, method="encode") * jnp.arange(4)).sum())(variables)
+    weighted = lambda v: (networks.apply(v, observations, method="encode") * jnp.arange(4)).sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(weighted))(variables)
     assert jnp.abs(gradient["params"]["encoder"]["logits"]["kernel"]).max() > 0
     assert "transition_lipschitz" in certificates.violations(model.certificate, 0.9, True)  # type: ignore[arg-type]
 
@@ -678,25 +689,26 @@ def test_gradient_penalty_by_finite_differences() -> None:
     # steep enough for the penalty to be there
     variables = jax.tree.map(lambda leaf: 3 * leaf, model.policy.state.params)
     latents, actions, key = jax.random.normal(jax.random.key(0), (5, 3)), jnp.array([0, 1, 2, 0, 1]), jax.random.key(1)
-    ours = networks.apply(variables, latents, actions, key, method="gradient_penalties")
+    ours = ask(networks.apply, variables, latents, actions, key, method="gradient_penalties")
 
     sample_key, direction_key = jax.random.split(key)
     directions = jax.random.normal(direction_key, latents.shape)
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
-    reward = lambda z: networks.apply(variables, z, actions, method=lambda n, z, a: n.reward_model(z, a))  # noqa: E731
-    sample = lambda z: networks.apply(  # noqa: E731
-        variables, z, actions, method=lambda n, z, a: n.transition_model(z, a).sample(sample_key)
-    )
+
+    def world_model(networks: Any, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        sample = networks.transition_model(latents, actions).sample(sample_key)
+        return networks.reward_model(latents, actions), (sample * directions).sum(axis=1)
+
+    both = jax.jit(lambda latents: networks.apply(variables, latents, method=world_model))
     expected = np.zeros(5)
-    for function in (reward, lambda z: (sample(z) * directions).sum(axis=1)):
+    for i in range(2):
         steps = 1e-3 * np.eye(3, dtype=np.float32)
-        slopes = np.stack([(function(latents + step) - function(latents - step)) / 2e-3 for step in steps], axis=1)
+        slopes = np.stack([(both(latents + step)[i] - both(latents - step)[i]) / 2e-3 for step in steps], axis=1)
         expected += np.maximum(np.linalg.norm(slopes, axis=1) - 1, 0) ** 2
     np.testing.assert_allclose(ours, expected, rtol=2e-2, atol=1e-2)
     assert ours.max() > 0.1
-    gradients = jax.grad(lambda v: networks.apply(v, latents, actions, key, method="gradient_penalties").sum())(
-        variables
-    )["params"]
+    of_parameters = lambda v: networks.apply(v, latents, actions, key, method="gradient_penalties").sum()  # noqa: E731
+    gradients = jax.jit(jax.grad(of_parameters))(variables)["params"]
     assert jnp.abs(gradients["transition_model"]["outputs"]["kernel"]).max() > 0
     assert not jax.tree.reduce(lambda found, leaf: found or jnp.any(leaf), gradients["encoder"], False)
 
@@ -708,8 +720,9 @@ def test_gradient_penalty_counts_in_the_loss_and_is_logged() -> None:
     transitions = to_transitions(rollout, np.zeros(model.n_envs, np.float32), 0.9, 0.8)
     state, key = model.policy.state, jax.random.PRNGKey(0)
     steep = jax.tree.map(lambda leaf: 3 * leaf, state.params)
+    of_transitions = jax.jit(loss)
     (one, metrics), (three, _) = (
-        loss(steep, state, transitions, key, h.replace(gradient_penalty_coef=coef)) for coef in (1.0, 3.0)
+        of_transitions(steep, state, transitions, key, h.replace(gradient_penalty_coef=coef)) for coef in (1.0, 3.0)
     )
     assert metrics.gradient_penalty > 0.1
     assert three - one == pytest.approx(2 * float(metrics.gradient_penalty), rel=1e-3)

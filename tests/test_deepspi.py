@@ -1,6 +1,8 @@
 """The algorithm as a whole: it is PPO at α = 0, it follows the equations, it keeps SB3's contract."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -192,10 +194,14 @@ def test_update_at_alpha_zero_is_ppo(action_space: spaces.Space) -> None:
 
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3, eps=1e-5))
     expected, opt_state = state.params, optimizer.init(state.params)
-    gradient = jax.jit(jax.grad(ppo_loss))
+
+    @jax.jit
+    def step(parameters: Any, opt_state: Any) -> tuple[Any, Any]:
+        updates, opt_state = optimizer.update(jax.grad(ppo_loss)(parameters), opt_state)
+        return optax.apply_updates(parameters, updates), opt_state
+
     for _ in range(3):
-        updates, opt_state = optimizer.update(gradient(expected), opt_state)
-        expected = optax.apply_updates(expected, updates)
+        expected, opt_state = step(expected, opt_state)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new_state.params, expected)
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), state.params, new_state.params)["params"]
@@ -428,6 +434,30 @@ def test_nothing_compiles_again_after_the_first_update(
         model.learn(16)
     assert model.average_episode_length == 20
     assert not compiled()
+
+
+@pytest.mark.parametrize("action_space", [spaces.Discrete(7), spaces.Box(-2, 2, (7,))], ids=str)
+def test_a_second_model_of_the_same_kind_compiles_nothing(
+    action_space: spaces.Space, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor one that is loaded; other numbers are no other kind, but another activation is one."""
+    env = ToyEnv(VECTOR, action_space)
+    DeepSPI("MlpPolicy", env, **TINY_RUN).learn(16).save(tmp_path / "model")
+
+    def compiled() -> list[str]:
+        found = (re.search(r"Compiling jit\((\w+)\)", record.message) for record in caplog.records)
+        names = [match[1] for match in found if match]
+        caplog.clear()
+        return names
+
+    with jax.log_compiles():
+        numbers = TINY_RUN | dict(seed=5, learning_rate=0.1, gamma=0.5, max_grad_norm=7.0)
+        DeepSPI("MlpPolicy", env, **numbers).learn(16)
+        assert compiled() == []
+        DeepSPI.load(tmp_path / "model", env).learn(16)
+        assert not {"create_state", "decide", "update", "_certify"} & set(compiled())  # but for a new random key
+        DeepSPI("MlpPolicy", env, **TINY_RUN, policy_kwargs=dict(activation_fn=jax.nn.silu)).learn(8)
+        assert {"create_state", "decide", "update", "_certify"} <= set(compiled())
 
 
 def test_no_host_transfer_inside_an_update() -> None:

@@ -22,17 +22,19 @@ from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
 from tests.test_deepspi import IMAGE, ToyEnv
 
 KEY = jax.random.key(0)
+# compiled as a whole, here and below: JAX compiles an operation on its own nearly as long
+kernel_norm_bound = jax.jit(lipschitz.kernel_norm_bound, static_argnums=(1, 2))
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (40, 40), (2, 3, 6, 4)])
 def test_spectral_norm_bound_is_above_the_norm_and_close(shape: tuple[int, ...]) -> None:
     matrices = normal(1, *shape)
     true = np.linalg.norm(matrices, 2, axis=(-2, -1))
-    bound = np.asarray(lipschitz.spectral_norm_bound(matrices))
+    bound = np.asarray(jax.jit(lipschitz.spectral_norm_bound)(matrices))
     assert (bound >= true * (1 - 1e-5)).all()
     assert (bound <= 1.1 * true).all()
 
@@ -49,25 +51,26 @@ def unrolled(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_convolution_norm_bound_is_above_the_norm_and_close(height: int, width: int) -> None:
     kernel = normal(2, 2, 2, 4, 6)
     true = np.linalg.norm(unrolled(kernel, height, width), 2)
-    bound = float(lipschitz.kernel_norm_bound(kernel, height, width))
+    bound = float(kernel_norm_bound(kernel, height, width))
     assert true * (1 - 1e-5) <= bound <= 1.2 * true
 
 
 def test_norm_bound_gradient_is_that_of_the_norm() -> None:
     matrix = normal(3, 6, 4)
     u, _, vt = np.linalg.svd(matrix)
-    gradient = jax.grad(lambda m: lipschitz.schatten_norm(m, 8))(matrix)
+    gradient = jax.jit(jax.grad(lambda m: lipschitz.schatten_norm(m, 8)))(matrix)
     np.testing.assert_allclose(gradient, np.outer(u[:, 0], vt[0]), atol=1e-3)
-    assert jnp.isfinite(jax.grad(lipschitz.spectral_norm_bound)(jnp.zeros((3, 3)))).all()
+    assert np.isfinite(jax.jit(jax.grad(lipschitz.spectral_norm_bound))(jnp.zeros((3, 3)))).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 64, 256])
 def test_norm_bound_of_orthogonal_matrices_is_within_a_tenth(n: int) -> None:
     """All singular values alike is what it bounds worst; tiny and huge ones must not leave float32's range."""
     orthogonal = np.linalg.qr(normal(7, n, n))[0]
+    bound_and_gradient = jax.jit(jax.value_and_grad(lipschitz.spectral_norm_bound))
     for scale in (1e-3, 1.0, 1e6):
-        matrix = jnp.asarray(scale * orthogonal)
-        bound, gradient = jax.value_and_grad(lipschitz.spectral_norm_bound)(matrix)
+        matrix = (scale * orthogonal).astype(np.float32)
+        bound, gradient = bound_and_gradient(matrix)
         assert 1 - 1e-5 <= float(bound) / scale <= 1.1 + 1e-5
         assert float((gradient * matrix).sum()) == pytest.approx(float(bound), rel=1e-4)  # it is homogeneous
 
@@ -75,9 +78,9 @@ def test_norm_bound_of_orthogonal_matrices_is_within_a_tenth(n: int) -> None:
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 3, 5, 5), (7, 1), (2, 30, 30)])
 def test_norm_bound_gradient_equals_autodiff_through_the_iteration(shape: tuple[int, ...]) -> None:
     matrices = normal(4, *shape)
-    ours = jax.grad(lambda m: lipschitz.spectral_norm_bound(m).sum())(matrices)
+    ours = jax.jit(jax.grad(lambda m: lipschitz.spectral_norm_bound(m).sum()))(matrices)
     n = lipschitz.squarings_for(min(shape[-2:]))
-    theirs = jax.grad(lambda m: lipschitz._gram_iteration(m, n)[0].sum())(matrices)
+    theirs = jax.jit(jax.grad(lambda m: lipschitz._gram_iteration(m, n)[0].sum()))(matrices)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -89,8 +92,10 @@ def test_convolution_norm_bound_gradient_is_that_over_all_frequencies() -> None:
         transforms = jax.vmap(lambda frequency: lipschitz._transform(kernel, frequency))(frequencies)
         return lipschitz._gram_iteration(transforms, lipschitz.squarings_for(8))[0].max()
 
-    bound, gradient = jax.value_and_grad(lambda k: lipschitz.convolution_norm_bound(k, 3, 5).sum())(kernels)
-    expected, expected_gradient = jax.value_and_grad(lambda k: sum(over_all(kernel) for kernel in k))(kernels)
+    bounds = jax.value_and_grad(lambda kernels: lipschitz.convolution_norm_bound(kernels, 3, 5).sum())
+    bound, gradient = jax.jit(bounds)(kernels)
+    plain = jax.value_and_grad(lambda kernels: sum(over_all(kernel) for kernel in kernels))
+    expected, expected_gradient = jax.jit(plain)(kernels)
     assert bound == pytest.approx(float(expected), rel=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
@@ -100,10 +105,10 @@ def test_bounds_of_layers_per_action(layer: str) -> None:
     """One number for each action's layer: against the SVD of its whole matrix."""
     if layer == "dense":
         kernel = normal(6, 3, 7, 5)
-        bounds, true = lipschitz.kernel_norm_bound(kernel), np.linalg.norm(kernel, 2, axis=(1, 2))
+        bounds, true = kernel_norm_bound(kernel), np.linalg.norm(kernel, 2, axis=(1, 2))
     else:
         kernel = normal(6, 3, 2, 2, 2, 4, 6)  # three actions, two groups
-        bounds = lipschitz.kernel_norm_bound(kernel, 3, 4)
+        bounds = kernel_norm_bound(kernel, 3, 4)
         true = np.array([max(np.linalg.norm(unrolled(group, 3, 4), 2) for group in action) for action in kernel])
     assert bounds.shape == (3,)
     assert (bounds >= true * (1 - 1e-5)).all()
@@ -117,7 +122,7 @@ def test_group_sort_by_hand() -> None:
 def test_convolution_layer_equals_xlas() -> None:
     layer = lipschitz.Convolution(6)
     images = normal(4, 3, 5, 7, 4)
-    params = layer.init(KEY, images)
+    params = jax.jit(layer.init)(KEY, images)
 
     def plain(params: dict, images: jax.Array) -> jax.Array:
         return params["params"]["bias"] + jax.lax.conv_general_dilated(
@@ -133,8 +138,8 @@ def test_grouped_convolution_per_action_equals_all_actions_then_selection(
 ) -> None:
     layer = lipschitz.GroupedConvolutionPerAction(n_actions, 6 // parts, groups, parts)
     images = normal(5, 9, 3, 4, 8)
-    actions = jax.random.randint(KEY, (9,), 0, n_actions)
-    params = layer.init(KEY, images, actions)
+    actions = np.random.default_rng(0).integers(0, n_actions, 9)
+    params = jax.jit(layer.init)(KEY, images, actions)
 
     def plain(params: dict, images: jax.Array) -> jax.Array:
         kernel, bias = params["params"]["kernel"], params["params"]["bias"]
@@ -196,8 +201,8 @@ def test_convolution_of_bytes(size: int, stride: int, channels_first: bool) -> N
 @pytest.mark.parametrize("n_actions", [1, 18])
 def test_dense_per_action_equals_all_actions_then_selection(n_actions: int) -> None:
     layer = lipschitz.DensePerAction(n_actions, 3)
-    inputs, actions = normal(4, 9, 2, 5), jax.random.randint(KEY, (9,), 0, n_actions)
-    params = layer.init(KEY, inputs, actions)
+    inputs, actions = normal(4, 9, 2, 5), np.random.default_rng(0).integers(0, n_actions, 9)
+    params = jax.jit(layer.init)(KEY, inputs, actions)
 
     def plain(params: dict, inputs: jax.Array) -> jax.Array:
         kernel, bias = params["params"]["kernel"], params["params"]["bias"]
@@ -211,7 +216,7 @@ def test_actions_not_taken_cost_nothing() -> None:
     def operations(n_actions: int) -> float:
         layer = lipschitz.GroupedConvolutionPerAction(n_actions, 8, 2, 2)
         images, actions = normal(5, 9, 5, 5, 16), jnp.zeros(9, jnp.int32)
-        params = layer.init(KEY, images, actions)
+        params = jax.jit(layer.init)(KEY, images, actions)
         return jax.jit(layer.apply).lower(params, images, actions).compile().cost_analysis()["flops"]
 
     assert operations(18) < 1.1 * operations(2)
@@ -295,12 +300,9 @@ def test_world_model_sees_the_action() -> None:
         (None, jnp.zeros((4, 2)), jnp.ones((4, 2))),
     ):
         for model in (TransitionModel(n_actions, "normal", 1, 1.0), RewardModel(n_actions, 8, 1.0)):
-            params = model.init(KEY, latents, first)
-            pairs = zip(
-                jax.tree.leaves(model.apply(params, latents, first)),
-                jax.tree.leaves(model.apply(params, latents, second)),
-                strict=True,
-            )
+            params, apply = jax.jit(model.init)(KEY, latents, first), jax.jit(model.apply)
+            outputs = (jax.tree.leaves(apply(params, latents, actions)) for actions in (first, second))
+            pairs = zip(*outputs, strict=True)
             assert any(not np.allclose(a, b) for a, b in pairs)
 
 
@@ -373,8 +375,13 @@ def test_transition_losses_in_parts(density: str, n_latents: int, monkeypatch: p
 
     def in_pieces_of(size: int) -> list[jax.Array]:
         monkeypatch.setattr(backend, "CPU_PIECE", size)
-        of_each, pull_back = jax.vjp(losses, policy.state.params)
-        return [of_each, *jax.tree.leaves(pull_back(jnp.arange(1.0, n_latents + 1)))]
+
+        @jax.jit
+        def losses_and_gradients(params: Any) -> tuple[jax.Array, Any]:
+            of_each, pull_back = jax.vjp(losses, params)
+            return of_each, pull_back(jnp.arange(1.0, n_latents + 1))
+
+        return jax.tree.leaves(losses_and_gradients(policy.state.params))
 
     in_pieces = in_pieces_of(3)
     assert len(np.unique(in_pieces[0].round(4))) == (n_latents if density == "normal" else 1)
