@@ -354,7 +354,7 @@ class DeepSPI(PPO):
         :return: what the next update depends on, at the present progress of training
         """
         progress = self._current_progress_remaining
-        return Hyperparameters(
+        given = Hyperparameters(
             learning_rate=self.lr_schedule(progress),
             max_grad_norm=self.max_grad_norm,
             gamma=self.gamma,
@@ -374,6 +374,7 @@ class DeepSPI(PPO):
             segment_length=backend.segment_length(self.policy.encodes_images, self.n_steps, self.batch_size),
             clips_model_losses=self.clips_model_losses,
         )
+        return jax.tree.map(float, given)  # also a 1 that stands for 1.0, which would be another type to the compiler
 
     def train(self) -> None:
         """Update policy, values and world model from the collected rollout, certify the update, log what happened."""
@@ -385,7 +386,8 @@ class DeepSPI(PPO):
         kept = 1.0
         if self.neighbourhood == "project":
             updated, kept = project(behaviour, updated, rollout, hyperparameters.clip_range)
-        certificate = certify(behaviour, updated, rollout, self.average_episode_length, certificate_key, self.gamma)
+        length, gamma = self.average_episode_length, hyperparameters.gamma
+        certificate = certify(behaviour, updated, rollout, length, certificate_key, gamma)
         self.policy.state = updated
         # None unless actions are Box; what the user sees comes to the host in one transfer
         log_std = updated.params["params"]["actor"].get("log_std")

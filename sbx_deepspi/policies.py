@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -90,28 +90,46 @@ def first_of_equals(networks: Networks) -> Networks:
     return networks
 
 
+class Optimizer(NamedTuple):
+    """
+    What takes the steps: an optimiser after a clip of the gradient's global norm.
+
+    :param steps: the same object for every learning rate and norm, which are part of its state instead, so that others
+        compile nothing anew
+    :param starting_from: learning rate and norm → one whose first state has them
+    """
+
+    steps: optax.GradientTransformation
+    starting_from: Callable[[Any, Any], optax.GradientTransformation]
+
+
 @shared
 def make_optimizer(
-    optimizer_class: Callable[..., optax.GradientTransformation], kwargs: tuple[tuple[str, Any], ...]
-) -> optax.GradientTransformation:
+    optimizer_class: Callable[..., optax.GradientTransformation], kwargs: tuple[tuple[str, type, Any], ...]
+) -> Optimizer:
     """
     :param optimizer_class: an optax optimiser that takes ``learning_rate``
-    :param kwargs: further arguments, by name
-    :return: the same after a clip of the gradient's global norm; numbers are part of its state, so that they can
-        change without a new compilation
+    :param kwargs: further arguments: names, types (1, 1.0 and True are equal) and values
+    :return: the optimiser
     """
-    clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=1.0)
-    return optax.chain(clip, optax.inject_hyperparams(optimizer_class)(learning_rate=1.0, **dict(kwargs)))
+
+    def starting_from(learning_rate: Any, max_norm: Any) -> optax.GradientTransformation:
+        clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=max_norm)
+        values = {name: value for name, _, value in kwargs}
+        return optax.chain(clip, optax.inject_hyperparams(optimizer_class)(learning_rate=learning_rate, **values))
+
+    return Optimizer(starting_from(1.0, 1.0), starting_from)
 
 
 @partial(jax.jit, static_argnames=("init", "apply", "optimizer"))
 def create_state(
     init: Callable[..., Any],
     apply: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     key: jax.Array,
     example: Transitions,
-    rates: dict[str, float],
+    learning_rate: float,
+    max_norm: float,
 ) -> TrainState:
     """
     First parameters and optimiser, in one program: operations one by one would be compiled one by one.
@@ -121,12 +139,13 @@ def create_state(
     :param optimizer: see :func:`make_optimizer`
     :param key: randomness
     :param example: one transition
-    :param rates: the optimiser's learning rate and largest norm
+    :param learning_rate: at the start
+    :param max_norm: of the gradient
     :return: what learns
     """
     params = apply(init(key, example, key, method="evaluate"), method="limit_policy")
-    state = TrainState.create(apply_fn=apply, params=params, tx=optimizer)
-    state = state.replace(opt_state=optax.tree_utils.tree_set(state.opt_state, **rates))
+    opt_state = optimizer.starting_from(learning_rate, max_norm).init(params)
+    state = TrainState(step=0, apply_fn=apply, params=params, tx=optimizer.steps, opt_state=opt_state)
     # dtypes as a checkpoint has them: Python's numbers would be weakly typed, which is another type to the compiler
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), state)
 
@@ -278,12 +297,16 @@ class DeepSPIPolicy(BaseJaxPolicy):
 
     def make_encoder(self) -> nn.Module:
         """
+        What the module depends on has to be its fields: equal modules share compiled programs.
+
         :return: observation → latent, or → what a categorical latent state is made from
         """
         raise NotImplementedError
 
     def make_torso(self) -> nn.Module:
         """
+        What the module depends on has to be its fields, as for the encoder.
+
         :return: latent → features
         """
         raise NotImplementedError
@@ -329,13 +352,15 @@ class DeepSPIPolicy(BaseJaxPolicy):
         actions = zeros(action_shape(self.action_space), action_dtype(self.action_space))
         zero = zeros((), np.float32)
         example = Transitions(observations, observations, actions, zero, zero, zero, zero, zero, zero)
+        kwargs = tuple((name, type(value), value) for name, value in self.optimizer_kwargs.items())
         self.state = create_state(
             self.networks.init,
             self.networks.apply,
-            make_optimizer(self.optimizer_class, tuple(self.optimizer_kwargs.items())),
+            make_optimizer(self.optimizer_class, kwargs),
             init_key,
             example,
-            {"learning_rate": lr_schedule(1.0), "max_norm": max_grad_norm},
+            np.float32(lr_schedule(1.0)),
+            np.float32(max_grad_norm),
         )
         return key
 
@@ -593,13 +618,13 @@ def unchanged(actions: jax.Array) -> jax.Array:
 
 
 @shared
-def clipped(low: tuple[float, ...], high: tuple[float, ...]) -> Callable[[jax.Array], jax.Array]:
+def clipped(low: bytes, high: bytes) -> Callable[[jax.Array], jax.Array]:
     """
-    :param low: bounds of each of A actions
+    :param low: bounds of each of A actions, float32
     :param high: the same
     :return: a function that holds actions of shape (B, A) to them
     """
-    return lambda actions: jnp.clip(actions, np.array(low, np.float32), np.array(high, np.float32))
+    return lambda actions: jnp.clip(actions, np.frombuffer(low, np.float32), np.frombuffer(high, np.float32))
 
 
 def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Array]:
@@ -614,7 +639,7 @@ def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Arra
         case spaces.Discrete():
             return unchanged
         case spaces.Box():
-            return clipped(*(tuple(bound.reshape(-1).tolist()) for bound in (action_space.low, action_space.high)))
+            return clipped(*(bound.astype(np.float32).tobytes() for bound in (action_space.low, action_space.high)))
         case spaces.MultiDiscrete():
             sizes = [int(n) for n in action_space.nvec]
             return lambda actions: jnp.concatenate(

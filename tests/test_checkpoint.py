@@ -384,34 +384,34 @@ def contents(number):
 start = time.perf_counter()
 for _ in range(10):
     checkpoint.write(path, contents(0))
-a_few_writes = (time.perf_counter() - start) / 4  # of this machine
-newest, changes = 0, 0
+one_write = (time.perf_counter() - start) / 10  # on this machine
+newest = 0
 for kill in range(n_kills):
     child = os.fork()
     if child == 0:
         for number in range(newest + 1, newest + 10**6):
             checkpoint.write(path, contents(number))
-    time.sleep(dice.uniform(0, a_few_writes))
+    if kill % 2:  # during the second write or later; otherwise during the first, or before it
+        while checkpoint.read(path).attributes["number"] == newest:
+            time.sleep(one_write / 10)
+    time.sleep(dice.uniform(0, 1.5 * one_write))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     loaded = checkpoint.read(path)  # raises where a checksum is wrong
     number = loaded.attributes["number"]
     assert number >= newest, (number, newest)
     assert all((tensor == number).all() for tensor in loaded.tensors.values()), number
-    changes += number > newest
     newest = number
-print(changes, newest)
+print(newest)
 """
 
 
 def test_a_killed_process_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_UNTIL_KILLED, str(tmp_path / "model.zip"), "300"]
+    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_UNTIL_KILLED, str(tmp_path / "model.zip"), "100"]
     process = subprocess.run(arguments, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    changes, newest = map(int, process.stdout.split())
-    assert changes > 20  # the kills did come while files were written
-    assert newest > 100
-    assert list(tmp_path.glob(".model.zip.*.tmp"))
+    assert int(process.stdout) >= 50
+    assert len(list(tmp_path.glob(".model.zip.*.tmp"))) > 10  # the kills did come while files were written
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(model: DeepSPI, tmp_path: Path) -> None:

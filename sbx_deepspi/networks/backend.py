@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,14 +152,15 @@ def keep_compiled_programs() -> None:
 
 def shared(make: Callable[..., Made]) -> Callable[..., Made]:
     """
-    Let equal arguments give the very same object. JAX compiles anew for another one, even if it is equal: so a second
-    model of the same kind finds the first one's programs.
+    Let equal arguments give the very same object, for the last 64. JAX compiles anew for another one, even if it is
+    equal: so a second model of the same kind finds the first one's programs.
 
     :param make: of hashable arguments; for others it makes a new object
     :return: the same function
     """
     made_before = lru_cache(maxsize=64)(make)
 
+    @wraps(make)
     def make_once(*arguments: Any) -> Made:
         try:
             hash(arguments)
