@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule
 
 from sbx_deepspi import checkpoint, checks
-from sbx_deepspi.learner import create_state, make_optimizer
+from sbx_deepspi.learner import create_state, first_of_equals, make_optimizer, shared
 from sbx_deepspi.networks.actor_critic import (
     CONVOLUTIONS,
     Activation,
@@ -34,7 +34,6 @@ from sbx_deepspi.networks.actor_critic import (
     latent_map_size,
 )
 from sbx_deepspi.networks.agent import ONE_LIPSCHITZ_ACTIVATIONS, Networks, log_policy
-from sbx_deepspi.networks.backend import shared
 from sbx_deepspi.networks.world_model import CategoricalTransitionModel, RewardModel, TransitionModel
 from sbx_deepspi.objective import CATEGORICAL_COSTS
 from sbx_deepspi.rollout import Transitions
@@ -79,15 +78,6 @@ def decide(state: TrainState, observations: np.ndarray, key: jax.Array) -> tuple
 @jax.jit
 def _predict_values(state: TrainState, observations: np.ndarray) -> jax.Array:
     return state.apply_fn(state.params, observations)[1]
-
-
-@shared
-def first_of_equals(networks: Networks) -> Networks:
-    """
-    :param networks: of a policy
-    :return: the first that are equal to them
-    """
-    return networks
 
 
 class DeepSPIPolicy(BaseJaxPolicy):
@@ -292,11 +282,10 @@ class DeepSPIPolicy(BaseJaxPolicy):
         actions = zeros(action_shape(self.action_space), action_dtype(self.action_space))
         zero = zeros((), np.float32)
         example = Transitions(observations, observations, actions, zero, zero, zero, zero, zero, zero)
-        kwargs = tuple((name, type(value), value) for name, value in self.optimizer_kwargs.items())
         self.state = create_state(
             self.networks.init,
             self.networks.apply,
-            make_optimizer(self.optimizer_class, kwargs),
+            make_optimizer(self.optimizer_class, self.optimizer_kwargs),
             init_key,
             example,
             np.float32(lr_schedule(1.0)),
@@ -551,7 +540,7 @@ def actor_kwargs(action_space: spaces.Space) -> dict[str, Any]:
 
 def unchanged(actions: jax.Array) -> jax.Array:
     """
-    :param actions: of a Discrete space
+    :param actions: of a Discrete space, integers of shape (B,)
     :return: the same
     """
     return actions

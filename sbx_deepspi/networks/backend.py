@@ -1,5 +1,5 @@
 """
-Which form of a computation runs where, in one place, and what is kept between models and between runs.
+Which form of a computation runs where, in one place, and what is kept between runs.
 
 Both forms compute the same; of random numbers, the same distribution.
 
@@ -13,9 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
-from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +21,6 @@ import jax.numpy as jnp
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
 from sbx_deepspi.networks.noise import clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.products import transposing_product
-
-Made = TypeVar("Made")
 
 # both were chosen on two cores with 2 MB of cache each
 CPU_MICROBATCH = 32  # fewer transitions, and the dense layers do little but read parameters; more leave the cache
@@ -148,24 +144,3 @@ def keep_compiled_programs() -> None:
     kind = hashlib.sha256("".join(sorted(flags)).encode()).hexdigest()[:8]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "sbx-deepspi", f"compiled-{kind}"))
-
-
-def shared(make: Callable[..., Made]) -> Callable[..., Made]:
-    """
-    Let equal arguments give the very same object, for the last 64. JAX compiles anew for another one, even if it is
-    equal: so a second model of the same kind finds the first one's programs.
-
-    :param make: of hashable arguments; for others it makes a new object
-    :return: the same function
-    """
-    made_before = lru_cache(maxsize=64)(make)
-
-    @wraps(make)
-    def make_once(*arguments: Any) -> Made:
-        try:
-            hash(arguments)
-        except TypeError:
-            return make(*arguments)
-        return made_before(*arguments)
-
-    return make_once
