@@ -5,6 +5,7 @@ Train on Atari and draw the learning curve: the scores of whole games, unclipped
     python benchmarks/learning_curve.py --name breakout --algorithm sbx_ppo --steps 1_000_000
     python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo --steps 300_000
     python benchmarks/learning_curve.py --name breakout --algorithm alpha_0 --steps 300_000
+    python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_two_steps --steps 300_000
 
 each writes docs/results/breakout_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms
 that have one into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's
@@ -14,7 +15,7 @@ SBX's PPO is its own but for the form of its convolutions, which are DeepSPI's m
 parts: the same function of the same parameters in less time. What is not the same is its initialisation, which is not
 orthogonal, and that actor and critic step one after the other, each with a clip and an Adam of its own, so that the
 network that they share takes two steps per minibatch. "alpha_0" tells these from the world model: DeepSPI with
-α = 0, which is PPO.
+α = 0, which is PPO; "sb3_ppo_two_steps" tells the two steps from the rest: SB3's PPO, but for them.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import numpy as np
 import pandas as pd
 import sbx
 import stable_baselines3
+import torch
 from sbx.common import jax_layers
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -49,7 +51,13 @@ IMAGES_IN_A_PART = 32  # of SBX's network
 # of SBX and SB3; vf_coef is half of DeepSPI's, since their loss of values lacks the ½
 PPO_SETTINGS = HYPERPARAMETERS | {"n_steps": 8, "vf_coef": 0.25}
 WINDOW = 200  # games in the running mean
-COLOURS = {"deepspi": "tab:red", "sbx_ppo": "tab:gray", "sb3_ppo": "tab:green", "alpha_0": "tab:blue"}
+COLOURS = {
+    "deepspi": "tab:red",
+    "sbx_ppo": "tab:gray",
+    "sb3_ppo": "tab:green",
+    "alpha_0": "tab:blue",
+    "sb3_ppo_two_steps": "tab:olive",
+}
 
 
 class Conv(nn.Module):
@@ -99,6 +107,48 @@ class NatureCNN(jax_layers.NatureCNN):
         return self.activation_fn(nn.Dense(self.n_features)(maps.reshape(len(maps), -1)))
 
 
+class TwoStepPPO(stable_baselines3.PPO):
+    """
+    SB3's PPO that steps as SBX's does: first the actor, then the critic, each with a clip and an Adam of its own, and
+    each through the network that they share.
+    """
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        shared = list(self.policy.features_extractor.parameters())
+        self.actor_optimizer, self.critic_optimizer = (
+            torch.optim.Adam(shared + list(head.parameters()), eps=1e-5)
+            for head in (self.policy.action_net, self.policy.value_net)
+        )
+
+    def step(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        """
+        :param optimizer: actor's or critic's
+        :param loss: of a minibatch
+        """
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm)
+        optimizer.step()
+
+    def train(self) -> None:
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([self.actor_optimizer, self.critic_optimizer])
+        clip_range = self.clip_range(self._current_progress_remaining)
+        for _ in range(self.n_epochs):
+            for batch in self.rollout_buffer.get(self.batch_size):
+                advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
+                _, log_probs, entropies = self.policy.evaluate_actions(
+                    batch.observations, batch.actions.long().flatten()
+                )
+                ratios = (log_probs - batch.old_log_prob).exp()
+                clipped = ratios.clamp(1 - clip_range, 1 + clip_range)
+                objective = torch.min(ratios * advantages, clipped * advantages) + self.ent_coef * entropies
+                self.step(self.actor_optimizer, -objective.mean())
+                values = self.policy.predict_values(batch.observations).flatten()
+                self.step(self.critic_optimizer, self.vf_coef * torch.nn.functional.mse_loss(values, batch.returns))
+
+
 def make_deepspi(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
     """
     :param env: Atari
@@ -143,7 +193,23 @@ def make_sb3_ppo(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> stabl
     return stable_baselines3.PPO("CnnPolicy", env, **settings)
 
 
-ALGORITHMS = {"deepspi": make_deepspi, "sbx_ppo": make_sbx_ppo, "sb3_ppo": make_sb3_ppo, "alpha_0": make_alpha_0}
+def make_sb3_ppo_two_steps(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> TwoStepPPO:
+    """
+    :param env: Atari
+    :param seed: of everything
+    :param learning_rate: its schedule
+    :return: SB3's PPO with DeepSPI's settings and SBX's steps
+    """
+    return TwoStepPPO("CnnPolicy", env, **(PPO_SETTINGS | {"learning_rate": learning_rate, "seed": seed}))
+
+
+ALGORITHMS = {
+    "deepspi": make_deepspi,
+    "sbx_ppo": make_sbx_ppo,
+    "sb3_ppo": make_sb3_ppo,
+    "alpha_0": make_alpha_0,
+    "sb3_ppo_two_steps": make_sb3_ppo_two_steps,
+}
 
 
 class RecordGames(BaseCallback):

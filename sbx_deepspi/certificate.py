@@ -264,21 +264,34 @@ def draw_sample(rollout: Rollout, key: jax.Array) -> Sample:
     )
 
 
+def constrain(state: TrainState) -> TrainState:
+    """
+    :param state: a policy with its model
+    :return: what a certificate asks of them: the policy, the model made Lipschitz, and no optimiser
+    """
+    # before the call: an optimiser would take time to hand over
+    return _constrain(state.replace(opt_state=None))
+
+
+@jax.jit
+def _constrain(state: TrainState) -> TrainState:
+    return state.replace(params=state.apply_fn(state.params, method="constrain"))
+
+
 @jax.jit  # traced once for both policies
 def measure(state: TrainState, sample: Sample, key: jax.Array, gamma: Scalar) -> Measurement:
     """
     Estimate a latent model's errors on a sample, and bound its Lipschitz constants.
 
-    :param state: a policy with its model
+    :param state: a policy with its model, from :func:`constrain`
     :param sample: of a rollout under π_b
     :param key: randomness of actions and of latent states
     :param gamma: γ
     :return: scalars
     """
-    constrained = state.apply_fn(state.params, method="constrain")
 
     def ask(question: str, *arguments: Any) -> Any:
-        return state.apply_fn(constrained, *arguments, method=question)
+        return state.apply_fn(state.params, *arguments, method=question)
 
     # asked together, which is faster than one by one: first the sample's, then the ends', then the starts'
     transitions, ends, starts = sample.transitions, sample.ends, sample.starts
@@ -326,6 +339,7 @@ def distances(latents: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.sqrt(((latents - others) ** 2).reshape(len(latents), -1).sum(axis=1))
 
 
+@jax.jit
 def certify(
     behaviour: TrainState,
     updated: TrainState,
@@ -339,23 +353,14 @@ def certify(
 
     D_IR is over all of the rollout's states; the models' errors are estimated on :data:`N_SAMPLED` of its transitions.
 
-    :param behaviour: π_b with its model
-    :param updated: π with its model
+    :param behaviour: π_b with its model, from :func:`constrain`
+    :param updated: π with its model, from :func:`constrain`
     :param rollout: T steps of N environments under π_b, on the device
     :param average_episode_length: AEL, in steps
     :param key: randomness of the sample, of actions and of latent states, the same for both policies
     :param gamma: γ
     :return: scalars
     """
-    # optimisers are not asked, but would take time to hand over
-    policies = (state.replace(opt_state=None) for state in (behaviour, updated))
-    return _certify(*policies, rollout, average_episode_length, key, gamma)
-
-
-@jax.jit
-def _certify(
-    behaviour: TrainState, updated: TrainState, rollout: Rollout, length: Scalar, key: jax.Array, gamma: Scalar
-) -> Certificate:
     sample_key, key = jax.random.split(key)
     sample = draw_sample(rollout, sample_key)
     before, after = (measure(state, sample, key, gamma) for state in (behaviour, updated))
@@ -366,11 +371,12 @@ def _certify(
         model=model,
         behaviour_model=behaviour_model,
         value_lipschitz=value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma),
-        average_episode_length=length,
+        average_episode_length=average_episode_length,
         episode_ended=jnp.any(rollout.dones),
-        zeta=return_gap(model, length, ratio.sup, gamma) + return_gap(behaviour_model, length, 1.0, gamma),
-        paper_zeta=paper_return_gap(model, length, ratio.sup, gamma)
-        + paper_return_gap(behaviour_model, length, 1.0, gamma),
+        zeta=return_gap(model, average_episode_length, ratio.sup, gamma)
+        + return_gap(behaviour_model, average_episode_length, 1.0, gamma),
+        paper_zeta=paper_return_gap(model, average_episode_length, ratio.sup, gamma)
+        + paper_return_gap(behaviour_model, average_episode_length, 1.0, gamma),
         latent_improvement=after.latent_return - before.latent_return,
     )
 
@@ -399,11 +405,11 @@ def initial_violation(state: TrainState, gamma: float) -> str | None:
     """
 
     @jax.jit
-    def transition_lipschitz(state: TrainState) -> Scalar:
-        bounds = state.apply_fn(state.apply_fn(state.params, method="constrain"), method="lipschitz_bounds")
+    def transition_lipschitz(constrained: TrainState) -> Scalar:
+        bounds = constrained.apply_fn(constrained.params, method="lipschitz_bounds")
         return jnp.asarray(bounds.transition.under(bounds.policy))
 
-    constant = float(transition_lipschitz(state.replace(opt_state=None)))
+    constant = float(transition_lipschitz(constrain(state)))
     return None if constant * gamma < 1 else f"K_P {constant:.4g} ≥ {limit_of(gamma)}"
 
 

@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import checkpoint, checks, environment
-from sbx_deepspi.certificate import Certificate, certify, numbers, verdict, violations
+from sbx_deepspi.certificate import Certificate, certify, constrain, numbers, verdict, violations
 from sbx_deepspi.interruption import Interruption, mute
 from sbx_deepspi.neighbourhood import project
 from sbx_deepspi.networks import backend
@@ -382,16 +382,17 @@ class DeepSPI(PPO):
         self.key, update_key, certificate_key = jax.random.split(self.key, 3)
         rollout, last_observations = jax.device_put((self.rollout_buffer, self._last_obs), self.jax_device)
         behaviour = self.policy.state
-        updated, report = update(behaviour, rollout, last_observations, update_key, hyperparameters)
-        kept = 1.0
+        result = update(behaviour, rollout, last_observations, update_key, hyperparameters)
+        updated, after, kept = result.state, result.after, 1.0
         if self.neighbourhood == "project":
             updated, kept = project(behaviour, updated, rollout, hyperparameters.clip_range)
+            after = constrain(updated)
         length, gamma = self.average_episode_length, hyperparameters.gamma
-        certificate = certify(behaviour, updated, rollout, length, certificate_key, gamma)
+        certificate = certify(result.before, after, rollout, length, certificate_key, gamma)
         self.policy.state = updated
         # None unless actions are Box; what the user sees comes to the host in one transfer
         log_std = updated.params["params"]["actor"].get("log_std")
-        report, log_std, kept, self.certificate = jax.device_get((report, log_std, kept, certificate))
+        report, log_std, kept, self.certificate = jax.device_get((result.report, log_std, kept, certificate))
         self._log(report, log_std, hyperparameters)
         if self.neighbourhood == "project":
             self.logger.record("spi/kept_fraction", float(kept))

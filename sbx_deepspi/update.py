@@ -9,7 +9,7 @@ from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
 from sbx_deepspi import objective
-from sbx_deepspi.networks.agent import Evaluation
+from sbx_deepspi.networks.agent import Evaluation, Norms
 from sbx_deepspi.rollout import Rollout, Transitions, microbatches, share_observations, to_transitions
 
 
@@ -204,12 +204,13 @@ def loss(
 
 
 def loss_gradients(
-    state: TrainState, minibatch: Transitions, key: jax.Array, hyperparameters: Hyperparameters
+    state: TrainState, norms: Norms, minibatch: Transitions, key: jax.Array, hyperparameters: Hyperparameters
 ) -> tuple[FrozenDict, Metrics]:
     """
     The gradient of -J of a minibatch, averaged over equal parts that fit the processor's cache.
 
     :param state: the parameters
+    :param norms: of the Lipschitz layers' kernels
     :param minibatch: B transitions
     :param key: randomness of the latent samples
     :param hyperparameters: see :class:`Hyperparameters`
@@ -217,7 +218,7 @@ def loss_gradients(
     """
     if hyperparameters.normalize_advantage:
         minibatch = minibatch.replace(advantages=objective.normalize(minibatch.advantages))
-    constrained, pull_back = jax.vjp(lambda params: state.apply_fn(params, method="constrain"), state.params)
+    constrained, pull_back = jax.vjp(lambda params: state.apply_fn(params, norms, method="constrain"), state.params)
     parts = microbatches(minibatch, hyperparameters.microbatch_size)
     n_parts = len(parts.rewards)
 
@@ -262,11 +263,31 @@ class Progress(struct.PyTreeNode):
     What goes from minibatch to minibatch.
 
     :param state: parameters and optimiser
+    :param norms: of the Lipschitz layers' kernels, or of what they were shortly before
+    :param moved: whether one of these has moved so far that norms should be computed anew
     :param stopped: whether the divergence has passed its limit
     """
 
     state: TrainState
+    norms: Norms
+    moved: jax.Array
     stopped: jax.Array
+
+
+class Updated(struct.PyTreeNode):
+    """
+    What an update makes.
+
+    :param state: the new parameters and optimiser
+    :param before: the old policy with its model made Lipschitz, as a certificate wants it: without the optimiser
+    :param after: the new one, in the same form
+    :param report: what to tell the user
+    """
+
+    state: TrainState
+    before: TrainState
+    after: TrainState
+    report: UpdateReport
 
 
 @jax.jit
@@ -276,7 +297,7 @@ def update(
     last_observations: np.ndarray,
     key: jax.Array,
     hyperparameters: Hyperparameters,
-) -> tuple[TrainState, UpdateReport]:
+) -> Updated:
     """
     One whole update: advantages, epochs, minibatches, in one compiled program.
 
@@ -285,7 +306,7 @@ def update(
     :param last_observations: what follows the rollout's last step, shape (N, ...)
     :param key: randomness of minibatches and latent samples, used up
     :param hyperparameters: see :class:`Hyperparameters`
-    :return: the new parameters and optimiser, and what to tell the user
+    :return: see :class:`Updated`
     """
     h = hyperparameters
     last_values = state.apply_fn(state.params, last_observations)[1]
@@ -297,9 +318,17 @@ def update(
     )
     state = state.replace(opt_state=opt_state)
 
-    def learn(state: TrainState, indices: jax.Array, key: jax.Array) -> tuple[TrainState, MinibatchReport]:
+    def norms_of(state: TrainState) -> Norms:
+        return state.apply_fn(state.params, method="norms")
+
+    def constrained(state: TrainState, norms: Norms) -> TrainState:
+        return state.replace(params=state.apply_fn(state.params, norms, method="constrain"), opt_state=None)
+
+    def learn(progress: Progress, indices: jax.Array, key: jax.Array) -> tuple[Progress, MinibatchReport]:
+        state, stopped = progress.state, progress.stopped
+        moved = state.apply_fn(state.params, progress.norms, method="have_moved")
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
-        gradients, metrics = loss_gradients(state, minibatch, key, h)
+        gradients, metrics = loss_gradients(state, progress.norms, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)
         new_state = new_state.replace(params=state.apply_fn(new_state.params, method="limit_policy"))
         faults = Faults(
@@ -309,22 +338,20 @@ def update(
             gradient=~jnp.isfinite(optax.tree.norm(gradients)),
             parameters=~jnp.isfinite(optax.tree.norm(new_state.params)),
         )
-        rejected = faults.any
         if h.target_kl is not None:
-            rejected |= metrics.approx_kl > 1.5 * h.target_kl
+            stopped = metrics.approx_kl > 1.5 * h.target_kl
+        rejected = faults.any | stopped
         new_state = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), new_state, state)
-        return new_state, MinibatchReport(metrics, faults, ran=jnp.asarray(True))
+        return Progress(new_state, progress.norms, moved, stopped), MinibatchReport(
+            metrics, faults, ran=jnp.asarray(True)
+        )
 
     def minibatch_step(progress: Progress, minibatch: tuple[jax.Array, jax.Array]) -> tuple[Progress, MinibatchReport]:
         if h.target_kl is None:
-            state, report = learn(progress.state, *minibatch)
-            return progress.replace(state=state), report
+            return learn(progress, *minibatch)
 
-        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(learn, progress.state, *minibatch)[1])
-        state, report = jax.lax.cond(
-            progress.stopped, lambda: (progress.state, nothing), lambda: learn(progress.state, *minibatch)
-        )
-        return Progress(state, progress.stopped | (report.metrics.approx_kl > 1.5 * h.target_kl)), report
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(learn, progress, *minibatch)[1])
+        return jax.lax.cond(progress.stopped, lambda: (progress, nothing), lambda: learn(progress, *minibatch))
 
     def epoch_step(progress: Progress, key: jax.Array) -> tuple[Progress, MinibatchReport]:
         key, shuffle_key = jax.random.split(key)
@@ -340,15 +367,19 @@ def update(
         if rest.size:
             progress, report = minibatch_step(progress, (rest, keys[n_full]))
             reports.append(jax.tree.map(lambda scalar: scalar[None], report))
-        return progress, jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports)
+        norms = jax.lax.cond(progress.moved, norms_of, lambda state: progress.norms, progress.state)
+        return progress.replace(norms=norms), jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports)
 
-    progress = Progress(state, jnp.asarray(False))
+    # norms take as long as the rest of a minibatch of vectors does, which hardly moves the kernels
+    norms = norms_of(state)
+    before = constrained(state, norms)
+    progress = Progress(state, norms, moved=jnp.asarray(False), stopped=jnp.asarray(False))
     progress, reports = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
 
     ran = reports.ran
     variance = jnp.var(transitions.returns)
     unexplained = jnp.var(transitions.returns - transitions.values)
-    return progress.state, UpdateReport(
+    report = UpdateReport(
         metrics=reports.metrics.mean(where=ran & ~reports.faults.any),
         faults=jax.tree.map(jnp.sum, reports.faults),
         n_minibatches=ran.sum(),
@@ -357,3 +388,4 @@ def update(
         stopped=progress.stopped,
         last_kl=reports.metrics.approx_kl.reshape(-1)[ran.sum() - 1],
     )
+    return Updated(progress.state, before, constrained(progress.state, progress.norms), report)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # the tests compile much and run little: these halve what it takes to compile
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# else SB3 leaves an empty folder for each model
+os.environ.setdefault("SB3_LOGDIR", str(Path(tempfile.gettempdir()) / "sbx-deepspi-tests-logs"))
 
 
 # whoever runs the tests in the background may have them ignore Ctrl-C, which programs that they start would inherit

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sbx
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -154,6 +155,67 @@ def test_ppo_of_the_learning_curve_is_sbxs_own(monkeypatch: pytest.MonkeyPatch) 
     shared = (state.params["params"]["NatureCNN_0"] for state in (ours.policy.actor_state, ours.policy.vf_state))
     jax.tree.map(np.testing.assert_array_equal, *shared)
     assert jnp.abs(ours.policy.actor_state.params["params"]["NatureCNN_0"]["Dense_0"]["bias"]).max() > 0
+
+
+def test_two_steps_of_the_learning_curve_are_sbxs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same parameters and the same rollout, SB3's PPO with SBX's steps comes to SBX's parameters."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import learning_curve
+
+    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 5)
+    schedule = LinearSchedule(1e-3, 1e-3, 1.0)
+    ours = learning_curve.make_sb3_ppo_two_steps(env, 3, schedule)
+    sbx_model = learning_curve.make_sbx_ppo(env, 3, schedule)
+    actor, critic = sbx_model.policy.actor_state, sbx_model.policy.vf_state
+    cnn = ours.policy.features_extractor.cnn
+
+    def theirs() -> dict[torch.Tensor, np.ndarray]:
+        """Our parameters, and SBX's where they have their place and order of axes."""
+        shared = actor.params["params"]["NatureCNN_0"]
+        last = shared["Dense_0"]["kernel"].reshape(1, 1, 64, 512)  # this observation's map has one cell
+        kernels = [shared[f"Conv_{i}"]["kernel"] for i in range(3)] + [last]
+        layers = cnn[0], cnn[2], cnn[4], ours.policy.features_extractor.linear[0]
+        placed = {
+            layer.weight: np.transpose(kernel, (3, 2, 0, 1)).reshape(layer.weight.shape)
+            for layer, kernel in zip(layers, kernels, strict=True)
+        }
+        biases = *(shared[f"Conv_{i}"]["bias"] for i in range(3)), shared["Dense_0"]["bias"]
+        placed |= {layer.bias: bias for layer, bias in zip(layers, biases, strict=True)}
+        for head, state in ((ours.policy.action_net, actor), (ours.policy.value_net, critic)):
+            placed |= {head.weight: state.params["params"]["Dense_0"]["kernel"].T}
+            placed |= {head.bias: state.params["params"]["Dense_0"]["bias"]}
+        return placed
+
+    with torch.no_grad():
+        for parameter, value in theirs().items():
+            parameter.copy_(torch.tensor(np.asarray(value)))
+    ours.n_epochs = 0
+    ours.learn(40)
+    ours.n_epochs = 1
+    batch = next(ours.rollout_buffer.get(40))
+    # normalised here as SB3 does, by n - 1
+    advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
+    before = {parameter: parameter.detach().clone() for parameter in theirs()}
+    for _ in range(3):
+        ours.train()
+        (actor, critic), _ = sbx_model._one_update(
+            actor,
+            critic,
+            batch.observations.numpy(),
+            batch.actions.flatten().numpy().astype(np.int32),
+            advantages.numpy(),
+            batch.returns.numpy(),
+            batch.old_log_prob.numpy(),
+            clip_range=0.1,
+            ent_coef=ours.ent_coef,
+            vf_coef=ours.vf_coef,
+            normalize_advantage=False,
+            share_features_extractor=True,
+        )
+    for parameter, value in theirs().items():
+        moved = float((parameter.detach() - before[parameter]).abs().max())
+        assert moved > 1e-3
+        np.testing.assert_allclose(parameter.detach(), value, rtol=0, atol=0.02 * moved)
 
 
 @pytest.mark.parametrize("algorithm", ["deepspi", "sbx_ppo"])

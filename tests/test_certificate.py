@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sbx_deepspi import DeepMDP, DeepSPI, SPICertificateCallback, checks
 from sbx_deepspi import certificate as certificates
 from sbx_deepspi.neighbourhood import draw_back, project
+from sbx_deepspi.networks import lipschitz
 from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.networks.lipschitz import lipschitz_bound
 from sbx_deepspi.objective import CATEGORICAL_COSTS
@@ -123,6 +124,26 @@ def test_errors_and_episode_length_of_an_update() -> None:
     assert float(certificate.model.reward_error) == pytest.approx(np.abs(predict["reward_model"] - 1).mean(), rel=1e-4)
     assert float(certificate.model.transition_error) == pytest.approx(distances.mean(), rel=1e-4)
     assert float(certificate.average_episode_length) == 4
+
+
+def test_an_update_hands_over_both_models_as_the_certificate_wants_them() -> None:
+    """That of π_b exactly, that of π nearly, and not less than Lipschitz."""
+    model = trained(batch_size=4, learning_rate=1e-3)
+    rollout, h = collected(model)
+    state = model.policy.state
+    result = update(state, rollout, model._last_obs, jax.random.PRNGKey(0), h)
+    before, after = certificates.constrain(state), certificates.constrain(result.state)
+    assert jax.tree.structure((before, after)) == jax.tree.structure((result.before, result.after))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), result.before, before)
+    for (path, ours), fresh in zip(
+        jax.tree_util.tree_leaves_with_path(result.after.params), jax.tree.leaves(after.params), strict=True
+    ):
+        if path[-1].key == "kernel" and "model" in path[1].key:
+            ratio = np.asarray(ours / fresh)
+            assert (ratio <= 1 + 1e-5).all()
+            assert (ratio >= 1 - 3 * lipschitz.LOOSENESS).all()  # it may go that far, and on for one epoch
+        else:
+            np.testing.assert_array_equal(ours, fresh)
 
 
 def test_a_sample_is_of_different_transitions_whose_fields_belong_together() -> None:
@@ -471,7 +492,8 @@ class TestNeighbourhood:
         model = trained(action_space, learning_rate=0.03)
         rollout, h = collected(model)
         behaviour = model.policy.state
-        updated, _ = update(behaviour, rollout, model._last_obs, jax.random.PRNGKey(0), h.replace(learning_rate=0.03))
+        h = h.replace(learning_rate=0.03)
+        updated = update(behaviour, rollout, model._last_obs, jax.random.PRNGKey(0), h).state
         projected, kept = project(behaviour, updated, rollout, 0.1)
         assert 0 < kept < 1
         more = jax.tree.map(lambda old, new: old + 9 / 8 * (new - old), behaviour.params, projected.params)

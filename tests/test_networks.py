@@ -115,6 +115,51 @@ def test_bounds_of_layers_per_action(layer: str) -> None:
     assert (bounds <= 1.2 * true).all()
 
 
+KERNELS = {"dense": (7, 5), "per action": (3, 7, 5), "convolution": (2, 2, 4, 6), "grouped": (3, 2, 2, 2, 4, 6)}
+
+
+@pytest.mark.parametrize("shape", KERNELS.values(), ids=KERNELS)
+def test_kernels_at_their_known_norm_are_divided_by_it(shape: tuple[int, ...]) -> None:
+    """Values and gradients of plain autodiff."""
+
+    def plain(kernel: jax.Array, height: jax.Array) -> jax.Array:
+        bound = lipschitz.kernel_norm_bound(kernel, 3, 4)
+        return kernel / bound.reshape(bound.shape + (1,) * (kernel.ndim - bound.ndim))
+
+    def known(kernel: jax.Array, nothing: jax.Array) -> jax.Array:
+        norms = lipschitz.kernel_norms({"kernel": kernel}, 3, 4)
+        return lipschitz.normalize_kernels({"kernel": kernel}, norms)["kernel"]
+
+    assert_same_function(known, plain, normal(6, *shape), jnp.zeros(()))
+
+
+@pytest.mark.parametrize("shape", KERNELS.values(), ids=KERNELS)
+def test_moved_kernels_are_divided_by_no_less_than_their_norm(shape: tuple[int, ...]) -> None:
+    """From an exact norm as far as they may go, in the direction that adds most to it and in others."""
+    kernel = normal(6, *shape)
+
+    def true_norms(kernels: jax.Array) -> np.ndarray:
+        by_action = np.asarray(kernels if len(shape) in (3, 6) else kernels[None])
+        if len(shape) <= 3:
+            return np.linalg.norm(by_action, 2, axis=(1, 2))
+        by_action = by_action.reshape(len(by_action), -1, *shape[-4:])
+        return np.array([max(np.linalg.norm(unrolled(group, 3, 4), 2) for group in groups) for groups in by_action])
+
+    (norm,) = jax.jit(lipschitz.kernel_norms, static_argnums=(1, 2))({"kernel": kernel}, 3, 4)
+    exact = [norm.replace(bound=jnp.asarray(true_norms(kernel), jnp.float32).reshape(norm.bound.shape))]
+    have_moved, normalize = jax.jit(lipschitz.have_moved), jax.jit(lipschitz.normalize_kernels)
+    assert not have_moved({"kernel": kernel}, exact)
+    for direction in (norm.slope, -norm.slope, normal(8, *shape)):
+        allowed = lipschitz.LOOSENESS * exact[0].bound / lipschitz.moved(kernel + direction, norm)
+        step = allowed.reshape(allowed.shape + (1,) * (len(shape) - allowed.ndim)) * direction
+        new = {"kernel": kernel + 0.99 * step}
+        assert not have_moved(new, exact)
+        assert have_moved({"kernel": kernel + 1.01 * step}, exact)
+        normalized = true_norms(normalize(new, exact)["kernel"])
+        assert (normalized <= 1 + 1e-5).all()
+        assert (normalized >= 0.97).all()
+
+
 def test_group_sort_by_hand() -> None:
     np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([3.0, 1.0, -2.0, 5.0])), [1, 3, -2, 5])
 
@@ -272,10 +317,13 @@ def test_rewards_locations_and_scales_are_lipschitz_in_the_latent(
 
     # weights far from their initialisation, as training would leave them
     transition_params, reward_params = jax.tree.map(lambda p: 3 * p + 0.1, (transition_params, reward_params))
-    transition_params, reward_params = (
-        {"params": jax.jit(lambda p: lipschitz.normalize_kernels(p, *latent_shape[:-1]))(p["params"])}
-        for p in (transition_params, reward_params)
-    )
+
+    @jax.jit
+    def normalized(params: dict) -> dict:
+        norms = lipschitz.kernel_norms(params["params"], *latent_shape[:-1])
+        return {"params": lipschitz.normalize_kernels(params["params"], norms)}
+
+    transition_params, reward_params = normalized(transition_params), normalized(reward_params)
     direction = normal(3, 6, *latent_shape)
     predict_rewards, predict_latents = jax.jit(reward.apply), jax.jit(transition.apply)
     for scale in (1e-2, 1.0, 10.0):

@@ -11,12 +11,22 @@ import tensorflow_probability.substrates.jax as tfp
 from flax import struct
 
 from sbx_deepspi.networks.backend import in_parts
-from sbx_deepspi.networks.lipschitz import limit_kernels, lipschitz_bound, normalize_kernels
+from sbx_deepspi.networks.lipschitz import (
+    KernelNorm,
+    have_moved,
+    kernel_norms,
+    limit_kernels,
+    lipschitz_bound,
+    normalize_kernels,
+)
 from sbx_deepspi.networks.world_model import LipschitzBounds
 from sbx_deepspi.objective import reward_loss
 from sbx_deepspi.rollout import Transitions, share_observations
 
 tfd = tfp.distributions
+
+Norms = dict[str, list[KernelNorm]]
+"""Of the Lipschitz kernels of each part of the world model, by its name."""
 
 ONE_LIPSCHITZ_ACTIVATIONS = (nn.relu, nn.tanh, jnp.tanh, nn.elu, nn.leaky_relu)
 
@@ -109,17 +119,40 @@ class Networks(nn.Module):
         """
         return self.latent_shape[:2] if len(self.latent_shape) == 3 else ()
 
-    def constrain(self) -> dict[str, Any]:
+    @property
+    def lipschitz_models(self) -> list[str]:
+        """
+        :return: names of the world model's parts that have Lipschitz layers
+        """
+        models = {"transition_model": self.transition_model, "reward_model": self.reward_model}
+        return [name for name, model in models.items() if model.lipschitz_constant is not None]
+
+    def norms(self) -> Norms:
+        """
+        :return: of the kernels of Lipschitz layers
+        """
+        params = self.variables["params"]
+        return {name: kernel_norms(params[name], *self.latent_map) for name in self.lipschitz_models}
+
+    def have_moved(self, norms: Norms) -> jax.Array:
+        """
+        :param norms: of what the kernels were
+        :return: whether one of them is so far from there that its norm should be computed anew
+        """
+        params = self.variables["params"]
+        return jnp.array([have_moved(params[name], norms[name]) for name in self.lipschitz_models]).any()
+
+    def constrain(self, norms: Norms | None = None) -> dict[str, Any]:
         """
         The parameters with a world model that is Lipschitz, as :meth:`evaluate` wants them.
 
+        :param norms: of these kernels, or of what they were; ``None``: of these
         :return: a tree of the parameters' structure; with plain layers, the parameters themselves
         """
         params = dict(self.variables["params"])
-        models = {"transition_model": self.transition_model, "reward_model": self.reward_model}
-        for name, model in models.items():
-            if model.lipschitz_constant is not None:
-                params[name] = normalize_kernels(params[name], *self.latent_map)
+        norms = self.norms() if norms is None else norms
+        for name in self.lipschitz_models:
+            params[name] = normalize_kernels(params[name], norms[name])
         return {"params": params}
 
     def limit_policy(self) -> dict[str, Any]:

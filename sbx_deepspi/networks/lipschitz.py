@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from sbx_deepspi.networks.backend import batched_product
 
@@ -225,23 +226,119 @@ def kernel_norm_bound(kernel: jax.Array, height: int = 1, width: int = 1) -> jax
     return norm.max(axis=1) if kernel.ndim == 6 else norm
 
 
-def normalize_kernels(params: Mapping[str, Any], height: int = 1, width: int = 1) -> dict[str, Any]:
+class KernelNorm(struct.PyTreeNode):
+    """
+    What is known of a kernel's operator norm; one number, or one per action.
+
+    :param kernel: whose
+    :param bound: of the norm, shape () or (n_actions,)
+    :param slope: the bound's gradient, shape of the kernel
+    """
+
+    kernel: jax.Array
+    bound: jax.Array
+    slope: jax.Array
+
+
+LOOSENESS = 0.01
+"""How far a kernel may move from where its norm is known, as a part of it."""
+
+
+def kernel_norms(params: Mapping[str, Any], height: int = 1, width: int = 1) -> list[KernelNorm]:
+    """
+    :param params: parameters of modules built from these layers
+    :param height: rows of the maps that convolutions see
+    :param width: their columns
+    :return: the norms of all kernels, in the tree's order
+    """
+
+    def norm_of(kernel: jax.Array) -> KernelNorm:
+        bound, pull_back = jax.vjp(lambda kernel: kernel_norm_bound(kernel, height, width), kernel)
+        (slope,) = pull_back(jnp.ones_like(bound))
+        return KernelNorm(kernel, bound, slope)
+
+    return [norm_of(kernel) for kernel in kernels_of(params)]
+
+
+def kernels_of(params: Mapping[str, Any]) -> list[jax.Array]:
+    """
+    :param params: parameters of modules built from these layers
+    :return: all kernels, in the tree's order
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(dict(params))
+    return [leaf for path, leaf in leaves if path[-1].key == "kernel"]
+
+
+def moved(kernel: jax.Array, norm: KernelNorm) -> jax.Array:
+    """
+    Upper bound of the operator norm of the layer whose kernel is the difference. A convolution is a sum of one product
+    per tap, whose norms' sum is at most the square root of their number times the kernel's Frobenius norm.
+
+    :param kernel: now
+    :param norm: known of what it was
+    :return: shape () or (n_actions,)
+    """
+    difference = kernel - norm.kernel
+    if kernel.ndim <= 3:
+        return _frobenius(difference)
+    *_, height, width, _, _ = kernel.shape
+    distance = jnp.sqrt(height * width * (difference**2).sum(axis=(-1, -2, -3, -4)))
+    return distance.max(axis=1) if kernel.ndim == 6 else distance
+
+
+@jax.custom_vjp
+def bound_from(norm: KernelNorm, kernel: jax.Array) -> jax.Array:
+    """
+    Upper bound of a kernel's norm near one whose norm is known: ‖M‖ ≤ ‖M₀‖ + ‖M - M₀‖. Its gradient by the kernel is
+    the norm's at M₀.
+
+    :param norm: of what the kernel was; no gradient goes on to it
+    :param kernel: now
+    :return: shape () or (n_actions,)
+    """
+    return norm.bound + moved(kernel, norm)
+
+
+def _bound_forward(norm: KernelNorm, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return bound_from(norm, kernel), norm.slope
+
+
+def _bound_backward(slope: jax.Array, cotangent: jax.Array) -> tuple[None, jax.Array]:
+    return None, slope * cotangent.reshape(cotangent.shape + (1,) * (slope.ndim - cotangent.ndim))
+
+
+bound_from.defvjp(_bound_forward, _bound_backward)
+
+
+def have_moved(params: Mapping[str, Any], norms: list[KernelNorm]) -> jax.Array:
+    """
+    :param params: parameters of modules built from these layers
+    :param norms: of what the kernels were
+    :return: whether any is farther from there than :data:`LOOSENESS` allows
+    """
+    kernels = kernels_of(params)
+    return jnp.stack(
+        [jnp.any(moved(k, norm) > LOOSENESS * norm.bound) for k, norm in zip(kernels, norms, strict=True)]
+    ).any()
+
+
+def normalize_kernels(params: Mapping[str, Any], norms: list[KernelNorm]) -> dict[str, Any]:
     """
     Divide every kernel of this module's layers by a bound of its operator norm: each layer becomes 1-Lipschitz.
 
     Done once per minibatch on the parameters, rather than by each layer whenever it is applied.
 
     :param params: parameters of modules built from these layers; all but kernels stay as they are
-    :param height: rows of the maps that convolutions see
-    :param width: their columns
+    :param norms: of these kernels, or of what they were; see :func:`kernel_norms`
     :return: a tree of the same structure
     """
+    known = iter(norms)
 
     def normalize(path: tuple[Any, ...], kernel: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
             return kernel
-        norm = kernel_norm_bound(kernel, height, width)
-        return kernel / (norm.reshape(norm.shape + (1,) * (kernel.ndim - norm.ndim)) + TINY)
+        bound = bound_from(next(known), kernel)
+        return kernel / (bound.reshape(bound.shape + (1,) * (kernel.ndim - bound.ndim)) + TINY)
 
     return jax.tree_util.tree_map_with_path(normalize, dict(params))
 
@@ -271,9 +368,7 @@ def lipschitz_bound(params: Mapping[str, Any]) -> jax.Array:
     :param params: parameters of dense layers
     :return: scalar
     """
-    leaves = jax.tree_util.tree_leaves_with_path(dict(params))
-    norms = [spectral_norm_bound(leaf) for path, leaf in leaves if path[-1].key == "kernel"]
-    return jnp.prod(jnp.array(norms))
+    return jnp.prod(jnp.array([spectral_norm_bound(kernel) for kernel in kernels_of(params)]))
 
 
 class Dense(nn.Module):
