@@ -15,7 +15,8 @@ SBX's PPO is its own but for the form of its convolutions, which are DeepSPI's m
 parts: the same function of the same parameters in less time. What is not the same is its initialisation, which is not
 orthogonal, and that actor and critic step one after the other, each with a clip and an Adam of its own, so that the
 network that they share takes two steps per minibatch. "alpha_0" tells these from the world model: DeepSPI with
-α = 0, which is PPO; "sb3_ppo_two_steps" tells the two steps from the rest: SB3's PPO, but for them.
+α = 0, which is PPO. SB3's PPO tells them from each other: "sb3_ppo_two_steps" with SBX's steps, "sb3_ppo_as_sbx" with
+its steps and its initialisation.
 """
 
 import argparse
@@ -57,6 +58,7 @@ COLOURS = {
     "sb3_ppo": "tab:green",
     "alpha_0": "tab:blue",
     "sb3_ppo_two_steps": "tab:olive",
+    "sb3_ppo_as_sbx": "tab:purple",
 }
 
 
@@ -203,12 +205,29 @@ def make_sb3_ppo_two_steps(env: VecEnv, seed: int, learning_rate: LinearSchedule
     return TwoStepPPO("CnnPolicy", env, **(PPO_SETTINGS | {"learning_rate": learning_rate, "seed": seed}))
 
 
+def make_sb3_ppo_as_sbx(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> TwoStepPPO:
+    """
+    :param env: Atari
+    :param seed: of everything
+    :param learning_rate: its schedule
+    :return: SB3's PPO with DeepSPI's settings, SBX's steps and SBX's initialisation, which is flax's
+    """
+    model = make_sb3_ppo_two_steps(env, seed, learning_rate)
+    for layer in model.policy.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            deviation = (1 / layer.weight[0].numel()) ** 0.5 / 0.87962566  # of what is left between two deviations: 1
+            torch.nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+            torch.nn.init.zeros_(layer.bias)
+    return model
+
+
 ALGORITHMS = {
     "deepspi": make_deepspi,
     "sbx_ppo": make_sbx_ppo,
     "sb3_ppo": make_sb3_ppo,
     "alpha_0": make_alpha_0,
     "sb3_ppo_two_steps": make_sb3_ppo_two_steps,
+    "sb3_ppo_as_sbx": make_sb3_ppo_as_sbx,
 }
 
 
