@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from flax.training.train_state import TrainState
 
+from sbx_deepspi.learner import Constrained, constrain
 from sbx_deepspi.networks.agent import NetworkBounds
 from sbx_deepspi.rollout import Array, Rollout
 
@@ -184,7 +185,7 @@ def paper_return_gap(model: LatentModel, average_episode_length: Scalar, ratio_s
 
 
 @jax.jit
-def importance_ratios(updated: TrainState, rollout: Rollout) -> RatioRange:
+def importance_ratios(updated: TrainState | Constrained, rollout: Rollout) -> RatioRange:
     """
     D_IR of an updated policy on all of a rollout's states: over every action, or over the sampled ones for Box.
 
@@ -264,26 +265,12 @@ def draw_sample(rollout: Rollout, key: jax.Array) -> Sample:
     )
 
 
-def constrain(state: TrainState) -> TrainState:
-    """
-    :param state: a policy with its model
-    :return: what a certificate asks of them: the policy, the model made Lipschitz, and no optimiser
-    """
-    # before the call: an optimiser would take time to hand over
-    return _constrain(state.replace(opt_state=None))
-
-
-@jax.jit
-def _constrain(state: TrainState) -> TrainState:
-    return state.replace(params=state.apply_fn(state.params, method="constrain"))
-
-
 @jax.jit  # traced once for both policies
-def measure(state: TrainState, sample: Sample, key: jax.Array, gamma: Scalar) -> Measurement:
+def measure(policy: Constrained, sample: Sample, key: jax.Array, gamma: Scalar) -> Measurement:
     """
     Estimate a latent model's errors on a sample, and bound its Lipschitz constants.
 
-    :param state: a policy with its model, from :func:`constrain`
+    :param policy: with its model
     :param sample: of a rollout under π_b
     :param key: randomness of actions and of latent states
     :param gamma: γ
@@ -291,7 +278,7 @@ def measure(state: TrainState, sample: Sample, key: jax.Array, gamma: Scalar) ->
     """
 
     def ask(question: str, *arguments: Any) -> Any:
-        return state.apply_fn(state.params, *arguments, method=question)
+        return policy.apply_fn(policy.params, *arguments, method=question)
 
     # asked together, which is faster than one by one: first the sample's, then the ends', then the starts'
     transitions, ends, starts = sample.transitions, sample.ends, sample.starts
@@ -341,8 +328,8 @@ def distances(latents: jax.Array, others: jax.Array) -> jax.Array:
 
 @jax.jit
 def certify(
-    behaviour: TrainState,
-    updated: TrainState,
+    behaviour: Constrained,
+    updated: Constrained,
     rollout: Rollout,
     average_episode_length: Scalar,
     key: jax.Array,
@@ -353,8 +340,8 @@ def certify(
 
     D_IR is over all of the rollout's states; the models' errors are estimated on :data:`N_SAMPLED` of its transitions.
 
-    :param behaviour: π_b with its model, from :func:`constrain`
-    :param updated: π with its model, from :func:`constrain`
+    :param behaviour: π_b with its model
+    :param updated: π with its model
     :param rollout: T steps of N environments under π_b, on the device
     :param average_episode_length: AEL, in steps
     :param key: randomness of the sample, of actions and of latent states, the same for both policies
@@ -363,7 +350,7 @@ def certify(
     """
     sample_key, key = jax.random.split(key)
     sample = draw_sample(rollout, sample_key)
-    before, after = (measure(state, sample, key, gamma) for state in (behaviour, updated))
+    before, after = (measure(policy, sample, key, gamma) for policy in (behaviour, updated))
     model, behaviour_model = after.model, before.model
     ratio = importance_ratios(updated, rollout)
     return Certificate(
@@ -405,11 +392,12 @@ def initial_violation(state: TrainState, gamma: float) -> str | None:
     """
 
     @jax.jit
-    def transition_lipschitz(constrained: TrainState) -> Scalar:
+    def transition_lipschitz(state: TrainState) -> Scalar:
+        constrained = constrain(state)
         bounds = constrained.apply_fn(constrained.params, method="lipschitz_bounds")
         return jnp.asarray(bounds.transition.under(bounds.policy))
 
-    constant = float(transition_lipschitz(constrain(state)))
+    constant = float(transition_lipschitz(state.replace(opt_state=None)))
     return None if constant * gamma < 1 else f"K_P {constant:.4g} ≥ {limit_of(gamma)}"
 
 

@@ -25,8 +25,9 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import checkpoint, checks, environment
-from sbx_deepspi.certificate import Certificate, certify, constrain, numbers, verdict, violations
+from sbx_deepspi.certificate import Certificate, certify, numbers, verdict, violations
 from sbx_deepspi.interruption import Interruption, mute
+from sbx_deepspi.learner import constrain
 from sbx_deepspi.neighbourhood import project
 from sbx_deepspi.networks import backend
 from sbx_deepspi.policies import (
@@ -386,7 +387,7 @@ class DeepSPI(PPO):
         updated, after, kept = result.state, result.after, 1.0
         if self.neighbourhood == "project":
             updated, kept = project(behaviour, updated, rollout, hyperparameters.clip_range)
-            after = constrain(updated)
+            after = constrain(updated.replace(opt_state=None))
         length, gamma = self.average_episode_length, hyperparameters.gamma
         certificate = certify(result.before, after, rollout, length, certificate_key, gamma)
         self.policy.state = updated

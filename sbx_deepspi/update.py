@@ -9,8 +9,12 @@ from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
 from sbx_deepspi import objective
+from sbx_deepspi.learner import Constrained, constrain
 from sbx_deepspi.networks.agent import Evaluation, Norms
 from sbx_deepspi.rollout import Rollout, Transitions, microbatches, share_observations, to_transitions
+
+LONGEST_RUN = 8
+"""Minibatches after which norms of kernels that have moved are computed anew, at the latest."""
 
 
 class Hyperparameters(struct.PyTreeNode):
@@ -264,13 +268,13 @@ class Progress(struct.PyTreeNode):
 
     :param state: parameters and optimiser
     :param norms: of the Lipschitz layers' kernels, or of what they were shortly before
-    :param moved: whether one of these has moved so far that norms should be computed anew
+    :param stale: whether one of these had moved too far for them before the last step
     :param stopped: whether the divergence has passed its limit
     """
 
     state: TrainState
     norms: Norms
-    moved: jax.Array
+    stale: jax.Array
     stopped: jax.Array
 
 
@@ -279,14 +283,14 @@ class Updated(struct.PyTreeNode):
     What an update makes.
 
     :param state: the new parameters and optimiser
-    :param before: the old policy with its model made Lipschitz, as a certificate wants it: without the optimiser
-    :param after: the new one, in the same form
+    :param before: the old policy and model, as the certificate wants them
+    :param after: the new ones; their norms may be those of shortly before
     :param report: what to tell the user
     """
 
     state: TrainState
-    before: TrainState
-    after: TrainState
+    before: Constrained
+    after: Constrained
     report: UpdateReport
 
 
@@ -321,12 +325,10 @@ def update(
     def norms_of(state: TrainState) -> Norms:
         return state.apply_fn(state.params, method="norms")
 
-    def constrained(state: TrainState, norms: Norms) -> TrainState:
-        return state.replace(params=state.apply_fn(state.params, norms, method="constrain"), opt_state=None)
-
     def learn(progress: Progress, indices: jax.Array, key: jax.Array) -> tuple[Progress, MinibatchReport]:
         state, stopped = progress.state, progress.stopped
-        moved = state.apply_fn(state.params, progress.norms, method="have_moved")
+        # before the step: the distances are those that the gradient needs
+        stale = progress.stale | state.apply_fn(state.params, progress.norms, method="are_stale")
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
         gradients, metrics = loss_gradients(state, progress.norms, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)
@@ -342,7 +344,7 @@ def update(
             stopped = metrics.approx_kl > 1.5 * h.target_kl
         rejected = faults.any | stopped
         new_state = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), new_state, state)
-        return Progress(new_state, progress.norms, moved, stopped), MinibatchReport(
+        return Progress(new_state, progress.norms, stale, stopped), MinibatchReport(
             metrics, faults, ran=jnp.asarray(True)
         )
 
@@ -353,6 +355,14 @@ def update(
         nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(learn, progress, *minibatch)[1])
         return jax.lax.cond(progress.stopped, lambda: (progress, nothing), lambda: learn(progress, *minibatch))
 
+    def run_step(progress: Progress, minibatches: tuple[jax.Array, jax.Array]) -> tuple[Progress, MinibatchReport]:
+        progress, reports = jax.lax.scan(minibatch_step, progress, minibatches)
+        norms = jax.lax.cond(progress.stale, norms_of, lambda state: progress.norms, progress.state)
+        return progress.replace(norms=norms, stale=jnp.asarray(False)), reports
+
+    # not after each minibatch: to keep norms or compute them takes time, too, where most of the time they are kept
+    run = max(n for n in range(1, LONGEST_RUN + 1) if n_full % n == 0)
+
     def epoch_step(progress: Progress, key: jax.Array) -> tuple[Progress, MinibatchReport]:
         key, shuffle_key = jax.random.split(key)
         segments = jax.random.permutation(shuffle_key, n_transitions // h.segment_length)
@@ -362,18 +372,18 @@ def update(
         rest = indices[n_full * h.batch_size :]
         reports = []
         if n_full:
-            progress, report = jax.lax.scan(minibatch_step, progress, (full, keys[:n_full]))
-            reports.append(report)
+            in_runs = jax.tree.map(lambda array: array.reshape(-1, run, *array.shape[1:]), (full, keys[:n_full]))
+            progress, report = jax.lax.scan(run_step, progress, in_runs)
+            reports.append(jax.tree.map(jnp.ravel, report))
         if rest.size:
-            progress, report = minibatch_step(progress, (rest, keys[n_full]))
-            reports.append(jax.tree.map(lambda scalar: scalar[None], report))
-        norms = jax.lax.cond(progress.moved, norms_of, lambda state: progress.norms, progress.state)
-        return progress.replace(norms=norms), jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports)
+            progress, report = run_step(progress, (rest[None], keys[n_full:]))
+            reports.append(report)
+        return progress, jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports)
 
-    # norms take as long as the rest of a minibatch of vectors does, which hardly moves the kernels
+    # once, and not for each minibatch: of vectors, norms take as long as all else in it
     norms = norms_of(state)
-    before = constrained(state, norms)
-    progress = Progress(state, norms, moved=jnp.asarray(False), stopped=jnp.asarray(False))
+    before = constrain(state, norms)
+    progress = Progress(state, norms, stale=jnp.asarray(False), stopped=jnp.asarray(False))
     progress, reports = jax.lax.scan(epoch_step, progress, jax.random.split(key, h.n_epochs))
 
     ran = reports.ran
@@ -388,4 +398,4 @@ def update(
         stopped=progress.stopped,
         last_kl=reports.metrics.approx_kl.reshape(-1)[ran.sum() - 1],
     )
-    return Updated(progress.state, before, constrained(progress.state, progress.norms), report)
+    return Updated(progress.state, before, constrain(progress.state, progress.norms), report)

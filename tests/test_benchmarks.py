@@ -192,11 +192,12 @@ def test_two_steps_of_the_learning_curve_are_sbxs(monkeypatch: pytest.MonkeyPatc
     ours.n_epochs = 0
     ours.learn(40)
     ours.n_epochs = 1
-    batch = next(ours.rollout_buffer.get(40))
-    # normalised here as SB3 does, by n - 1
-    advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
     before = {parameter: parameter.detach().clone() for parameter in theirs()}
-    for _ in range(3):
+    for scale in (1, 100, 1):  # with the clip and without: Adam's averages tell
+        ours.rollout_buffer.returns *= scale
+        batch = next(ours.rollout_buffer.get(40))
+        # normalised here as SB3 does, by n - 1
+        advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
         ours.train()
         (actor, critic), _ = sbx_model._one_update(
             actor,
@@ -216,6 +217,24 @@ def test_two_steps_of_the_learning_curve_are_sbxs(monkeypatch: pytest.MonkeyPatc
         moved = float((parameter.detach() - before[parameter]).abs().max())
         assert moved > 1e-3
         np.testing.assert_allclose(parameter.detach(), value, rtol=0, atol=0.02 * moved)
+
+
+def test_initialisation_of_the_learning_curve_is_sbxs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import learning_curve
+
+    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 5)
+    model = learning_curve.make_sb3_ppo_as_sbx(env, 3, LinearSchedule(1e-3, 1e-3, 1.0))
+    params = learning_curve.make_sbx_ppo(env, 3, LinearSchedule(1e-3, 1e-3, 1.0)).policy.actor_state.params["params"]
+    shared = params["NatureCNN_0"]
+    theirs = [shared["Conv_0"], shared["Conv_1"], shared["Conv_2"], shared["Dense_0"], params["Dense_0"]]
+    cnn = model.policy.features_extractor.cnn
+    ours = [cnn[0], cnn[2], cnn[4], model.policy.features_extractor.linear[0], model.policy.action_net]
+    for our, their in zip(ours, theirs, strict=True):
+        weight = our.weight.detach().numpy()
+        assert weight.std() == pytest.approx(float(their["kernel"].std()), rel=0.1)  # the smallest has 1,500 numbers
+        assert np.abs(weight).max() == pytest.approx(float(jnp.abs(their["kernel"]).max()), rel=0.02)
+        assert not our.bias.any() and not their["bias"].any()
 
 
 @pytest.mark.parametrize("algorithm", ["deepspi", "sbx_ppo"])

@@ -13,7 +13,7 @@ from flax import struct
 from sbx_deepspi.networks.backend import in_parts
 from sbx_deepspi.networks.lipschitz import (
     KernelNorm,
-    have_moved,
+    are_stale,
     kernel_norms,
     limit_kernels,
     lipschitz_bound,
@@ -134,13 +134,13 @@ class Networks(nn.Module):
         params = self.variables["params"]
         return {name: kernel_norms(params[name], *self.latent_map) for name in self.lipschitz_models}
 
-    def have_moved(self, norms: Norms) -> jax.Array:
+    def are_stale(self, norms: Norms) -> jax.Array:
         """
         :param norms: of what the kernels were
-        :return: whether one of them is so far from there that its norm should be computed anew
+        :return: whether one of them is so far from there that norms should be computed anew
         """
         params = self.variables["params"]
-        return jnp.array([have_moved(params[name], norms[name]) for name in self.lipschitz_models]).any()
+        return jnp.array([are_stale(norms[name], params[name]) for name in self.lipschitz_models]).any()
 
     def constrain(self, norms: Norms | None = None) -> dict[str, Any]:
         """

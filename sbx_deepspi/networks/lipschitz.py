@@ -3,6 +3,8 @@
 The bound comes from Gram iteration (Delattre et al., ICML 2023): squaring the Gram matrix G = M*M n times
 gives ‖M‖₂ ≤ ‖G^(2ⁿ)‖_F^(1/2ⁿ⁺¹), which holds at every n and tightens fast. Unlike power iteration it never
 falls below the true norm, if products are as exact as float32 is: GPUs would round their factors.
+
+A minibatch hardly moves a kernel M, so its norm need not be computed for each: ‖M‖ ≤ ‖M₀‖ + ‖M - M₀‖.
 """
 
 import math
@@ -230,7 +232,7 @@ class KernelNorm(struct.PyTreeNode):
     """
     What is known of a kernel's operator norm; one number, or one per action.
 
-    :param kernel: whose
+    :param kernel: M₀, when its norm was computed
     :param bound: of the norm, shape () or (n_actions,)
     :param slope: the bound's gradient, shape of the kernel
     """
@@ -241,7 +243,7 @@ class KernelNorm(struct.PyTreeNode):
 
 
 LOOSENESS = 0.01
-"""How far a kernel may move from where its norm is known, as a part of it."""
+"""From what distance on, as a part of its norm, a kernel's norm should be computed anew."""
 
 
 def kernel_norms(params: Mapping[str, Any], height: int = 1, width: int = 1) -> list[KernelNorm]:
@@ -269,13 +271,13 @@ def kernels_of(params: Mapping[str, Any]) -> list[jax.Array]:
     return [leaf for path, leaf in leaves if path[-1].key == "kernel"]
 
 
-def moved(kernel: jax.Array, norm: KernelNorm) -> jax.Array:
+def distance_bound(norm: KernelNorm, kernel: jax.Array) -> jax.Array:
     """
     Upper bound of the operator norm of the layer whose kernel is the difference. A convolution is a sum of one product
     per tap, whose norms' sum is at most the square root of their number times the kernel's Frobenius norm.
 
+    :param norm: of what the kernel was
     :param kernel: now
-    :param norm: known of what it was
     :return: shape () or (n_actions,)
     """
     difference = kernel - norm.kernel
@@ -296,7 +298,7 @@ def bound_from(norm: KernelNorm, kernel: jax.Array) -> jax.Array:
     :param kernel: now
     :return: shape () or (n_actions,)
     """
-    return norm.bound + moved(kernel, norm)
+    return norm.bound + distance_bound(norm, kernel)
 
 
 def _bound_forward(norm: KernelNorm, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -310,16 +312,14 @@ def _bound_backward(slope: jax.Array, cotangent: jax.Array) -> tuple[None, jax.A
 bound_from.defvjp(_bound_forward, _bound_backward)
 
 
-def have_moved(params: Mapping[str, Any], norms: list[KernelNorm]) -> jax.Array:
+def are_stale(norms: list[KernelNorm], params: Mapping[str, Any]) -> jax.Array:
     """
-    :param params: parameters of modules built from these layers
     :param norms: of what the kernels were
-    :return: whether any is farther from there than :data:`LOOSENESS` allows
+    :param params: parameters of modules built from these layers
+    :return: whether any kernel is farther from there than :data:`LOOSENESS`
     """
-    kernels = kernels_of(params)
-    return jnp.stack(
-        [jnp.any(moved(k, norm) > LOOSENESS * norm.bound) for k, norm in zip(kernels, norms, strict=True)]
-    ).any()
+    pairs = zip(norms, kernels_of(params), strict=True)
+    return jnp.array([jnp.any(distance_bound(norm, k) > LOOSENESS * norm.bound) for norm, k in pairs]).any()
 
 
 def normalize_kernels(params: Mapping[str, Any], norms: list[KernelNorm]) -> dict[str, Any]:
