@@ -1,4 +1,4 @@
-"""What learns: first parameters and optimiser as one TrainState, and what equal models share of it."""
+"""What learns: first parameters and optimiser as one TrainState, what equal models share, what is certified of it."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
