@@ -268,7 +268,7 @@ class Progress(struct.PyTreeNode):
 
     :param state: parameters and optimiser
     :param norms: of the Lipschitz layers' kernels, or of what they were shortly before
-    :param stale: whether one of these had moved too far for them before the last step
+    :param stale: whether a kernel had moved too far from these in one of the minibatches since they were computed
     :param stopped: whether the divergence has passed its limit
     """
 
@@ -344,9 +344,8 @@ def update(
             stopped = metrics.approx_kl > 1.5 * h.target_kl
         rejected = faults.any | stopped
         new_state = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), new_state, state)
-        return Progress(new_state, progress.norms, stale, stopped), MinibatchReport(
-            metrics, faults, ran=jnp.asarray(True)
-        )
+        progress = Progress(new_state, progress.norms, stale, stopped)
+        return progress, MinibatchReport(metrics, faults, ran=jnp.asarray(True))
 
     def minibatch_step(progress: Progress, minibatch: tuple[jax.Array, jax.Array]) -> tuple[Progress, MinibatchReport]:
         if h.target_kl is None:
