@@ -5,8 +5,8 @@ one update.
     python benchmarks/guarantee_cost.py                  # Breakout, 128 environments x 8 steps
     python benchmarks/guarantee_cost.py --env CartPole-v1
 
-Times them in turn with updates, with Lipschitz layers and with plain ones, on one rollout, compilation excluded, and
-prints medians, and medians of the shares round by round.
+Times them in turn with updates, with Lipschitz layers and with plain ones, on one rollout after some updates,
+compilation excluded, and prints medians, and medians of the shares round by round.
 """
 
 import argparse

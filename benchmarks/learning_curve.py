@@ -6,6 +6,7 @@ Train on Atari and draw the learning curve: the scores of whole games, unclipped
     python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo --steps 300_000
     python benchmarks/learning_curve.py --name breakout --algorithm alpha_0 --steps 300_000
     python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_two_steps --steps 300_000
+    python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_as_sbx --steps 300_000
 
 each writes docs/results/breakout_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms
 that have one into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's

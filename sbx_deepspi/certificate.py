@@ -10,15 +10,16 @@ compares it with the paper's bound, whose 1 / (1/C - γ) is never below C.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
-from sbx_deepspi.learner import Constrained, constrain
-from sbx_deepspi.networks.agent import NetworkBounds
+from sbx_deepspi.networks.agent import NetworkBounds, Norms
 from sbx_deepspi.rollout import Array, Rollout
 
 N_SAMPLED = 16
@@ -182,6 +183,28 @@ def paper_return_gap(model: LatentModel, average_episode_length: Scalar, ratio_s
     room = 1 / jnp.asarray(ratio_sup) - gamma
     gap = average_episode_length * model_error(model, gamma) / jnp.where(room > 0, room, 1.0)
     return jnp.where((room > 0) & jnp.isfinite(average_episode_length), gap, jnp.inf)
+
+
+class Constrained(struct.PyTreeNode):
+    """
+    A policy with its model made Lipschitz, as its certificate wants it.
+
+    :param params: from ``Networks.constrain``
+    :param apply_fn: how to apply them
+    """
+
+    params: FrozenDict
+    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+
+
+@jax.jit
+def constrain(state: TrainState, norms: Norms | None = None) -> Constrained:
+    """
+    :param state: a policy with its model
+    :param norms: of its kernels, or of what they were; ``None``: of these
+    :return: see :class:`Constrained`
+    """
+    return Constrained(state.apply_fn(state.params, norms, method="constrain"), state.apply_fn)
 
 
 @jax.jit

@@ -25,9 +25,8 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import checkpoint, checks, environment
-from sbx_deepspi.certificate import Certificate, certify, numbers, verdict, violations
+from sbx_deepspi.certificate import Certificate, certify, constrain, numbers, verdict, violations
 from sbx_deepspi.interruption import Interruption, mute
-from sbx_deepspi.learner import constrain
 from sbx_deepspi.neighbourhood import project
 from sbx_deepspi.networks import backend
 from sbx_deepspi.policies import (

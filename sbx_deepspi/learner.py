@@ -1,4 +1,4 @@
-"""What learns: first parameters and optimiser as one TrainState, what equal models share, what is certified of it."""
+"""What learns: first parameters and optimiser as one TrainState, and what equal models share of it."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
@@ -7,11 +7,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
-from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
-from sbx_deepspi.networks.agent import Networks, Norms
+from sbx_deepspi.networks.agent import Networks
 from sbx_deepspi.rollout import Transitions
 
 Made = TypeVar("Made")
@@ -109,25 +107,3 @@ def create_state(
     state = TrainState(step=0, apply_fn=apply, params=params, tx=optimizer.steps, opt_state=opt_state)
     # dtypes as a checkpoint has them: Python's numbers would be weakly typed, which is another type to the compiler
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), state)
-
-
-class Constrained(struct.PyTreeNode):
-    """
-    A policy with its model made Lipschitz, as certificates want it.
-
-    :param params: from ``Networks.constrain``
-    :param apply_fn: how to apply them
-    """
-
-    params: FrozenDict
-    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
-
-
-@jax.jit
-def constrain(state: TrainState, norms: Norms | None = None) -> Constrained:
-    """
-    :param state: a policy with its model
-    :param norms: of its kernels, or of what they were; ``None``: of these
-    :return: see :class:`Constrained`
-    """
-    return Constrained(state.apply_fn(state.params, norms, method="constrain"), state.apply_fn)

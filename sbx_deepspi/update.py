@@ -9,7 +9,7 @@ from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
 from sbx_deepspi import objective
-from sbx_deepspi.learner import Constrained, constrain
+from sbx_deepspi.certificate import Constrained, constrain
 from sbx_deepspi.networks.agent import Evaluation, Norms
 from sbx_deepspi.rollout import Rollout, Transitions, microbatches, share_observations, to_transitions
 

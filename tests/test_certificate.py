@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sbx_deepspi import DeepMDP, DeepSPI, SPICertificateCallback, checks
 from sbx_deepspi import certificate as certificates
-from sbx_deepspi.learner import constrain
+from sbx_deepspi.certificate import constrain
 from sbx_deepspi.neighbourhood import draw_back, project
 from sbx_deepspi.networks import lipschitz
 from sbx_deepspi.networks.agent import Evaluation

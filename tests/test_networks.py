@@ -122,7 +122,7 @@ KERNELS = {"dense": (7, 5), "per action": (3, 7, 5), "convolution": (2, 2, 4, 6)
 def test_kernels_at_their_known_norm_are_divided_by_it(shape: tuple[int, ...]) -> None:
     """Values and gradients of plain autodiff."""
 
-    def plain(kernel: jax.Array, height: jax.Array) -> jax.Array:
+    def plain(kernel: jax.Array, nothing: jax.Array) -> jax.Array:
         bound = lipschitz.kernel_norm_bound(kernel, 3, 4)
         return kernel / bound.reshape(bound.shape + (1,) * (kernel.ndim - bound.ndim))
 
