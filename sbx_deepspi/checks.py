@@ -238,6 +238,20 @@ def observations(values: Any, env: VecEnv) -> None:
         raise ValueError(f"The environments' observations must have shape {shape}, but have {np.shape(values)}.")
 
 
+def shape_of_observation(env_index: int, value: Any, shape: tuple[int, ...]) -> None:
+    """
+    :param env_index: of the environment that it is from
+    :param value: an observation
+    :param shape: of its space
+    :raises ValueError: it has another
+    """
+    if np.shape(value) != shape:
+        raise ValueError(
+            f"Environment {env_index} returned an observation of shape {np.shape(value)}, but its observation space "
+            f"has shape {shape}."
+        )
+
+
 def finite(name: str, values: np.ndarray, step: int) -> None:
     """
     :param name: what the values are, in the singular

@@ -76,7 +76,7 @@ def true_next_observations(
     :param dones: whether each episode ended, shape (N,)
     :param infos: of each environment, with ``terminal_observation`` where an episode ended
     :return: s' of shape (N, ...), and whether a time limit ended the episode, bools of shape (N,)
-    :raises ValueError: an environment ended an episode without its last observation
+    :raises ValueError: an environment ended an episode without its last observation, or with one of another shape
     """
     truncated = np.zeros(len(dones), bool)
     if not dones.any():
@@ -88,6 +88,7 @@ def true_next_observations(
                 f"Environment {i} ended an episode without info['terminal_observation'], which DeepSPI's world model "
                 "learns from: use one of SB3's VecEnvs, or add it to yours."
             )
+        checks.shape_of_observation(i, infos[i]["terminal_observation"], new_obs.shape[1:])
         next_observations[i] = infos[i]["terminal_observation"]
         truncated[i] = infos[i].get("TimeLimit.truncated", False)
     return next_observations, truncated

@@ -652,6 +652,20 @@ def test_a_vec_env_without_terminal_observations_is_refused() -> None:
         model.learn(8)
 
 
+def test_a_last_observation_of_another_shape_is_refused() -> None:
+    class Misshapen(DummyVecEnv):
+        def step_wait(self) -> Any:
+            observations, rewards, dones, infos = super().step_wait()
+            for info in infos:
+                if "terminal_observation" in info:
+                    info["terminal_observation"] = info["terminal_observation"][:1]  # NumPy would repeat its number
+            return observations, rewards, dones, infos
+
+    model = DeepSPI("MlpPolicy", Misshapen([lambda: ToyEnv(VECTOR, spaces.Discrete(2))]), **TINY_RUN)
+    with pytest.raises(ValueError, match=r"Environment 0 returned an observation of shape \(1,\), but .* has shape"):
+        model.learn(8)
+
+
 def test_normalised_numbers_that_are_not_finite_name_the_right_environment_and_leave_the_statistics() -> None:
     env = VecNormalize(DummyVecEnv([lambda: Faulty("none"), lambda: Faulty("observation nan")]))
     model = DeepSPI("MlpPolicy", env, **TINY_RUN)

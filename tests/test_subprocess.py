@@ -26,6 +26,8 @@ def failing(fault: str) -> gym.Env:
             self.steps += 1
             observation, *rest = super().step(action)
             if self.steps == 3:
+                if fault == "last shape":
+                    return observation[:1], 1.0, True, False, {}
                 if fault == "raise":
                     raise RuntimeError("the environment's own words")
                 if fault == "hang":
@@ -47,6 +49,7 @@ def failing(fault: str) -> gym.Env:
         ("raise", ConnectionError, r"process of environment 1 has ended \(exit code 1\)"),
         ("hang", TimeoutError, "Environment 1 has not answered for 0.5 s"),
         ("shape", ValueError, r"Environment 1 returned an observation of shape \(3,\), but .* has shape \(4,\)"),
+        ("last shape", ValueError, r"Environment 1 returned an observation of shape \(1,\), but .* has shape \(4,\)"),
     ],
 )
 def test_faults(fault: str, error: type[Exception], sentence: str) -> None:

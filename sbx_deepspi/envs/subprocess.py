@@ -13,6 +13,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sbx_deepspi import checks
+
 
 class TimeoutSubprocVecEnv(SubprocVecEnv):
     """
@@ -72,12 +74,10 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
         """
         results = [remote.recv() for remote in self.remotes]
         self.waiting = False
-        for i, (observation, *_) in enumerate(results):
-            if np.shape(observation) != self.observation_space.shape:
-                raise ValueError(
-                    f"Environment {i} returned an observation of shape {np.shape(observation)}, but its observation "
-                    f"space has shape {self.observation_space.shape}."
-                )
+        for i, (observation, _, done, info, _) in enumerate(results):
+            # where an episode ended, the first observation of the next one is not the one that the step returned
+            for value in (observation, info["terminal_observation"]) if done else (observation,):
+                checks.shape_of_observation(i, value, self.observation_space.shape)
         observations, rewards, dones, infos, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
         return np.stack(observations), np.stack(rewards), np.stack(dones), list(infos)
 
