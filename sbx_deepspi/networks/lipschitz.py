@@ -1,7 +1,7 @@
 """Layers, and what makes them Lipschitz: kernels divided by an upper bound of their operator norm.
 
 The bound comes from Gram iteration (Delattre et al., ICML 2023): squaring the Gram matrix G = M*M n times
-gives ‖M‖₂ ≤ ‖G^(2ⁿ)‖_F^(1/2ⁿ⁺¹), which holds at every n and tightens fast. Unlike power iteration it never
+gives ‖M‖₂ ≤ tr(G^(2ⁿ) G)^(1/(2ⁿ⁺¹+2)), which holds at every n and tightens fast. Unlike power iteration it never
 falls below the true norm, if products are as exact as float32 is: GPUs would round their factors.
 
 A minibatch hardly moves a kernel M, so its norm need not be computed for each: ‖M‖ ≤ ‖M₀‖ + ‖M - M₀‖.
@@ -9,7 +9,7 @@ A minibatch hardly moves a kernel M, so its norm need not be computed for each: 
 
 import math
 from collections.abc import Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -39,16 +39,17 @@ def squarings_for(rank: int) -> int:
     value.
 
     :param rank: of the matrix, at most
-    :return: the least n for which rank^(1/2ⁿ⁺²) ≤ 1.1
+    :return: the least n for which rank^(1/p) ≤ 1.1, where p = 2 (2ⁿ + 1)
     """
-    return max(0, math.ceil(math.log2(math.log(rank) / math.log(1.1))) - 2) if rank > 1 else 0
+    return max(0, math.ceil(math.log2(math.log(rank) / math.log(1.1) / 2 - 1))) if rank > 1 else 0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def schatten_norm(matrices: jax.Array, n_squarings: int) -> jax.Array:
     """
-    The Schatten norm of order p = 2ⁿ⁺², whose gradient is known: ‖M‖_p^(1-p) (M M*)^(p/2-1) M. That takes half of the
-    products that differentiating through the iteration would.
+    The Schatten norm of order p = 2 (2ⁿ + 1): with the power H = G^(2ⁿ) of the Gram matrix G = M*M, it is
+    tr(H G)^(1/p), and its gradient has the direction of M H. One power gives both, where differentiating through the
+    squarings would take two products more for each.
 
     :param matrices: shape (..., m, n)
     :param n_squarings: n, of the Gram matrix
@@ -58,39 +59,38 @@ def schatten_norm(matrices: jax.Array, n_squarings: int) -> jax.Array:
 
 
 @jax.default_matmul_precision("float32")
-def _gram_iteration(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, list[jax.Array]]:
-    """The bound, and G, G², G⁴, ... of the smaller Gram matrix, each scaled."""
+def _gram_iteration(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, jax.Array]:
+    """The norm, and the power of the smaller Gram matrix, scaled."""
     gram = matrices @ _adjoint(matrices) if _is_wide(matrices) else _adjoint(matrices) @ matrices
-    powers = []
-    log_norm = jnp.zeros(matrices.shape[:-2])
+    scale = _frobenius(gram)
+    gram /= scale[..., None, None]
+    power, log_power_scale = gram, jnp.zeros_like(scale)
     for i in range(n_squarings):
-        # rescaling keeps float32 in range, for two squarings
-        if i % 2 == 0:
-            scale = _frobenius(gram)
-            gram = gram / scale[..., None, None]
-            log_norm += jnp.log(scale)
-        powers.append(gram)
-        gram = gram @ gram
-        log_norm *= 2
-    powers.append(gram)
-    return jnp.exp((log_norm + jnp.log(_frobenius(gram))) / 2 ** (n_squarings + 1)), powers
+        # keeps float32 in range, for two squarings
+        if i > 0 and i % 2 == 0:
+            power_scale = _frobenius(power)
+            power = power / power_scale[..., None, None]
+            log_power_scale += jnp.log(power_scale)
+        power = power @ power
+        log_power_scale *= 2
+    log_trace = log_power_scale + jnp.log((power * gram).sum(axis=(-1, -2)) + TINY)
+    return jnp.sqrt(scale) * jnp.exp(log_trace / (2 * (2**n_squarings + 1))), power
 
 
-def _forward(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array, list[jax.Array]]]:
-    bound, powers = _gram_iteration(matrices, n_squarings)
-    return bound, (matrices, bound, powers)
+def _forward(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    norm, power = _gram_iteration(matrices, n_squarings)
+    return norm, (matrices, norm, power)
 
 
 @jax.default_matmul_precision("float32")
 def _backward(
-    n_squarings: int, saved: tuple[jax.Array, jax.Array, list[jax.Array]], cotangent: jax.Array
+    n_squarings: int, saved: tuple[jax.Array, jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array]:
-    matrices, bound, powers = saved
-    product = reduce(jnp.matmul, powers)  # G^(1 + 2 + 4 + ...) = G^(p/2 - 1), up to scale
-    direction = product @ matrices if _is_wide(matrices) else matrices @ product
+    matrices, norm, power = saved
+    direction = power @ matrices if _is_wide(matrices) else matrices @ power
     # the norm is homogeneous: its gradient's product with the matrix is the norm itself, which gives the scale
     along = (direction * matrices).sum(axis=(-1, -2))
-    slope = jnp.where(along > 0, bound / along, 0.0)  # nowhere for a matrix of zeros
+    slope = jnp.where(along > 0, norm / along, 0.0)  # nowhere for a matrix of zeros
     return (direction * (cotangent * slope)[..., None, None],)
 
 
@@ -159,19 +159,23 @@ def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_squarin
         jnp.einsum("ft,...tij->...fij", wave(angles).astype(np.float32), products) for wave in (np.cos, np.sin)
     )
 
-    def norm() -> jax.Array:
+    def frobenius(real: jax.Array, imaginary: jax.Array) -> jax.Array:
         return jnp.sqrt((real * real + imaginary * imaginary).sum(axis=(-1, -2)) + TINY**2)
 
-    log_norm = jnp.zeros(real.shape[:-2])
+    # as in _gram_iteration
+    scale = frobenius(real, imaginary)
+    real, imaginary = gram = real / scale[..., None, None], imaginary / scale[..., None, None]
+    log_power_scale = jnp.zeros_like(scale)
     for i in range(n_squarings):
-        if i % 2 == 0:
-            scale = norm()
-            real, imaginary = (part / scale[..., None, None] for part in (real, imaginary))
-            log_norm += jnp.log(scale)
+        if i > 0 and i % 2 == 0:
+            power_scale = frobenius(real, imaginary)
+            real, imaginary = (part / power_scale[..., None, None] for part in (real, imaginary))
+            log_power_scale += jnp.log(power_scale)
         mixed = real @ imaginary
         real, imaginary = real @ real - imaginary @ imaginary, mixed - _adjoint(mixed)
-        log_norm *= 2
-    return jnp.exp((log_norm + jnp.log(norm())) / 2 ** (n_squarings + 1))
+        log_power_scale *= 2
+    log_trace = log_power_scale + jnp.log((real * gram[0] + imaginary * gram[1]).sum(axis=(-1, -2)) + TINY)
+    return jnp.sqrt(scale) * jnp.exp(log_trace / (2 * (2**n_squarings + 1)))
 
 
 def _taps(kernel: jax.Array) -> np.ndarray:
@@ -412,6 +416,8 @@ class DensePerAction(nn.Module):
         shape = (self.n_actions, inputs.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.n_actions, self.features))
+        if self.n_actions == 1:
+            return inputs @ kernel[0] + bias[0]
         outputs = jnp.einsum("b...i,bio->b...o", inputs, kernel[actions])
         return outputs + jnp.expand_dims(bias[actions], tuple(range(1, inputs.ndim - 1)))
 
