@@ -166,7 +166,8 @@ def test_moved_kernels_are_divided_by_no_less_than_their_norm(
 
 
 def test_group_sort_by_hand() -> None:
-    np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([3.0, 1.0, -2.0, 5.0])), [1, 3, -2, 5])
+    np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([3.0, 1.0, -2.0, 5.0])), [-2, 1, 3, 5])
+    np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([[0.0, 7.0, 2.0, 4.0]])), [[0, 4, 2, 7]])
 
 
 def test_convolution_layer_equals_xlas() -> None:

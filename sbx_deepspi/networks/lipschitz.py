@@ -202,17 +202,17 @@ def _transform(kernel: jax.Array, frequency: jax.Array) -> jax.Array:
 
 def group_sort(features: jax.Array) -> jax.Array:
     """
-    GroupSort(2): sort neighbouring pairs of features, a 1-Lipschitz non-linearity that keeps gradient norms.
+    GroupSort(2): sort pairs of features, a 1-Lipschitz non-linearity that keeps gradient norms. The i-th of the first
+    half is paired with the i-th of the second, so that memory is read in order.
 
     :param features: shape (..., 2 n)
-    :return: same shape, each pair in ascending order
+    :return: same shape, the smaller of each pair in the first half
     """
-    first, second = jnp.moveaxis(features.reshape(*features.shape[:-1], -1, 2), -1, 0)
+    first, second = jnp.split(features, 2, axis=-1)
     # not min and max: their gradients compare with the result for equality, and divide by how often it holds,
     # which is never where the compiler has rounded a recomputed input another way
     swap = first > second
-    ordered = jnp.stack([jnp.where(swap, second, first), jnp.where(swap, first, second)], axis=-1)
-    return ordered.reshape(features.shape)
+    return jnp.concatenate([jnp.where(swap, second, first), jnp.where(swap, first, second)], axis=-1)
 
 
 def kernel_norm_bound(kernel: jax.Array, height: int = 1, width: int = 1) -> jax.Array:
