@@ -11,7 +11,10 @@ import pytest
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # the tests compile much and run little: these halve what it takes to compile
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 os.environ.setdefault("MPLBACKEND", "Agg")
 # else SB3 leaves an empty folder for each model
 os.environ.setdefault("SB3_LOGDIR", str(Path(tempfile.gettempdir()) / "sbx-deepspi-tests-logs"))
@@ -20,7 +23,7 @@ os.environ.setdefault("SB3_LOGDIR", str(Path(tempfile.gettempdir()) / "sbx-deeps
 # whoever runs the tests in the background may have them ignore Ctrl-C, which programs that they start would inherit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-MANY_MEMORY_MAPS = 15_000  # Linux allows a process 65,530
+MANY_MEMORY_MAPS = 40_000  # Linux allows a process 65,530
 
 
 @pytest.fixture(autouse=True)
