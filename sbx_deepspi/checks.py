@@ -238,8 +238,9 @@ def observations(values: Any, env: VecEnv) -> None:
         raise ValueError(f"The environments' observations must have shape {shape}, but have {np.shape(values)}.")
 
 
-def shape_of_observation(env_index: int, value: Any, shape: tuple[int, ...]) -> None:
+def shape_of_observation(name: str, env_index: int, value: Any, shape: tuple[int, ...] | None) -> None:
     """
+    :param name: what it is called
     :param env_index: of the environment that it is from
     :param value: an observation
     :param shape: of its space
@@ -247,8 +248,8 @@ def shape_of_observation(env_index: int, value: Any, shape: tuple[int, ...]) -> 
     """
     if np.shape(value) != shape:
         raise ValueError(
-            f"Environment {env_index} returned an observation of shape {np.shape(value)}, but its observation space "
-            f"has shape {shape}."
+            f"Environment {env_index} returned {name} of shape {np.shape(value)}, but its observation space has shape "
+            f"{shape}."
         )
 
 

@@ -88,8 +88,9 @@ def true_next_observations(
                 f"Environment {i} ended an episode without info['terminal_observation'], which DeepSPI's world model "
                 "learns from: use one of SB3's VecEnvs, or add it to yours."
             )
-        checks.shape_of_observation(i, infos[i]["terminal_observation"], new_obs.shape[1:])
-        next_observations[i] = infos[i]["terminal_observation"]
+        last = infos[i]["terminal_observation"]
+        checks.shape_of_observation("info['terminal_observation']", int(i), last, new_obs.shape[1:])
+        next_observations[i] = last
         truncated[i] = infos[i].get("TimeLimit.truncated", False)
     return next_observations, truncated
 

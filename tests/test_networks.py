@@ -47,9 +47,10 @@ def unrolled(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(images).reshape(len(units), -1)
 
 
+@pytest.mark.parametrize("channels", [(4, 6), (6, 4)])
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (3, 5), (1, 1), (1, 4)])
-def test_convolution_norm_bound_is_above_the_norm_and_close(height: int, width: int) -> None:
-    kernel = normal(2, 2, 2, 4, 6)
+def test_convolution_norm_bound_is_above_the_norm_and_close(height: int, width: int, channels: tuple[int, int]) -> None:
+    kernel = normal(2, 2, 2, *channels)
     true = np.linalg.norm(unrolled(kernel, height, width), 2)
     bound = float(kernel_norm_bound(kernel, height, width))
     assert true * (1 - 1e-5) <= bound <= 1.2 * true
@@ -72,7 +73,8 @@ def test_norm_bound_of_orthogonal_matrices_is_within_a_tenth(n: int) -> None:
         matrix = (scale * orthogonal).astype(np.float32)
         bound, gradient = bound_and_gradient(matrix)
         assert 1 - 1e-5 <= float(bound) / scale <= 1.1 + 1e-5
-        assert float((gradient * matrix).sum()) == pytest.approx(float(bound), rel=1e-4)  # it is homogeneous
+        # by symmetry along the matrix itself, with a product that is the bound, since it is homogeneous
+        np.testing.assert_allclose(n * gradient, orthogonal * (bound / scale), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 3, 5, 5), (7, 1), (2, 30, 30)])
@@ -84,8 +86,9 @@ def test_norm_bound_gradient_equals_autodiff_through_the_iteration(shape: tuple[
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_convolution_norm_bound_gradient_is_that_over_all_frequencies() -> None:
-    kernels = normal(5, 3, 2, 2, 4, 6)
+@pytest.mark.parametrize("channels", [(4, 6), (6, 4)])
+def test_convolution_norm_bound_gradient_is_that_over_all_frequencies(channels: tuple[int, int]) -> None:
+    kernels = normal(5, 3, 2, 2, *channels)
     frequencies = jnp.stack(jnp.meshgrid(jnp.arange(4) / 4, jnp.arange(6) / 6), -1).reshape(-1, 2)
 
     def over_all(kernel: jax.Array) -> jax.Array:
@@ -168,6 +171,7 @@ def test_moved_kernels_are_divided_by_no_less_than_their_norm(
 def test_group_sort_by_hand() -> None:
     np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([3.0, 1.0, -2.0, 5.0])), [-2, 1, 3, 5])
     np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([[0.0, 7.0, 2.0, 4.0]])), [[0, 4, 2, 7]])
+    np.testing.assert_array_equal(lipschitz.group_sort(jnp.array([3.0, 1.0, -2.0, 5.0]), 2), [1, 3, -2, 5])
 
 
 def test_convolution_layer_equals_xlas() -> None:

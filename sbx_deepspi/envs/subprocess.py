@@ -77,7 +77,7 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
         for i, (observation, _, done, info, _) in enumerate(results):
             # where an episode ended, the first observation of the next one is not the one that the step returned
             for value in (observation, info["terminal_observation"]) if done else (observation,):
-                checks.shape_of_observation(i, value, self.observation_space.shape)
+                checks.shape_of_observation("an observation", i, value, self.observation_space.shape)
         observations, rewards, dones, infos, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
         return np.stack(observations), np.stack(rewards), np.stack(dones), list(infos)
 

@@ -25,7 +25,7 @@ TINY = 1e-12  # keeps a kernel of zeros at zero instead of NaN
 
 def spectral_norm_bound(matrices: jax.Array) -> jax.Array:
     """
-    Upper bound of the largest singular value, at most 10 % above it, differentiable in the matrices.
+    Upper bound of the largest singular value, at most 10 % above it (but where that is below 1e-6), differentiable.
 
     :param matrices: shape (..., m, n)
     :return: shape (...,)
@@ -200,19 +200,22 @@ def _transform(kernel: jax.Array, frequency: jax.Array) -> jax.Array:
     return jnp.concatenate([upper, lower], -2)
 
 
-def group_sort(features: jax.Array) -> jax.Array:
+def group_sort(features: jax.Array, n_groups: int = 1) -> jax.Array:
     """
     GroupSort(2): sort pairs of features, a 1-Lipschitz non-linearity that keeps gradient norms. The i-th of the first
     half is paired with the i-th of the second, so that memory is read in order.
 
     :param features: shape (..., 2 n)
-    :return: same shape, the smaller of each pair in the first half
+    :param n_groups: that the next layer keeps apart; each is sorted on its own
+    :return: same shape, the smaller of each pair in the first half of its group
     """
-    first, second = jnp.split(features, 2, axis=-1)
+    groups = features.reshape(*features.shape[:-1], n_groups, -1)
+    first, second = jnp.split(groups, 2, axis=-1)
     # not min and max: their gradients compare with the result for equality, and divide by how often it holds,
     # which is never where the compiler has rounded a recomputed input another way
     swap = first > second
-    return jnp.concatenate([jnp.where(swap, second, first), jnp.where(swap, first, second)], axis=-1)
+    ordered = jnp.concatenate([jnp.where(swap, second, first), jnp.where(swap, first, second)], axis=-1)
+    return ordered.reshape(features.shape)
 
 
 def kernel_norm_bound(kernel: jax.Array, height: int = 1, width: int = 1) -> jax.Array:

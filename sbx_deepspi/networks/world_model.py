@@ -100,11 +100,11 @@ class TransitionModel(nn.Module):
         :param actions: integers of shape (B,) if ``n_actions`` is given, else floats of shape (B, A)
         :return: a density over next latents, of the shape of ``latents``
         """
-        activation = nn.relu if self.lipschitz_constant is None else group_sort
         n_dimensions = latents.shape[-1]
         n_components = self.n_components if self.transition_density == "mixture" else 1
         n_parts = 1 if self.transition_density == "deterministic" else 2
         is_map = latents.ndim == 4
+        groups = N_GROUPS if is_map and n_dimensions % N_GROUPS == 0 else 1
         slices = self.n_actions if is_map and self.n_actions is not None and not self.embed_actions else 1
         taken = actions if slices > 1 else jnp.zeros(len(latents), jnp.int32)
 
@@ -114,11 +114,10 @@ class TransitionModel(nn.Module):
             hidden = Dense(2 * n_dimensions, name="hidden")(latents)
         if slices == 1:
             hidden += ActionEmbedding(self.n_actions, name="actions")(actions, hidden)
-        hidden = activation(hidden)
+        hidden = nn.relu(hidden) if self.lipschitz_constant is None else group_sort(hidden, groups)
 
         features = n_dimensions * n_components
         if is_map:
-            groups = N_GROUPS if n_dimensions % N_GROUPS == 0 else 1
             last = GroupedConvolutionPerAction(slices, features, groups, n_parts, name="outputs")
             parts = last(hidden, taken)
         else:
