@@ -224,17 +224,25 @@ def test_initialisation_of_the_learning_curve_is_sbxs(monkeypatch: pytest.Monkey
     import learning_curve
 
     env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 5)
-    model = learning_curve.make_sb3_ppo_as_sbx(env, 3, LinearSchedule(1e-3, 1e-3, 1.0))
-    params = learning_curve.make_sbx_ppo(env, 3, LinearSchedule(1e-3, 1e-3, 1.0)).policy.actor_state.params["params"]
+    arguments = env, 3, LinearSchedule(1e-3, 1e-3, 1.0)
+    params = learning_curve.make_sbx_ppo(*arguments).policy.actor_state.params["params"]
     shared = params["NatureCNN_0"]
-    theirs = [shared["Conv_0"], shared["Conv_1"], shared["Conv_2"], shared["Dense_0"], params["Dense_0"]]
-    cnn = model.policy.features_extractor.cnn
-    ours = [cnn[0], cnn[2], cnn[4], model.policy.features_extractor.linear[0], model.policy.action_net]
-    for our, their in zip(ours, theirs, strict=True):
-        weight = our.weight.detach().numpy()
-        assert weight.std() == pytest.approx(float(their["kernel"].std()), rel=0.1)  # the smallest has 1,500 numbers
-        assert np.abs(weight).max() == pytest.approx(float(jnp.abs(their["kernel"]).max()), rel=0.02)
-        assert not our.bias.any() and not their["bias"].any()
+    layers = [shared["Conv_0"], shared["Conv_1"], shared["Conv_2"], shared["Dense_0"], params["Dense_0"]]
+    assert not any(layer["bias"].any() for layer in layers)
+    theirs = [np.asarray(layer["kernel"]) for layer in layers]
+
+    sb3 = learning_curve.make_sb3_ppo_as_sbx(*arguments).policy
+    cnn = sb3.features_extractor.cnn
+    modules = [cnn[0], cnn[2], cnn[4], sb3.features_extractor.linear[0], sb3.action_net]
+    assert not any(module.bias.any() for module in modules)
+    deepspi = learning_curve.make_deepspi_as_sbx(*arguments).policy.state.params["params"]
+    kernels = [deepspi["encoder"][f"kernel_{i}"] for i in range(3)]
+    kernels += [deepspi["torso"]["Dense_0"]["kernel"], deepspi["actor"]["Dense_0"]["kernel"]]
+    for ours in [module.weight.detach().numpy() for module in modules], map(np.asarray, kernels):
+        for our, their in zip(ours, theirs, strict=True):
+            assert our.size == their.size
+            assert our.std() == pytest.approx(their.std(), rel=0.1)  # the smallest has 1,500 numbers
+            assert np.abs(our).max() == pytest.approx(np.abs(their).max(), rel=0.02)
 
 
 @pytest.mark.parametrize("algorithm", ["deepspi", "sbx_ppo"])
