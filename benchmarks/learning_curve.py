@@ -7,7 +7,7 @@ Train on Atari and draw the learning curve: the scores of whole games, unclipped
     python benchmarks/learning_curve.py --name breakout --algorithm alpha_0 --steps 300_000
     python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_two_steps --steps 300_000
     python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_as_sbx --steps 300_000
-    python benchmarks/learning_curve.py --name breakout --algorithm deepspi_as_sbx --steps 300_000
+    python benchmarks/learning_curve.py --name breakout --algorithm deepspi_flax_init --steps 300_000
 
 each writes docs/results/breakout_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms
 that have one into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's
@@ -18,7 +18,7 @@ parts: the same function of the same parameters in less time. What is not the sa
 orthogonal, and that actor and critic step one after the other, each with a clip and an Adam of its own, so that the
 network that they share takes two steps per minibatch. "alpha_0" tells these from the world model: DeepSPI with
 α = 0, which is PPO. SB3's PPO tells them from each other: "sb3_ppo_two_steps" with SBX's steps, "sb3_ppo_as_sbx" with
-its steps and its initialisation. "deepspi_as_sbx" is DeepSPI with this initialisation.
+its steps and its initialisation. "deepspi_flax_init" is DeepSPI with that initialisation alone.
 """
 
 import argparse
@@ -61,7 +61,7 @@ COLOURS = {
     "alpha_0": "tab:blue",
     "sb3_ppo_two_steps": "tab:olive",
     "sb3_ppo_as_sbx": "tab:purple",
-    "deepspi_as_sbx": "tab:orange",
+    "deepspi_flax_init": "tab:orange",
 }
 
 
@@ -164,7 +164,7 @@ def make_deepspi(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepS
     return DeepSPI("CnnPolicy", env, learning_rate, seed=seed)
 
 
-def make_deepspi_as_sbx(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
+def make_deepspi_flax_init(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
     """
     :param env: Atari
     :param seed: of everything
@@ -241,7 +241,7 @@ ALGORITHMS = {
     "alpha_0": make_alpha_0,
     "sb3_ppo_two_steps": make_sb3_ppo_two_steps,
     "sb3_ppo_as_sbx": make_sb3_ppo_as_sbx,
-    "deepspi_as_sbx": make_deepspi_as_sbx,
+    "deepspi_flax_init": make_deepspi_flax_init,
 }
 
 

@@ -235,7 +235,7 @@ def test_initialisation_of_the_learning_curve_is_sbxs(monkeypatch: pytest.Monkey
     cnn = sb3.features_extractor.cnn
     modules = [cnn[0], cnn[2], cnn[4], sb3.features_extractor.linear[0], sb3.action_net]
     assert not any(module.bias.any() for module in modules)
-    deepspi = learning_curve.make_deepspi_as_sbx(*arguments).policy.state.params["params"]
+    deepspi = learning_curve.make_deepspi_flax_init(*arguments).policy.state.params["params"]
     kernels = [deepspi["encoder"][f"kernel_{i}"] for i in range(3)]
     kernels += [deepspi["torso"]["Dense_0"]["kernel"], deepspi["actor"]["Dense_0"]["kernel"]]
     for ours in [module.weight.detach().numpy() for module in modules], map(np.asarray, kernels):
