@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI
 from sbx_deepspi.envs.confounding_grid import make_frames
+from sbx_deepspi.networks import backend
 from tests.test_deepspi import CHANNELS_FIRST, ToyEnv
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -72,6 +73,7 @@ def test_the_parts_of_an_iteration_all_run(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import update_parts
 
+    monkeypatch.setattr(backend, "CPU_MICROBATCH", 16)  # fewer pieces to compile
     env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 8)
     times = update_parts.in_turn(update_parts.parts(update_parts.prepared(env, 32)), rounds=1)
     seconds = {name: values[0] for name, values in times.items()}

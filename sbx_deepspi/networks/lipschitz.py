@@ -8,7 +8,7 @@ A minibatch hardly moves a kernel M, so its norm need not be computed for each: 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -55,30 +55,39 @@ def schatten_norm(matrices: jax.Array, n_squarings: int) -> jax.Array:
     :param n_squarings: n, of the Gram matrix
     :return: shape (...,)
     """
-    return _gram_iteration(matrices, n_squarings)[0]
+    return _real_gram_iteration(matrices, n_squarings)[0]
 
 
 @jax.default_matmul_precision("float32")
-def _gram_iteration(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, jax.Array]:
+def _real_gram_iteration(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, jax.Array]:
     """The norm, and the power of the smaller Gram matrix, scaled."""
     gram = matrices @ _adjoint(matrices) if _is_wide(matrices) else _adjoint(matrices) @ matrices
-    scale = _frobenius(gram)
-    gram /= scale[..., None, None]
-    power, log_power_scale = gram, jnp.zeros_like(scale)
+    norm, (power,) = _gram_iteration((gram,), n_squarings, lambda matrix: (matrix @ matrix,))
+    return norm, power
+
+
+def _gram_iteration(
+    gram: tuple[jax.Array, ...], n_squarings: int, square: Callable[..., tuple[jax.Array, ...]]
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The Schatten norm from a Gram matrix, or its real and imaginary parts; and their power, scaled."""
+    scale = _frobenius(*gram)
+    power = gram = tuple(part / scale[..., None, None] for part in gram)
+    log_power_scale = jnp.zeros_like(scale)
     for i in range(n_squarings):
         # keeps float32 in range, for two squarings
         if i > 0 and i % 2 == 0:
-            power_scale = _frobenius(power)
-            power = power / power_scale[..., None, None]
+            power_scale = _frobenius(*power)
+            power = tuple(part / power_scale[..., None, None] for part in power)
             log_power_scale += jnp.log(power_scale)
-        power = power @ power
+        power = square(*power)
         log_power_scale *= 2
-    log_trace = log_power_scale + jnp.log((power * gram).sum(axis=(-1, -2)) + TINY)
+    trace = jnp.stack([(p * g).sum(axis=(-1, -2)) for p, g in zip(power, gram, strict=True)]).sum(axis=0)
+    log_trace = log_power_scale + jnp.log(trace + TINY)
     return jnp.sqrt(scale) * jnp.exp(log_trace / (2 * (2**n_squarings + 1))), power
 
 
 def _forward(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    norm, power = _gram_iteration(matrices, n_squarings)
+    norm, power = _real_gram_iteration(matrices, n_squarings)
     return norm, (matrices, norm, power)
 
 
@@ -105,8 +114,9 @@ def _is_wide(matrices: jax.Array) -> bool:
     return matrices.shape[-2] < matrices.shape[-1]
 
 
-def _frobenius(matrices: jax.Array) -> jax.Array:
-    return jnp.sqrt((matrices * matrices).sum(axis=(-1, -2)) + TINY**2)
+def _frobenius(*parts: jax.Array) -> jax.Array:
+    squares = jnp.stack([(part * part).sum(axis=(-1, -2)) for part in parts])
+    return jnp.sqrt(squares.sum(axis=0) + TINY**2)
 
 
 def convolution_norm_bound(kernel: jax.Array, height: int, width: int) -> jax.Array:
@@ -159,23 +169,11 @@ def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_squarin
         jnp.einsum("ft,...tij->...fij", wave(angles).astype(np.float32), products) for wave in (np.cos, np.sin)
     )
 
-    def frobenius(real: jax.Array, imaginary: jax.Array) -> jax.Array:
-        return jnp.sqrt((real * real + imaginary * imaginary).sum(axis=(-1, -2)) + TINY**2)
-
-    # as in _gram_iteration
-    scale = frobenius(real, imaginary)
-    real, imaginary = gram = real / scale[..., None, None], imaginary / scale[..., None, None]
-    log_power_scale = jnp.zeros_like(scale)
-    for i in range(n_squarings):
-        if i > 0 and i % 2 == 0:
-            power_scale = frobenius(real, imaginary)
-            real, imaginary = (part / power_scale[..., None, None] for part in (real, imaginary))
-            log_power_scale += jnp.log(power_scale)
+    def square(real: jax.Array, imaginary: jax.Array) -> tuple[jax.Array, jax.Array]:
         mixed = real @ imaginary
-        real, imaginary = real @ real - imaginary @ imaginary, mixed - _adjoint(mixed)
-        log_power_scale *= 2
-    log_trace = log_power_scale + jnp.log((real * gram[0] + imaginary * gram[1]).sum(axis=(-1, -2)) + TINY)
-    return jnp.sqrt(scale) * jnp.exp(log_trace / (2 * (2**n_squarings + 1)))
+        return real @ real - imaginary @ imaginary, mixed - _adjoint(mixed)
+
+    return _gram_iteration((real, imaginary), n_squarings, square)[0]
 
 
 def _taps(kernel: jax.Array) -> np.ndarray:
