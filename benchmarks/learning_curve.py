@@ -8,6 +8,7 @@ Train on Atari and draw the learning curve: the scores of whole games, unclipped
     python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_two_steps --steps 300_000
     python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_as_sbx --steps 300_000
     python benchmarks/learning_curve.py --name breakout --algorithm deepspi_flax_init --steps 300_000
+    python benchmarks/learning_curve.py --name breakout --algorithm deepspi_as_sbx --steps 300_000
 
 each writes docs/results/breakout_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms
 that have one into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's
@@ -18,19 +19,21 @@ parts: the same function of the same parameters in less time. What is not the sa
 orthogonal, and that actor and critic step one after the other, each with a clip and an Adam of its own, so that the
 network that they share takes two steps per minibatch. "alpha_0" tells these from the world model: DeepSPI with
 α = 0, which is PPO. SB3's PPO tells them from each other: "sb3_ppo_two_steps" with SBX's steps, "sb3_ppo_as_sbx" with
-its steps and its initialisation. "deepspi_flax_init" is DeepSPI with that initialisation alone.
+its steps and its initialisation. "deepspi_flax_init" is DeepSPI with that initialisation alone, "deepspi_as_sbx" with
+both.
 """
 
 import argparse
 import csv
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+import optax
 import pandas as pd
 import sbx
 import stable_baselines3
@@ -42,7 +45,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from throughput import HYPERPARAMETERS
 
-from sbx_deepspi import DeepSPI, make_envpool_env
+from sbx_deepspi import DeepSPI, make_envpool_env, update
 from sbx_deepspi.networks.backend import convolution
 
 matplotlib.use("Agg")
@@ -62,6 +65,7 @@ COLOURS = {
     "sb3_ppo_two_steps": "tab:olive",
     "sb3_ppo_as_sbx": "tab:purple",
     "deepspi_flax_init": "tab:orange",
+    "deepspi_as_sbx": "tab:pink",
 }
 
 
@@ -174,6 +178,41 @@ def make_deepspi_flax_init(env: VecEnv, seed: int, learning_rate: LinearSchedule
     return DeepSPI("CnnPolicy", env, learning_rate, seed=seed, policy_kwargs={"ortho_init": False})
 
 
+def make_deepspi_as_sbx(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
+    """
+    :param env: Atari
+    :param seed: of everything
+    :param learning_rate: its schedule
+    :return: DeepSPI with SBX's initialisation and SBX's steps: first by all but the values' loss, then by that, each
+        with a clip and an Adam of its own. Replaces ``update.loss_gradients``: make no other DeepSPI in this process
+    """
+    model = make_deepspi_flax_init(env, seed, learning_rate)
+    one_step, one_loss_gradients = model.policy.state.tx, update.loss_gradients
+
+    def init(params: Any) -> dict[str, Any]:
+        return {"actor": one_step.init(params), "critic": one_step.init(params)}
+
+    def both_steps(gradients: dict[str, Any], states: dict[str, Any], params: Any) -> tuple[Any, dict[str, Any]]:
+        actor, actor_state = one_step.update(gradients["actor"], states["actor"], params)
+        critic, critic_state = one_step.update(gradients["critic"], states["critic"], params)
+        return jax.tree.map(jnp.add, actor, critic), {"actor": actor_state, "critic": critic_state}
+
+    def loss_gradients(state: Any, norms: Any, minibatch: Any, key: jax.Array, h: Any) -> tuple[Any, Any]:
+        gradients, metrics = one_loss_gradients(state, norms, minibatch, key, h.replace(vf_coef=0.0))
+        actor, _ = one_step.update(gradients, state.opt_state["actor"], state.params)
+        between = state.replace(params=optax.apply_updates(state.params, actor))
+        minibatch = minibatch.replace(advantages=jnp.zeros_like(minibatch.advantages))
+        values_alone = h.replace(ent_coef=0.0, reward_loss_coef=0.0, transition_loss_coef=0.0)
+        critic_gradients, _ = one_loss_gradients(between, norms, minibatch, key, values_alone)
+        return {"actor": gradients, "critic": critic_gradients}, metrics
+
+    update.loss_gradients = loss_gradients
+    two_steps = optax.GradientTransformation(init, both_steps)
+    state = model.policy.state
+    model.policy.state = state.replace(tx=two_steps, opt_state=two_steps.init(state.params))
+    return model
+
+
 def make_alpha_0(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
     """
     :param env: Atari
@@ -242,6 +281,7 @@ ALGORITHMS = {
     "sb3_ppo_two_steps": make_sb3_ppo_two_steps,
     "sb3_ppo_as_sbx": make_sb3_ppo_as_sbx,
     "deepspi_flax_init": make_deepspi_flax_init,
+    "deepspi_as_sbx": make_deepspi_as_sbx,
 }
 
 

@@ -8,8 +8,8 @@ far apart the latent states of the two choice cells are: means of 10 updates, th
 fourth algorithm, "projected", is DeepSPI with neighbourhood="project". NAME.csv and NAME.png go to docs/results.
 --latent 8x2 makes z of 8 one-hot vectors of 2 classes, --latent map leaves it the encoder's 7 x 7 x 64 map.
 
-The grid has 16 different frames. Each is encoded once for the 32 transitions, or more, that go through the networks at
-a time, and its latent state is picked by the state's number, which is exact and saves half of the work and more.
+The grid has 16 different frames. Each is encoded once for all transitions that go through the networks at a time, and
+its latent state is picked by the state's number, which is exact and saves half of the work and more.
 """
 
 import argparse

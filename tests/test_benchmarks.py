@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 import sbx
@@ -16,10 +18,11 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI
+from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, objective, update
 from sbx_deepspi.envs.confounding_grid import make_frames
 from sbx_deepspi.networks import backend
-from tests.test_deepspi import CHANNELS_FIRST, ToyEnv
+from sbx_deepspi.rollout import to_transitions
+from tests.test_deepspi import CHANNELS_FIRST, ToyEnv, collected
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -219,6 +222,44 @@ def test_two_steps_of_the_learning_curve_are_sbxs(monkeypatch: pytest.MonkeyPatc
         moved = float((parameter.detach() - before[parameter]).abs().max())
         assert moved > 1e-3
         np.testing.assert_allclose(parameter.detach(), value, rtol=0, atol=0.02 * moved)
+
+
+def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two minibatches, each a whole rollout: first a step without the values' loss, then one by that, from there."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import learning_curve
+
+    monkeypatch.setattr(update, "loss_gradients", update.loss_gradients)  # the script replaces it
+    monkeypatch.setattr(backend, "CPU_MICROBATCH", 16)  # fewer pieces to compile
+    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 8)
+    model = learning_curve.make_deepspi_as_sbx(env, 3, LinearSchedule(1e-3, 1e-3, 1.0))
+    model.batch_size, model.n_epochs, model.transition_loss_coef = 1024, 2, 0.0  # without noise
+    model.max_grad_norm = 0.01  # clips both, so far that Adam's epsilon counts
+    rollout, _ = collected(model)
+    state, h = model.policy.state, model.hyperparameters()
+    transitions = to_transitions(rollout, model.policy.predict_values(model._last_obs), h.gamma, h.gae_lambda)
+    transitions = transitions.replace(advantages=objective.normalize(transitions.advantages))
+    norms = jax.jit(partial(state.apply_fn, method="norms"))(state.params)
+
+    def loss(params: dict, of_values: bool) -> jax.Array:
+        params = state.apply_fn(params, norms, method="constrain")
+        total, metrics = update.loss(params, state, transitions, jax.random.PRNGKey(0), h)
+        return h.vf_coef * metrics.value_loss if of_values else total - h.vf_coef * metrics.value_loss
+
+    gradient_of = jax.jit(jax.grad(loss), static_argnums=1)
+    adam = optax.chain(optax.clip_by_global_norm(h.max_grad_norm), optax.adam(1e-3, eps=1e-5))
+    params, states = state.params, [adam.init(state.params)] * 2
+    for of_values in (False, True) * 2:
+        gradient = gradient_of(params, of_values)
+        assert optax.tree.norm(gradient) > 1.5 * model.max_grad_norm
+        step, states[of_values] = adam.update(gradient, states[of_values])
+        params = optax.apply_updates(params, step)
+
+    model.train()
+    trained = jax.tree.leaves(model.policy.state.params)
+    for before, ours, theirs in zip(*map(jax.tree.leaves, (state.params, trained, params)), strict=True):
+        moved = float(jnp.abs(theirs - before).max())
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * moved)
 
 
 def test_initialisation_of_the_learning_curve_is_sbxs(monkeypatch: pytest.MonkeyPatch) -> None:

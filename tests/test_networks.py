@@ -396,7 +396,8 @@ def test_clipped_normal_moments() -> None:
 
 
 @pytest.mark.parametrize("n_images", [20, 21, 40, 64, 65, 130])
-def test_images_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
+def test_images_in_parts_are_encoded_as_one_by_one(n_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "CPU_MICROBATCH", 32)
     kernel, images, shifts = normal(1, 4, 4, 2, 5), normal(2, n_images, 12, 8, 2), normal(3, n_images, 5, 3, 5)
     assert_same_function(
         lambda k, x: backend.in_parts(lambda part, shift: backend.convolution(part, k, 2) + shift, x, shifts),
@@ -407,7 +408,8 @@ def test_images_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
 
 
 @pytest.mark.parametrize("n_images", [21, 65])  # side by side, and one after the other
-def test_bytes_in_parts_are_encoded_as_one_by_one(n_images: int) -> None:
+def test_bytes_in_parts_are_encoded_as_one_by_one(n_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "CPU_MICROBATCH", 32)
     images = np.random.default_rng(0).integers(0, 256, (n_images, 3, 21, 25), np.uint8)
     assert_same_function(
         lambda k, x: backend.in_parts(lambda part: backend.convolution(part, k, 4, True), jnp.asarray(images)) + x,

@@ -22,7 +22,7 @@ from sbx_deepspi.networks.convolution import matrix_convolution, plain_convoluti
 from sbx_deepspi.networks.noise import clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.products import transposing_product
 
-# chosen on two cores with 2 MB of cache each; where other work shares them, 32 transitions take a tenth longer
+# both chosen on two cores with 2 MB of cache each; on a slow day parts of 32 transitions took a tenth longer than of 64
 CPU_MICROBATCH = 64  # fewer transitions, and the dense layers do little but read parameters; more leave the cache
 CPU_PIECE = 20  # images of 84 x 84, or latent maps of them, for each core
 EVERYTHING = 2**31

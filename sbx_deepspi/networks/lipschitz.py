@@ -69,7 +69,10 @@ def _real_gram_iteration(matrices: jax.Array, n_squarings: int) -> tuple[jax.Arr
 def _gram_iteration(
     gram: tuple[jax.Array, ...], n_squarings: int, square: Callable[..., tuple[jax.Array, ...]]
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The Schatten norm from a Gram matrix, or its real and imaginary parts; and their power, scaled."""
+    """
+    The Schatten norm from a Gram matrix, given whole or as its real and imaginary parts, and its power, scaled.
+    ``square`` takes and returns the parts; products must be as exact as float32 is.
+    """
     scale = _frobenius(*gram)
     power = gram = tuple(part / scale[..., None, None] for part in gram)
     log_power_scale = jnp.zeros_like(scale)
@@ -81,8 +84,7 @@ def _gram_iteration(
             log_power_scale += jnp.log(power_scale)
         power = square(*power)
         log_power_scale *= 2
-    trace = jnp.stack([(p * g).sum(axis=(-1, -2)) for p, g in zip(power, gram, strict=True)]).sum(axis=0)
-    log_trace = log_power_scale + jnp.log(trace + TINY)
+    log_trace = log_power_scale + jnp.log(_inner(power, gram) + TINY)
     return jnp.sqrt(scale) * jnp.exp(log_trace / (2 * (2**n_squarings + 1))), power
 
 
@@ -114,9 +116,12 @@ def _is_wide(matrices: jax.Array) -> bool:
     return matrices.shape[-2] < matrices.shape[-1]
 
 
+def _inner(first: tuple[jax.Array, ...], second: tuple[jax.Array, ...]) -> jax.Array:
+    return jnp.stack([(one * other).sum(axis=(-1, -2)) for one, other in zip(first, second, strict=True)]).sum(axis=0)
+
+
 def _frobenius(*parts: jax.Array) -> jax.Array:
-    squares = jnp.stack([(part * part).sum(axis=(-1, -2)) for part in parts])
-    return jnp.sqrt(squares.sum(axis=0) + TINY**2)
+    return jnp.sqrt(_inner(parts, parts) + TINY**2)
 
 
 def convolution_norm_bound(kernel: jax.Array, height: int, width: int) -> jax.Array:
