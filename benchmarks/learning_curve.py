@@ -209,7 +209,7 @@ def make_deepspi_as_sbx(env: VecEnv, seed: int, learning_rate: LinearSchedule) -
     update.loss_gradients = loss_gradients
     two_steps = optax.GradientTransformation(init, both_steps)
     state = model.policy.state
-    model.policy.state = state.replace(tx=two_steps, opt_state=two_steps.init(state.params))
+    model.policy.state = state.replace(tx=two_steps, opt_state=jax.jit(two_steps.init)(state.params))
     return model
 
 

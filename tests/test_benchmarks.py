@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -230,15 +231,16 @@ def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.Monk
     import learning_curve
 
     monkeypatch.setattr(update, "loss_gradients", update.loss_gradients)  # the script replaces it
-    monkeypatch.setattr(backend, "CPU_MICROBATCH", 16)  # fewer pieces to compile
+    monkeypatch.setattr(learning_curve, "DeepSPI", partial(DeepSPI, n_steps=5))
     env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 8)
     model = learning_curve.make_deepspi_as_sbx(env, 3, LinearSchedule(1e-3, 1e-3, 1.0))
-    model.batch_size, model.n_epochs, model.transition_loss_coef = 1024, 2, 0.0  # without noise
+    model.batch_size, model.n_epochs, model.transition_loss_coef = 40, 2, 0.0  # without noise
     model.max_grad_norm = 0.01  # clips both, so far that Adam's epsilon counts
     rollout, _ = collected(model)
     state, h = model.policy.state, model.hyperparameters()
-    transitions = to_transitions(rollout, model.policy.predict_values(model._last_obs), h.gamma, h.gae_lambda)
-    transitions = transitions.replace(advantages=objective.normalize(transitions.advantages))
+    last_values = model.policy.predict_values(model._last_obs)
+    transitions = jax.jit(to_transitions)(rollout, last_values, h.gamma, h.gae_lambda)
+    transitions = transitions.replace(advantages=jax.jit(objective.normalize)(transitions.advantages))
     norms = jax.jit(partial(state.apply_fn, method="norms"))(state.params)
 
     def loss(params: dict, of_values: bool) -> jax.Array:
@@ -246,17 +248,20 @@ def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.Monk
         total, metrics = update.loss(params, state, transitions, jax.random.PRNGKey(0), h)
         return h.vf_coef * metrics.value_loss if of_values else total - h.vf_coef * metrics.value_loss
 
-    gradient_of = jax.jit(jax.grad(loss), static_argnums=1)
     adam = optax.chain(optax.clip_by_global_norm(h.max_grad_norm), optax.adam(1e-3, eps=1e-5))
-    params, states = state.params, [adam.init(state.params)] * 2
-    for of_values in (False, True) * 2:
-        gradient = gradient_of(params, of_values)
-        assert optax.tree.norm(gradient) > 1.5 * model.max_grad_norm
-        step, states[of_values] = adam.update(gradient, states[of_values])
-        params = optax.apply_updates(params, step)
 
-    model.train()
-    trained = jax.tree.leaves(model.policy.state.params)
+    @partial(jax.jit, static_argnums=2)
+    def take_step(params: dict, adam_state: Any, of_values: bool) -> tuple[dict, Any, jax.Array]:
+        gradient = jax.grad(loss)(params, of_values)
+        step, adam_state = adam.update(gradient, adam_state)
+        return optax.apply_updates(params, step), adam_state, optax.tree.norm(gradient)
+
+    params, states = state.params, [jax.jit(adam.init)(state.params)] * 2
+    for of_values in (False, True) * 2:
+        params, states[of_values], norm = take_step(params, states[of_values], of_values)
+        assert norm > 1.5 * model.max_grad_norm
+
+    trained = update.update(state, rollout, model._last_obs, jax.random.PRNGKey(1), h).state.params
     for before, ours, theirs in zip(*map(jax.tree.leaves, (state.params, trained, params)), strict=True):
         moved = float(jnp.abs(theirs - before).max())
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * moved)
