@@ -38,6 +38,7 @@ import pandas as pd
 import sbx
 import stable_baselines3
 import torch
+from flax.training.train_state import TrainState
 from sbx.common import jax_layers
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -47,6 +48,7 @@ from throughput import HYPERPARAMETERS
 
 from sbx_deepspi import DeepSPI, make_envpool_env, update
 from sbx_deepspi.networks.backend import convolution
+from sbx_deepspi.rollout import Transitions
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -197,7 +199,9 @@ def make_deepspi_as_sbx(env: VecEnv, seed: int, learning_rate: LinearSchedule) -
         critic, critic_state = one_step.update(gradients["critic"], states["critic"], params)
         return jax.tree.map(jnp.add, actor, critic), {"actor": actor_state, "critic": critic_state}
 
-    def loss_gradients(state: Any, norms: Any, minibatch: Any, key: jax.Array, h: Any) -> tuple[Any, Any]:
+    def loss_gradients(
+        state: TrainState, norms: Any, minibatch: Transitions, key: jax.Array, h: update.Hyperparameters
+    ) -> tuple[dict[str, Any], update.Metrics]:
         gradients, metrics = one_loss_gradients(state, norms, minibatch, key, h.replace(vf_coef=0.0))
         actor, _ = one_step.update(gradients, state.opt_state["actor"], state.params)
         between = state.replace(params=optax.apply_updates(state.params, actor))
