@@ -185,9 +185,9 @@ class SharedObservations(struct.PyTreeNode):
     """
     The observations of ``B`` transitions in segments, each once where the next transition begins with it.
 
-    :param observations: every s, then those s' that begin no other transition; shape (B + 2 B / segment length, ...)
+    :param observations: every s, then those s' that begin no other transition; shape (B + 1.5 B / segment length, ...)
     :param following: which of them is s', integers of shape (B,)
-    :param fits: whether there was room for all: one episode's end within each segment, on average
+    :param fits: whether there was room for all: one episode's end within every second segment, on average
     """
 
     observations: jax.Array
@@ -204,13 +204,24 @@ def share_observations(transitions: Transitions) -> SharedObservations:
     """
     size, length = len(transitions.dones), transitions.segment_length
     is_own = transitions.dones | (jnp.arange(size) % length == length - 1)
-    n_own = 2 * size // length
+    n_own = -(-3 * size // (2 * length))
     (own,) = jnp.nonzero(is_own, size=n_own, fill_value=0)
     return SharedObservations(
         observations=jnp.concatenate([transitions.observations, transitions.next_observations[own]]),
         following=jnp.where(is_own, size - 1 + jnp.cumsum(is_own), 1 + jnp.arange(size)),
         fits=is_own.sum() <= n_own,
     )
+
+
+def n_microbatches(size: int, segment_length: int, microbatch_size: int) -> int:
+    """
+    :param size: transitions in a batch
+    :param segment_length: of its segments, which stay whole
+    :param microbatch_size: the most transitions in a part, at least a segment's
+    :return: number of equal parts, as few as the sizes allow
+    """
+    n_segments, most = size // segment_length, microbatch_size // segment_length
+    return next(n for n in range(1, n_segments + 1) if n_segments % n == 0 and n_segments // n <= most)
 
 
 def microbatches(transitions: Transitions, microbatch_size: int) -> Transitions:
@@ -221,7 +232,22 @@ def microbatches(transitions: Transitions, microbatch_size: int) -> Transitions:
     :param microbatch_size: the most in a part, at least a segment's
     :return: the same, each array of shape (parts, B / parts, ...)
     """
-    n_segments = len(transitions.dones) // transitions.segment_length
-    most = microbatch_size // transitions.segment_length
-    n_parts = next(n for n in range(1, n_segments + 1) if n_segments % n == 0 and n_segments // n <= most)
+    n_parts = n_microbatches(len(transitions.dones), transitions.segment_length, microbatch_size)
     return jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), transitions)
+
+
+def spread_ends(indices: jax.Array, dones: jax.Array, segment_length: int, n_parts: int) -> jax.Array:
+    """
+    Deal out a minibatch's segments like cards, those within which most episodes end first: no part gets more ends than
+    another by more than one segment has, so that :func:`share_observations` needs little room for them.
+
+    :param indices: of a minibatch's transitions, in segments, shape (B,)
+    :param dones: whether the episode ended, of all transitions
+    :param segment_length: of the segments
+    :param n_parts: into which the minibatch will be split; divides the number of segments
+    :return: the same indices, part by part, shape (B,)
+    """
+    segments = indices.reshape(-1, segment_length)
+    n_ends = dones[segments[:, :-1]].sum(axis=1)
+    dealt = jnp.argsort(-n_ends).reshape(-1, n_parts).T
+    return segments[dealt].reshape(-1)

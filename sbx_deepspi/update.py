@@ -11,7 +11,15 @@ from flax.training.train_state import TrainState
 from sbx_deepspi import objective
 from sbx_deepspi.certificate import Constrained, constrain
 from sbx_deepspi.networks.agent import Evaluation, Norms
-from sbx_deepspi.rollout import Rollout, Transitions, microbatches, share_observations, to_transitions
+from sbx_deepspi.rollout import (
+    Rollout,
+    Transitions,
+    microbatches,
+    n_microbatches,
+    share_observations,
+    spread_ends,
+    to_transitions,
+)
 
 LONGEST_RUN = 8
 """Minibatches after which norms of kernels that have moved are computed anew, at the latest."""
@@ -329,6 +337,9 @@ def update(
         state, stopped = progress.state, progress.stopped
         # before the step: the distances are those that the gradient needs
         stale = progress.stale | state.apply_fn(state.params, progress.norms, method="are_stale")
+        if h.segment_length > 1:
+            n_parts = n_microbatches(len(indices), h.segment_length, h.microbatch_size)
+            indices = spread_ends(indices, transitions.dones, h.segment_length, n_parts)
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
         gradients, metrics = loss_gradients(state, progress.norms, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.special
 import scipy.stats
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -17,7 +18,7 @@ from sbx_deepspi.networks import backend, densities, lipschitz
 from sbx_deepspi.networks.backend import clipped_normal
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
 from sbx_deepspi.networks.noise import LARGEST, clipped_normal_of, hashed_bits
-from sbx_deepspi.networks.products import transposing_product
+from sbx_deepspi.networks.products import batched_product, dense_product
 from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
 from tests.test_deepspi import IMAGE, ToyEnv
 
@@ -207,19 +208,37 @@ def test_grouped_convolution_per_action_equals_all_actions_then_selection(
 
         every_action = jax.vmap(one_action)(kernel, bias.reshape(n_actions, 6))
         taken = every_action[actions, jnp.arange(9)].reshape(9, 3, 4, groups, parts, -1)
-        return jnp.moveaxis(taken, -2, 0).reshape(parts, 9, 3, 4, -1)
+        return taken.transpose(4, 0, 3, 1, 2, 5)
 
     assert_same_function(lambda p, x: jnp.stack(layer.apply(p, x, actions)), plain, params, images)
 
 
-def test_product_with_a_transposed_copy_equals_the_plain_one() -> None:
-    rows, matrices = normal(1, 2, 3, 7, 5), normal(2, 2, 3, 5, 4)
-    assert_same_function(transposing_product, jnp.matmul, rows, matrices)
+def gradient_of(function):
+    """As the gradient penalty needs it: a gradient's own gradient has to be right, too."""
+    return lambda *operands: jax.grad(lambda *operands: (function(*operands) ** 3).sum())(*operands)
 
-    def gradient_of(product):  # as the gradient penalty needs it: a gradient's own
-        return lambda *operands: jax.grad(lambda rows, matrices: (product(rows, matrices) ** 3).sum())(*operands)
 
-    assert_same_function(gradient_of(transposing_product), gradient_of(jnp.matmul), rows, matrices)
+@pytest.mark.parametrize(
+    ("product", "leading_axes"), [(batched_product, (2, 3)), (dense_product, ())], ids=["batched", "dense"]
+)
+def test_products_equal_the_plain_one(product, leading_axes: tuple[int, ...]) -> None:
+    rows, matrices = normal(1, *leading_axes, 7, 5), normal(2, *leading_axes, 5, 4)
+    assert_same_function(product, jnp.matmul, rows, matrices)
+    assert_same_function(gradient_of(product), gradient_of(jnp.matmul), rows, matrices)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (3, 5), (1, 1), (1, 4)])
+def test_windows_equal_xlas_and_so_do_their_gradients(height: int, width: int) -> None:
+    def plain(inputs: jax.Array) -> jax.Array:
+        windows = jax.lax.conv_general_dilated_patches(
+            inputs, (2, 2), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        # there a channel's taps lie together
+        return jnp.swapaxes(windows.reshape(3, height, width, 4, -1), -1, -2).reshape(3, height, width, -1)
+
+    inputs = normal(1, 3, height, width, 4)
+    assert_same_function(lipschitz.patches, plain, inputs)
+    assert_same_function(gradient_of(lipschitz.patches), gradient_of(plain), inputs)
 
 
 @pytest.mark.parametrize(
@@ -277,11 +296,11 @@ def test_actions_not_taken_cost_nothing() -> None:
     assert operations(18) < 1.1 * operations(2)
 
 
-def assert_same_function(fast, plain, params, inputs) -> None:
+def assert_same_function(fast, plain, *arguments) -> None:
     """Values and all gradients to 1e-4 relative to their largest entry."""
 
     def outputs_and_gradients(function):
-        outputs, vjp = jax.vjp(function, params, inputs)
+        outputs, vjp = jax.vjp(function, *arguments)
         return outputs, vjp(jax.random.normal(KEY, outputs.shape))
 
     results = (jax.jit(lambda f=f: outputs_and_gradients(f))() for f in (fast, plain))
@@ -296,6 +315,38 @@ def test_mixture_sample_by_numpy() -> None:
     noise = clipped_normal(KEY, (2, 3, 4))
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(sample, (weights[:, None] * (locations + scales * noise)).sum(-1), rtol=1e-5)
+
+
+def test_softplus_by_numpy() -> None:
+    """Relative to the value, also where that is tiny; the slope is the logistic function, and smooth itself."""
+    x = np.concatenate([np.linspace(-80, 80, 1001), [0.0, 1e-6, -1e-6]]).astype(np.float32)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(jax.jit(densities.softplus)(x), np.logaddexp(0, exact), rtol=1e-6)
+    slope = jax.vmap(jax.grad(densities.softplus))
+    np.testing.assert_allclose(jax.jit(slope)(x), scipy.special.expit(exact), rtol=1e-6)
+    curvature = jax.vmap(jax.grad(jax.grad(densities.softplus)))
+    expected = scipy.special.expit(exact) * scipy.special.expit(-exact)
+    np.testing.assert_allclose(jax.jit(curvature)(x), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("n_groups", [1, 3])
+def test_density_over_groups_of_channels(n_groups: int) -> None:
+    """Moved back channel by channel, with the noise of its groups; the losses are those of the latents as they come."""
+    locations, scales = normal(1, 2, n_groups, 4, 5, 2, 3), jnp.exp(normal(2, 2, n_groups, 4, 5, 2, 3))
+    logits, next_latents = normal(3, 2, 1, 4, 5, 3), normal(4, 2, 4, 5, 2 * n_groups)
+    density = densities.Grouped(densities.Mixture(locations, scales, logits), n_groups)
+    noise = clipped_normal(KEY, locations.shape)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = np.zeros((2, 4, 5, 2 * n_groups))
+    for group in range(n_groups):
+        for channel in range(2):
+            of_each = (array[:, group, :, :, channel] for array in (locations, scales, noise))
+            location, scale, epsilon = map(np.asarray, of_each)
+            expected[..., 2 * group + channel] = (weights[:, 0] * (location + scale * epsilon)).sum(-1)
+    np.testing.assert_allclose(density.sample(KEY), expected, rtol=1e-4, atol=1e-5)
+    errors = np.abs(expected - next_latents)
+    losses = np.where(errors <= 1, errors**2 / 2, errors - 0.5).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(density.transition_losses(next_latents, KEY), losses, rtol=1e-4)
 
 
 def test_densities_from_outputs() -> None:
@@ -343,6 +394,8 @@ def test_rewards_locations_and_scales_are_lipschitz_in_the_latent(
         assert (np.abs(change) <= constant * distance * (1 + 1e-3)).all()
         before = predict_latents(transition_params, latents, actions)
         after = predict_latents(transition_params, moved, actions)
+        if len(latent_shape) == 3:
+            before, after = before.density, after.density
         maps = [(before.locations, after.locations, constant)]
         if density != "deterministic":
             maps = [(before.locations, after.locations, constant / 2), (before.scales, after.scales, constant / 2)]

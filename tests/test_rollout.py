@@ -13,6 +13,7 @@ from sbx_deepspi.rollout import (
     generalized_advantages,
     microbatches,
     share_observations,
+    spread_ends,
     to_transitions,
 )
 
@@ -71,8 +72,8 @@ def test_observations_are_shared_within_segments_unless_the_episode_ended() -> N
     rollout.dones[2, 0] = True
     transitions = to_transitions(rollout, np.zeros(2, np.float32), GAMMA, GAE_LAMBDA).replace(segment_length=4)
     shared = share_observations(transitions)
-    # 13 ends an episode; 1 and 24 end the segments; one place is left
-    np.testing.assert_array_equal(shared.observations, [10, 11, 12, 0, 20, 21, 22, 23, 13, 1, 24, 11])
+    # 13 ends an episode; 1 and 24 end the segments; that is all there is room for
+    np.testing.assert_array_equal(shared.observations, [10, 11, 12, 0, 20, 21, 22, 23, 13, 1, 24])
     np.testing.assert_array_equal(shared.observations[shared.following], transitions.next_observations)
     assert shared.fits
 
@@ -90,7 +91,7 @@ def test_shared_observations_give_back_every_next_one(p_done: float) -> None:
         transitions = to_transitions(rollout, np.zeros(5, np.float32), GAMMA, GAE_LAMBDA).replace(segment_length=length)
         shared = share_observations(transitions)
         n_inner_ends = rollout.dones.reshape(3, length, 5)[:, :-1].sum()
-        assert shared.fits == (n_inner_ends <= 15)
+        assert shared.fits == (n_inner_ends <= 8)  # 15 segments
         if shared.fits:
             np.testing.assert_array_equal(shared.observations[shared.following], transitions.next_observations)
 
@@ -102,6 +103,20 @@ def test_microbatches_keep_segments_whole() -> None:
     parts = microbatches(transitions.replace(segment_length=4), microbatch_size=10)
     np.testing.assert_array_equal(parts.rewards, np.arange(24).reshape(3, 8))
     np.testing.assert_array_equal(microbatches(transitions, 10).rewards, np.arange(24).reshape(3, 8))
+
+
+@pytest.mark.parametrize("n_parts", [1, 3, 4])
+@pytest.mark.parametrize("p_done", [0.0, 0.05, 0.5])
+def test_ends_of_episodes_are_spread_over_the_parts(p_done: float, n_parts: int) -> None:
+    rng = np.random.default_rng(0)
+    dones = rng.random(100 * 5) < p_done
+    segments = rng.choice(100, 24, replace=False)
+    indices = (5 * segments[:, None] + np.arange(5)).reshape(-1)
+    dealt = np.asarray(spread_ends(indices, dones, 5, n_parts)).reshape(n_parts, -1, 5)
+    np.testing.assert_array_equal(dealt % 5, np.broadcast_to(np.arange(5), dealt.shape))  # segments stay whole
+    np.testing.assert_array_equal(np.sort(dealt.reshape(-1)), np.sort(indices))
+    n_ends = dones[dealt[..., :-1]].sum(axis=(1, 2))
+    assert n_ends.max() - n_ends.min() <= dones[indices.reshape(-1, 5)[:, :-1]].sum(axis=1).max()
 
 
 def test_segments_divide_rollouts_and_minibatches() -> None:

@@ -20,11 +20,10 @@ import jax.numpy as jnp
 
 from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
 from sbx_deepspi.networks.noise import clipped_normal_of, hashed_bits
-from sbx_deepspi.networks.products import transposing_product
+from sbx_deepspi.networks.products import batched_product, dense_product
 
-# both chosen on two cores with 2 MB of cache each; on a slow day parts of 32 transitions took a tenth longer than of 64
-CPU_MICROBATCH = 64  # fewer transitions, and the dense layers do little but read parameters; more leave the cache
-CPU_PIECE = 20  # images of 84 x 84, or latent maps of them, for each core
+CPU_MICROBATCH = 128  # fewer transitions, and the dense layers do little but read parameters and add up gradients
+CPU_PIECE = 20  # images of 84 x 84, or latent maps of them, that stay in a core's cache
 EVERYTHING = 2**31
 LONGEST_SEGMENT = 8
 
@@ -61,15 +60,16 @@ def clipped_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return clipped_normal_of(bits)
 
 
-def batched_product(rows: jax.Array, matrices: jax.Array) -> jax.Array:
+def product(rows: jax.Array, matrices: jax.Array) -> jax.Array:
     """
-    Many small matrix products.
+    Matrix product of many rows with one matrix, or many small matrix products.
 
-    :param rows: shape (..., n, m)
-    :param matrices: shape (..., m, k), the same leading axes
-    :return: shape (..., n, k)
+    :param rows: shape (n, m), or (..., n, m)
+    :param matrices: shape (m, k), or (..., m, k) with the same leading axes
+    :return: shape (n, k), or (..., n, k)
     """
-    return jax.lax.platform_dependent(rows, matrices, cpu=transposing_product, default=jnp.matmul)
+    cpu = dense_product if matrices.ndim == 2 else batched_product
+    return jax.lax.platform_dependent(rows, matrices, cpu=cpu, default=jnp.matmul)
 
 
 def in_parts(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from sbx_deepspi.networks.products import dense_product
+
 
 def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_first: bool = False) -> jax.Array:
     """
@@ -46,7 +48,7 @@ def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int, channe
 
     windows = jnp.concatenate([blocks[:, :, i : i + columns] for i in range(taps)], axis=-1).astype(kernel.dtype)
     # matrices, not arrays of more axes: else the kernel's gradient begins with a transposed copy
-    products = (windows.reshape(-1, len(kernel)) @ kernel).reshape(*windows.shape[:-1], taps, features)
+    products = dense_product(windows.reshape(-1, len(kernel)), kernel).reshape(*windows.shape[:-1], taps, features)
     return sum(products[:, i : i + rows, :, i] for i in range(taps))  # type: ignore[return-value]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sbx_deepspi.networks.backend import clipped_normal
+from sbx_deepspi.networks.lipschitz import by_group
 from sbx_deepspi.objective import CATEGORICAL_COSTS, transition_loss
 
 
@@ -101,6 +102,56 @@ class Categorical(struct.PyTreeNode):
         return CATEGORICAL_COSTS[self.cost](self.sample(key), jax.nn.log_softmax(self.logits), next_latents)
 
 
+class Grouped(struct.PyTreeNode):
+    """
+    A density over latent maps whose channels lie in groups, each group a map of its own. What comes out of a grouped
+    convolution lies so: to move φ(s') there is less work than to move all components' locations and scales back.
+
+    :param density: over latents of shape (B, groups, H, W, C / groups)
+    :param n_groups: of channels
+    """
+
+    density: LatentDensity
+    n_groups: int = struct.field(pytree_node=False)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        maps = jnp.moveaxis(self.density.sample(key), 1, 3)
+        return maps.reshape(*maps.shape[:3], -1)
+
+    def transition_losses(self, next_latents: jax.Array, key: jax.Array) -> jax.Array:
+        return self.density.transition_losses(by_group(next_latents, self.n_groups), key)
+
+
+@jax.custom_jvp
+def softplus(x: jax.Array) -> jax.Array:
+    """
+    log(1 + eˣ), with its slope from the same exponential. JAX's own takes an exponential,
+    a logarithm and another exponential, each of which costs as much as all else that is done with a scale.
+
+    :param x: any shape
+    :return: same shape, with float32's precision also where it is small
+    """
+    return _softplus_and_slope(x)[0]
+
+
+@softplus.defjvp
+def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    value, slope = _softplus_and_slope(*primals)
+    return value, slope * tangents[0]
+
+
+def _softplus_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    exponential = jnp.exp(-jnp.abs(x))
+    # log(1 + e) = 2 artanh(e / (2 + e)), whose series needs few terms: its argument is at most 1/3
+    ratio = exponential / (2 + exponential)
+    squares = ratio * ratio
+    series = jnp.full_like(squares, 1 / 13)
+    for power in (11, 9, 7, 5, 3, 1):
+        series = series * squares + 1 / power
+    slope = jnp.where(x >= 0, 1.0, exponential) / (1 + exponential)
+    return jnp.maximum(x, 0.0) + 2 * ratio * series, slope
+
+
 def straight_through(scores: jax.Array, probabilities: jax.Array) -> jax.Array:
     """
     The one-hot vector of the highest score, with the gradient of the probabilities (Bengio et al. 2013).
@@ -134,4 +185,4 @@ def from_outputs(parts: list[jax.Array], logits: jax.Array | None, lipschitz_con
     locations, scales = parts
     if logits is None:
         logits = jnp.zeros((*locations.shape[:-2], 1))
-    return Mixture(constant * locations, constant * (jax.nn.softplus(scales) + 1e-6), logits)
+    return Mixture(constant * locations, constant * (softplus(scales) + 1e-6), logits)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sbx_deepspi.networks.backend import batched_product
+from sbx_deepspi.networks.backend import product
 
 TINY = 1e-12  # keeps a kernel of zeros at zero instead of NaN
 
@@ -424,8 +424,9 @@ class DensePerAction(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.n_actions, self.features))
         if self.n_actions == 1:
             return inputs @ kernel[0] + bias[0]
-        outputs = jnp.einsum("b...i,bio->b...o", inputs, kernel[actions])
-        return outputs + jnp.expand_dims(bias[actions], tuple(range(1, inputs.ndim - 1)))
+        rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        outputs = product(rows, kernel[actions]) + bias[actions][:, None]
+        return outputs.reshape(*inputs.shape[:-1], self.features)
 
 
 class Convolution(nn.Module):
@@ -448,7 +449,7 @@ class Convolution(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel = kernel.reshape(-1, self.features)
         # matrices, as in matrix_convolution
-        outputs = patches(inputs).reshape(-1, len(kernel)) @ kernel
+        outputs = product(patches(inputs).reshape(-1, len(kernel)), kernel)
         return outputs.reshape(*inputs.shape[:-1], self.features) + bias
 
 
@@ -472,7 +473,7 @@ class GroupedConvolutionPerAction(nn.Module):
         """
         :param inputs: shape (B, height, width, channels)
         :param actions: which convolution, integers of shape (B,)
-        :return: the parts, each of shape (B, height, width, features)
+        :return: the parts, each of shape (B, groups, height, width, features / groups)
         """
         batch, height, width, channels = inputs.shape
         groups, group_in = self.n_groups, channels // self.n_groups
@@ -483,20 +484,31 @@ class GroupedConvolutionPerAction(nn.Module):
             (self.n_actions, groups, 2, 2, group_in, group_out),
         )
         bias = self.param("bias", nn.initializers.zeros, (self.n_actions, groups, group_out))
-        by_group = jnp.moveaxis(inputs.reshape(batch, height, width, groups, group_in), 3, 1)
-        windows = patches(by_group.reshape(-1, height, width, group_in))
+        windows = patches(by_group(inputs, groups).reshape(-1, height, width, group_in))
         windows = windows.reshape(batch, groups, height * width, 4 * group_in)
 
         def part(kernel: jax.Array, bias: jax.Array) -> jax.Array:
             # the action's kernel is chosen before the product: one convolution per map, not n_actions
-            outputs = batched_product(windows, kernel[actions]) + bias[actions][:, :, None]
-            return jnp.moveaxis(outputs, 1, 2).reshape(batch, height, width, self.features)
+            outputs = product(windows, kernel[actions]) + bias[actions][:, :, None]
+            return outputs.reshape(batch, groups, height, width, -1)
 
         # kernels are split, not outputs: the gradient would concatenate these, which is slow on CPUs
         kernels = jnp.split(kernel.reshape(self.n_actions, groups, 4 * group_in, group_out), self.n_parts, axis=-1)
         return [part(*both) for both in zip(kernels, jnp.split(bias, self.n_parts, axis=-1), strict=True)]
 
 
+def by_group(maps: jax.Array, n_groups: int) -> jax.Array:
+    """
+    Each group of a map's channels as a map of its own.
+
+    :param maps: shape (B, height, width, channels)
+    :param n_groups: divides the channels
+    :return: shape (B, groups, height, width, channels / groups)
+    """
+    return jnp.moveaxis(maps.reshape(*maps.shape[:-1], n_groups, -1), 3, 1)
+
+
+@jax.custom_vjp
 def patches(inputs: jax.Array) -> jax.Array:
     """
     The 2 × 2 windows of a SAME convolution, zeros beyond the lower and right edges.
@@ -509,3 +521,20 @@ def patches(inputs: jax.Array) -> jax.Array:
     return jnp.concatenate(
         [padded[:, row : row + height, column : column + width] for row in (0, 1) for column in (0, 1)], axis=-1
     )
+
+
+def _patches_forward(inputs: jax.Array) -> tuple[jax.Array, None]:
+    return patches(inputs), None
+
+
+def _patches_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """Padded once and read four times, where autodiff would pad each tap's gradient and add them."""
+    # a barrier, or XLA pads each slice again
+    padded = jax.lax.optimization_barrier(jnp.pad(gradient, ((0, 0), (1, 0), (1, 0), (0, 0))))
+    upper, lower = padded[:, 1:], padded[:, :-1]
+    taps = upper[:, :, 1:], upper[:, :, :-1], lower[:, :, 1:], lower[:, :, :-1]
+    of_taps = [jnp.split(tap, 4, axis=-1)[i] for i, tap in enumerate(taps)]
+    return (sum(of_taps[1:], of_taps[0]),)
+
+
+patches.defvjp(_patches_forward, _patches_backward)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sbx_deepspi.networks.densities import Categorical, LatentDensity, from_outputs
+from sbx_deepspi.networks.densities import Categorical, Grouped, LatentDensity, from_outputs
 from sbx_deepspi.networks.lipschitz import (
     Convolution,
     Dense,
@@ -122,10 +122,15 @@ class TransitionModel(nn.Module):
             parts = last(hidden, taken)
         else:
             parts = jnp.split(Dense(n_parts * features, name="outputs")(hidden), n_parts, axis=-1)
+        parts = [part.reshape(*part.shape[:-1], -1, n_components) for part in parts]
         logits = None
         if self.transition_density == "mixture":
             logits = DensePerAction(slices, self.n_components, name="logits")(hidden, taken)
-        return from_outputs([part.reshape(*latents.shape, -1) for part in parts], logits, self.lipschitz_constant)
+        if not is_map:
+            return from_outputs(parts, logits, self.lipschitz_constant)
+        # the weights are the same for all groups
+        logits = None if logits is None else logits[:, None]
+        return Grouped(from_outputs(parts, logits, self.lipschitz_constant), groups)
 
     def lipschitz_bounds(self, *latent_map: int) -> LipschitzBounds:
         """
