@@ -232,9 +232,9 @@ def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(update, "loss_gradients", update.loss_gradients)  # the script replaces it
     monkeypatch.setattr(learning_curve, "DeepSPI", partial(DeepSPI, n_steps=5))
-    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 8)
+    env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 4)
     model = learning_curve.make_deepspi_as_sbx(env, 3, LinearSchedule(1e-3, 1e-3, 1.0))
-    model.batch_size, model.n_epochs, model.transition_loss_coef = 40, 2, 0.0  # without noise
+    model.batch_size, model.n_epochs, model.transition_loss_coef = 20, 2, 0.0  # without noise
     model.max_grad_norm = 0.01  # clips both, so far that Adam's epsilon counts
     rollout, _ = collected(model)
     state, h = model.policy.state, model.hyperparameters()

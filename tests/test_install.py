@@ -14,12 +14,14 @@ from sbx_deepspi import DeepSPI
 
 ROOT = Path(__file__).parent.parent
 
+# of the same sizes as in test_zoo.py, and below in test_envpool.py, which may have compiled it
+TRAIN = "-m rl_zoo3.train --algo deepspi --env CartPole-v1 -params n_envs:2 n_steps:64 batch_size:64 n_epochs:1"
 SMOKE_TEST = """
 import rl_zoo3, sbx_deepspi
 from sbx_deepspi import DeepSPI, make_envpool_env
 assert rl_zoo3.ALGOS["deepspi"] is DeepSPI
-env = make_envpool_env("Breakout-v5", n_envs=2, seed=0)
-DeepSPI("CnnPolicy", env, n_steps=8, batch_size=16, n_epochs=1).learn(16)
+env = make_envpool_env("Breakout-v5", n_envs=4, seed=0)
+DeepSPI("CnnPolicy", env, n_steps=8, batch_size=16).learn(32)
 print("imported from", sbx_deepspi.__file__)
 """
 
@@ -46,13 +48,10 @@ def test_the_wheel_trains(wheel_python: Path, tmp_path: Path) -> None:
     imported = subprocess.run([wheel_python, "-c", SMOKE_TEST], cwd=tmp_path, capture_output=True, text=True)
     assert imported.returncode == 0, imported.stderr
     assert str(wheel_python.parent.parent) in imported.stdout
-    train = "-m rl_zoo3.train --algo deepspi --env CartPole-v1 -n 64 -params n_envs:1 n_steps:32 batch_size:32"
-    trained = subprocess.run([wheel_python, *train.split()], cwd=tmp_path, capture_output=True, text=True)
+    train = [wheel_python, *TRAIN.split(), "n_timesteps:128"]
+    trained = subprocess.run(train, cwd=tmp_path, capture_output=True, text=True)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "logs/deepspi/CartPole-v1_1/CartPole-v1.zip").is_file()
-
-
-TRAIN = "-m rl_zoo3.train --algo deepspi --env CartPole-v1 -params n_envs:1 n_steps:64 batch_size:64"
 
 
 @pytest.mark.parametrize(("number", "vec_env"), [(signal.SIGINT, "subproc"), (signal.SIGTERM, "dummy")])
@@ -76,11 +75,11 @@ def test_a_signal_keeps_the_model_and_training_goes_on(number: signal.Signals, v
     path = "logs/deepspi/CartPole-v1_1/CartPole-v1.zip"
     model = DeepSPI.load(tmp_path / path)
     assert 0 < model.num_timesteps < 10_000_000
-    learned_from = model._n_updates // model.n_epochs * 64
+    learned_from = model._n_updates // model.n_epochs * 128
     # a rollout whose environments are gone is cut and not learned from
-    assert learned_from <= model.num_timesteps < learned_from + (64 if vec_env == "subproc" else 1)
+    assert learned_from <= model.num_timesteps < learned_from + (128 if vec_env == "subproc" else 1)
     if number == signal.SIGTERM:
-        arguments = [sys.executable, *TRAIN.split(), "n_timesteps:64", "-i", path]
+        arguments = [sys.executable, *TRAIN.split(), "n_timesteps:128", "-i", path]
         assert subprocess.run(arguments, cwd=tmp_path, capture_output=True).returncode == 0
         assert DeepSPI.load(tmp_path / path.replace("_1", "_2"))._n_updates == model._n_updates + model.n_epochs
 

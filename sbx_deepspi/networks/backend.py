@@ -24,6 +24,7 @@ from sbx_deepspi.networks.products import batched_product, dense_product
 
 CPU_MICROBATCH = 128  # fewer transitions, and the dense layers do little but read parameters and add up gradients
 CPU_PIECE = 20  # images of 84 x 84, or latent maps of them, that stay in a core's cache
+CPU_CHUNK = 32  # the same for both cores, where no gradient keeps anything
 EVERYTHING = 2**31
 LONGEST_SEGMENT = 8
 
@@ -94,7 +95,7 @@ def in_parts(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arra
         def single(items: tuple[jax.Array, ...]) -> jax.Array:
             return function(*(item[None] for item in items))[0]
 
-        return jax.lax.map(single, arrays, batch_size=CPU_MICROBATCH)
+        return jax.lax.map(single, arrays, batch_size=CPU_CHUNK)
 
     # an update's parts come to twice their transitions at most, with their s'; more go through without a gradient
     cpu = side_by_side if size <= 2 * CPU_MICROBATCH else one_after_the_other
