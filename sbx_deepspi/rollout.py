@@ -185,9 +185,10 @@ class SharedObservations(struct.PyTreeNode):
     """
     The observations of ``B`` transitions in segments, each once where the next transition begins with it.
 
-    :param observations: every s, then those s' that begin no other transition; shape (B + 1.5 B / segment length, ...)
+    :param observations: every s, then those s' that begin no other transition; shape (B + ⌈1.5 B / length⌉, ...)
     :param following: which of them is s', integers of shape (B,)
-    :param fits: whether there was room for all: one episode's end within every second segment, on average
+    :param fits: whether there was room for all: one episode's end within every second segment, on average. With
+        segments of 8 there mostly is where episodes have more than some twenty steps
     """
 
     observations: jax.Array

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepSPI
 from sbx_deepspi.networks import backend
-from sbx_deepspi.rollout import automatic_n_steps, share_observations, to_transitions
+from sbx_deepspi.rollout import automatic_n_steps, microbatches, share_observations, to_transitions
 from sbx_deepspi.update import Hyperparameters, loss, loss_gradients, update
 
 # a constant rate: the default schedule has come down to 0 when a run's last update is made
@@ -285,7 +285,8 @@ def test_sharing_observations_changes_nothing(action_space: spaces.Space) -> Non
         plain = to_transitions(rollout.replace(dones=dones), np.zeros(3, np.float32), 0.9, 0.8)
         segments = plain.replace(segment_length=4)
         assert segments.dones.any()
-        assert bool(share_observations(segments).fits) == fits
+        parts_fit = jax.vmap(share_observations)(microbatches(segments, h.microbatch_size)).fits
+        assert (parts_fit == fits).all() and len(parts_fit) == 2
         expected, expected_metrics = of_minibatch(state, norms, plain, key, h)
         gradients, metrics = of_minibatch(state, norms, segments, key, h)
         assert metrics.loss == pytest.approx(float(expected_metrics.loss), rel=1e-4)

@@ -1,5 +1,6 @@
 """Layers, densities and world model against plain NumPy versions: values, gradients and norms."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sbx_deepspi import DeepSPI
 from sbx_deepspi.networks import backend, densities, lipschitz
 from sbx_deepspi.networks.backend import clipped_normal
-from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
+from sbx_deepspi.networks.convolution import matrix_convolution, once_padded_patches, plain_convolution, plain_patches
 from sbx_deepspi.networks.noise import LARGEST, clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.products import batched_product, dense_product
 from sbx_deepspi.networks.world_model import RewardModel, TransitionModel
-from tests.test_deepspi import IMAGE, ToyEnv
+from sbx_deepspi.rollout import to_transitions
+from tests.test_deepspi import IMAGE, ToyEnv, collected
 
 KEY = jax.random.key(0)
 # compiled as a whole, here and below: JAX compiles an operation on its own nearly as long
@@ -237,8 +239,9 @@ def test_windows_equal_xlas_and_so_do_their_gradients(height: int, width: int) -
         return jnp.swapaxes(windows.reshape(3, height, width, 4, -1), -1, -2).reshape(3, height, width, -1)
 
     inputs = normal(1, 3, height, width, 4)
-    assert_same_function(lipschitz.patches, plain, inputs)
-    assert_same_function(gradient_of(lipschitz.patches), gradient_of(plain), inputs)
+    for form in (once_padded_patches, plain_patches):
+        assert_same_function(form, plain, inputs)
+    assert_same_function(gradient_of(once_padded_patches), gradient_of(plain), inputs)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +273,32 @@ def test_convolution_of_bytes(size: int, stride: int, channels_first: bool) -> N
         normal(7, size, size, 3, 5),
         jnp.zeros(5),
     )
+
+
+@pytest.mark.parametrize("action_space", [spaces.Discrete(18), spaces.Box(-1, 1, (2,))], ids=str)
+def test_networks_are_the_same_function_on_cpus_and_elsewhere(
+    action_space: spaces.Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that the loss is made of, in the forms that :mod:`backend` chooses here and in those of accelerators."""
+    monkeypatch.setattr(densities, "clipped_normal", lambda key, shape: normal(9, *shape))  # the noise differs
+    kwargs = dict(lipschitz_constant=None, features_extractor_kwargs=dict(features_dim=8))
+    env = DummyVecEnv([lambda: ToyEnv(IMAGE, action_space)] * 3)
+    model = DeepSPI("CnnPolicy", env, n_steps=6, batch_size=18, policy_kwargs=kwargs)
+    transitions = to_transitions(collected(model)[0], np.zeros(3, np.float32), 0.9, 0.8)
+    networks, params = model.policy.networks, jax.tree.map(lambda leaf: 2 * leaf, model.policy.state.params)
+
+    def here(params: Any) -> jax.Array:
+        evaluation = networks.apply(params, transitions, KEY, gradient_penalty=True, method="evaluate")
+        return jnp.stack([getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)])
+
+    def elsewhere(params: Any) -> jax.Array:
+        with monkeypatch.context() as patch:
+            patch.setattr(jax.lax, "platform_dependent", lambda *operands, default, cpu: default(*operands))
+            return here(params)
+
+    assert_same_function(here, elsewhere, params)
+    penalties = jax.jit(here)(params)[-1]
+    assert penalties.max() > 0
 
 
 @pytest.mark.parametrize("n_actions", [1, 18])
@@ -451,6 +480,7 @@ def test_clipped_normal_moments() -> None:
 @pytest.mark.parametrize("n_images", [20, 21, 40, 64, 65, 130])
 def test_images_in_parts_are_encoded_as_one_by_one(n_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "CPU_MICROBATCH", 32)
+    monkeypatch.setattr(backend, "CPU_CHUNK", 30)
     kernel, images, shifts = normal(1, 4, 4, 2, 5), normal(2, n_images, 12, 8, 2), normal(3, n_images, 5, 3, 5)
     assert_same_function(
         lambda k, x: backend.in_parts(lambda part, shift: backend.convolution(part, k, 2) + shift, x, shifts),
@@ -482,6 +512,7 @@ def test_transition_losses_in_parts(density: str, n_latents: int, monkeypatch: p
     latents = jnp.tile(normal(1, *policy.latent_shape), (n_latents, 1, 1, 1))
     arguments = latents, jnp.zeros(n_latents, jnp.int32), latents + 0.1, KEY
     monkeypatch.setattr(backend, "CPU_MICROBATCH", 7)
+    monkeypatch.setattr(backend, "CPU_CHUNK", 7)
 
     def losses(params: Any) -> jax.Array:
         return policy.networks.apply(params, *arguments, method="transition_losses")

@@ -18,13 +18,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from sbx_deepspi.networks.convolution import matrix_convolution, plain_convolution
+from sbx_deepspi.networks.convolution import (
+    matrix_convolution,
+    once_padded_patches,
+    plain_convolution,
+    plain_patches,
+)
 from sbx_deepspi.networks.noise import clipped_normal_of, hashed_bits
 from sbx_deepspi.networks.products import batched_product, dense_product
 
 CPU_MICROBATCH = 128  # fewer transitions, and the dense layers do little but read parameters and add up gradients
 CPU_PIECE = 20  # images of 84 x 84, or latent maps of them, that stay in a core's cache
-CPU_CHUNK = 32  # the same for both cores, where no gradient keeps anything
+CPU_CHUNK = 32  # images at a time in a loop, where there is no gradient to keep anything for
 EVERYTHING = 2**31
 LONGEST_SEGMENT = 8
 
@@ -45,6 +50,16 @@ def convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_firs
         cpu=lambda images, kernel: matrix_convolution(images, kernel, stride, channels_first),
         default=lambda images, kernel: plain_convolution(images, kernel, stride, channels_first),
     )
+
+
+def patches(inputs: jax.Array) -> jax.Array:
+    """
+    The 2 × 2 windows of a SAME convolution, zeros beyond the lower and right edges.
+
+    :param inputs: shape (B, H, W, C)
+    :return: shape (B, H, W, 4 · C), taps in row-major order, channels last
+    """
+    return jax.lax.platform_dependent(inputs, cpu=once_padded_patches, default=plain_patches)
 
 
 def clipped_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -97,7 +112,7 @@ def in_parts(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arra
 
         return jax.lax.map(single, arrays, batch_size=CPU_CHUNK)
 
-    # an update's parts come to twice their transitions at most, with their s'; more go through without a gradient
+    # an update's parts have at most twice as many images as transitions; more go through without a gradient
     cpu = side_by_side if size <= 2 * CPU_MICROBATCH else one_after_the_other
     return jax.lax.platform_dependent(*arrays, cpu=cpu, default=function)
 
@@ -126,7 +141,7 @@ def segment_length(encodes_images: bool, n_steps: int, batch_size: int) -> int:
     if not encodes_images:
         return 1
     common = math.gcd(n_steps, batch_size)
-    # not 2: with room for an episode's end in each segment, those would share nothing
+    # not 2: with the room for episodes' ends it would save an eighth, and have to be checked for as longer ones are
     return max(length for length in (1, *range(3, LONGEST_SEGMENT + 1)) if common % length == 0)
 
 

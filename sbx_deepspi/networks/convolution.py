@@ -1,4 +1,4 @@
-"""VALID convolutions in two forms: XLA's own, and matrix products."""
+"""VALID convolutions, and the windows of SAME ones, in two forms: as XLA has them, and as suits CPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,6 @@ def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int, channe
     kernel = kernel.reshape(-1, taps * features)
 
     windows = jnp.concatenate([blocks[:, :, i : i + columns] for i in range(taps)], axis=-1).astype(kernel.dtype)
-    # matrices, not arrays of more axes: else the kernel's gradient begins with a transposed copy
     products = dense_product(windows.reshape(-1, len(kernel)), kernel).reshape(*windows.shape[:-1], taps, features)
     return sum(products[:, i : i + rows, :, i] for i in range(taps))  # type: ignore[return-value]
 
@@ -76,3 +75,44 @@ def space_to_depth(images: jax.Array, size: int, channels_first: bool) -> jax.Ar
     else:
         blocks = rows.transpose(0, 2, 4, 1, 3, 5)
     return blocks.reshape(batch, height // size, width // size, -1)
+
+
+def plain_patches(inputs: jax.Array) -> jax.Array:
+    """
+    The 2 × 2 windows of a SAME convolution, zeros beyond the lower and right edges.
+
+    :param inputs: shape (B, H, W, C)
+    :return: shape (B, H, W, 4 · C), taps in row-major order, channels last
+    """
+    _, height, width, _ = inputs.shape
+    padded = jnp.pad(inputs, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    return jnp.concatenate(
+        [padded[:, row : row + height, column : column + width] for row in (0, 1) for column in (0, 1)], axis=-1
+    )
+
+
+@jax.custom_vjp
+def once_padded_patches(inputs: jax.Array) -> jax.Array:
+    """
+    The same; its gradient is padded once and read four times, where autodiff would pad each tap's and add them.
+
+    :param inputs: shape (B, H, W, C)
+    :return: shape (B, H, W, 4 · C), taps in row-major order, channels last
+    """
+    return plain_patches(inputs)
+
+
+def _patches_forward(inputs: jax.Array) -> tuple[jax.Array, None]:
+    return plain_patches(inputs), None
+
+
+def _patches_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    # a barrier, or XLA pads each slice again
+    padded = jax.lax.optimization_barrier(jnp.pad(gradient, ((0, 0), (1, 0), (1, 0), (0, 0))))
+    upper, lower = padded[:, 1:], padded[:, :-1]
+    taps = upper[:, :, 1:], upper[:, :, :-1], lower[:, :, 1:], lower[:, :, :-1]
+    of_taps = [jnp.split(tap, 4, axis=-1)[i] for i, tap in enumerate(taps)]
+    return (sum(of_taps[1:], of_taps[0]),)
+
+
+once_padded_patches.defvjp(_patches_forward, _patches_backward)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sbx_deepspi.networks.backend import product
+from sbx_deepspi.networks.backend import patches, product
 
 TINY = 1e-12  # keeps a kernel of zeros at zero instead of NaN
 
@@ -448,7 +448,6 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel = kernel.reshape(-1, self.features)
-        # matrices, as in matrix_convolution
         outputs = product(patches(inputs).reshape(-1, len(kernel)), kernel)
         return outputs.reshape(*inputs.shape[:-1], self.features) + bias
 
@@ -506,35 +505,3 @@ def by_group(maps: jax.Array, n_groups: int) -> jax.Array:
     :return: shape (B, groups, height, width, channels / groups)
     """
     return jnp.moveaxis(maps.reshape(*maps.shape[:-1], n_groups, -1), 3, 1)
-
-
-@jax.custom_vjp
-def patches(inputs: jax.Array) -> jax.Array:
-    """
-    The 2 × 2 windows of a SAME convolution, zeros beyond the lower and right edges.
-
-    :param inputs: shape (B, height, width, channels)
-    :return: shape (B, height, width, 4 · channels), taps in row-major order, channels last
-    """
-    _, height, width, _ = inputs.shape
-    padded = jnp.pad(inputs, ((0, 0), (0, 1), (0, 1), (0, 0)))
-    return jnp.concatenate(
-        [padded[:, row : row + height, column : column + width] for row in (0, 1) for column in (0, 1)], axis=-1
-    )
-
-
-def _patches_forward(inputs: jax.Array) -> tuple[jax.Array, None]:
-    return patches(inputs), None
-
-
-def _patches_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """Padded once and read four times, where autodiff would pad each tap's gradient and add them."""
-    # a barrier, or XLA pads each slice again
-    padded = jax.lax.optimization_barrier(jnp.pad(gradient, ((0, 0), (1, 0), (1, 0), (0, 0))))
-    upper, lower = padded[:, 1:], padded[:, :-1]
-    taps = upper[:, :, 1:], upper[:, :, :-1], lower[:, :, 1:], lower[:, :, :-1]
-    of_taps = [jnp.split(tap, 4, axis=-1)[i] for i, tap in enumerate(taps)]
-    return (sum(of_taps[1:], of_taps[0]),)
-
-
-patches.defvjp(_patches_forward, _patches_backward)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 @jax.custom_vjp
 def dense_product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     """
-    The product of many rows with one matrix; its gradient by the matrix is computed transposed. The gradient has fewer
-    columns than the rows have, and the library's product over the long axis is faster the narrower its first factor.
+    The product of many rows with one matrix; the matrix's gradient is computed transposed. That is a product over the
+    many rows, which is faster the narrower its first factor; and k is at most m, in our layers.
 
     :param rows: shape (n, m)
     :param matrix: shape (m, k)
