@@ -237,7 +237,7 @@ def microbatches(transitions: Transitions, microbatch_size: int) -> Transitions:
     return jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), transitions)
 
 
-def spread_ends(indices: jax.Array, dones: jax.Array, segment_length: int, n_parts: int) -> jax.Array:
+def spread_ends(indices: jax.Array, dones: jax.Array, segment_length: int, microbatch_size: int) -> jax.Array:
     """
     Deal out a minibatch's segments like cards, those within which most episodes end first: no part gets more ends than
     another by more than one segment has, so that :func:`share_observations` needs little room for them.
@@ -245,9 +245,10 @@ def spread_ends(indices: jax.Array, dones: jax.Array, segment_length: int, n_par
     :param indices: of a minibatch's transitions, in segments, shape (B,)
     :param dones: whether the episode ended, of all transitions
     :param segment_length: of the segments
-    :param n_parts: into which the minibatch will be split; divides the number of segments
+    :param microbatch_size: as :func:`microbatches` takes it, which will split the minibatch
     :return: the same indices, part by part, shape (B,)
     """
+    n_parts = n_microbatches(len(indices), segment_length, microbatch_size)
     segments = indices.reshape(-1, segment_length)
     n_ends = dones[segments[:, :-1]].sum(axis=1)
     dealt = jnp.argsort(-n_ends).reshape(-1, n_parts).T

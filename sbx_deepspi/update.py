@@ -15,7 +15,6 @@ from sbx_deepspi.rollout import (
     Rollout,
     Transitions,
     microbatches,
-    n_microbatches,
     share_observations,
     spread_ends,
     to_transitions,
@@ -338,8 +337,7 @@ def update(
         # before the step: the distances are those that the gradient needs
         stale = progress.stale | state.apply_fn(state.params, progress.norms, method="are_stale")
         if h.segment_length > 1:
-            n_parts = n_microbatches(len(indices), h.segment_length, h.microbatch_size)
-            indices = spread_ends(indices, transitions.dones, h.segment_length, n_parts)
+            indices = spread_ends(indices, transitions.dones, h.segment_length, h.microbatch_size)
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
         gradients, metrics = loss_gradients(state, progress.norms, minibatch, key, h)
         new_state = state.apply_gradients(grads=gradients)

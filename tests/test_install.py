@@ -14,7 +14,7 @@ from sbx_deepspi import DeepSPI
 
 ROOT = Path(__file__).parent.parent
 
-# of the same sizes as in test_zoo.py, and below in test_envpool.py, which may have compiled it
+# the sizes of test_zoo.py here, and of test_envpool.py below: these may have compiled it
 TRAIN = "-m rl_zoo3.train --algo deepspi --env CartPole-v1 -params n_envs:2 n_steps:64 batch_size:64 n_epochs:1"
 SMOKE_TEST = """
 import rl_zoo3, sbx_deepspi

@@ -112,7 +112,7 @@ def test_ends_of_episodes_are_spread_over_the_parts(p_done: float, n_parts: int)
     dones = rng.random(100 * 5) < p_done
     segments = rng.choice(100, 24, replace=False)
     indices = (5 * segments[:, None] + np.arange(5)).reshape(-1)
-    dealt = np.asarray(spread_ends(indices, dones, 5, n_parts)).reshape(n_parts, -1, 5)
+    dealt = np.asarray(spread_ends(indices, dones, 5, len(indices) // n_parts)).reshape(n_parts, -1, 5)
     np.testing.assert_array_equal(dealt % 5, np.broadcast_to(np.arange(5), dealt.shape))  # segments stay whole
     np.testing.assert_array_equal(np.sort(dealt.reshape(-1)), np.sort(indices))
     n_ends = dones[dealt[..., :-1]].sum(axis=(1, 2))
