@@ -8,9 +8,9 @@ N ?=
 ARGS ?=
 
 # --- install ----------------------------------------------------------------------------------------
-# SB3 needs PyTorch only to hold tensors on the CPU, so its CPU build is the one to have. It stands beside the
-# lock, because its builds need different packages. Where wheels lie in a folder (PIP_FIND_LINKS), it is found
-# there; elsewhere uv chooses the build by name.
+# SB3 uses PyTorch on the CPU only, so we install its CPU build. PyTorch is not in requirements.lock, because its builds
+# depend on different packages. If PIP_FIND_LINKS names a folder of wheels, uv takes PyTorch from there; otherwise uv
+# finds the build that TORCH_BACKEND names.
 TORCH := torch==2.13.0
 TORCH_BACKEND ?= cpu
 ifdef PIP_FIND_LINKS
@@ -20,24 +20,31 @@ TORCH_BUILD = --torch-backend=$(TORCH_BACKEND)
 endif
 UV_PIP = $(PYTHON) -m uv pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Python starts some sixty times in the tests: modules that are compiled already halve what it takes to import them
+# The tests start Python dozens of times; imports take half as long if Python may store compiled modules
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train test bench pytest coverage lint type format commit-checks lock clean
+PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
+
+.PHONY: train test slow bench pytest coverage lint type format commit-checks lock clean
 
 train: $(VENV)/installed
 	$(PYTHON) -m rl_zoo3.train --algo deepspi --env $(ENV) -P $(if $(N),-n $(N)) $(ARGS)
 
+# all but the tests marked slow
 test: lint type pytest
 
 pytest: $(VENV)/installed
-	$(PYTHON) -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
-# takes a third longer
+# the tests marked slow, which seldom fail
+slow: $(VENV)/installed
+	$(PYTEST) -m slow
+
+# takes a third longer than pytest
 coverage: $(VENV)/installed
-	$(PYTHON) -m pytest -n 2 --dist worksteal --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
-# what docs/results/README.md shows; about ten minutes on two cores
+# the figures in docs/results/README.md; takes about ten minutes on two cores
 bench: $(VENV)/installed
 	$(PYTHON) benchmarks/throughput.py --name throughput
 
@@ -54,7 +61,7 @@ format: $(VENV)/installed
 
 commit-checks: format type pytest
 
-$(VENV)/installed: requirements.lock pyproject.toml sbx_deepspi/zoo_hook.py sbx_deepspi/zoo_hook.pth
+$(VENV)/installed: requirements.lock pyproject.toml sbx_deepspi/zoo/hook.py sbx_deepspi/zoo/hook.pth
 	@echo "Installing into $(VENV) (a few minutes, the first time) ..."
 	test -x $(PYTHON) || python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet uv

@@ -1,12 +1,12 @@
 """Deep SPI for Stable-Baselines3, SBX and RL Zoo."""
 
-from sbx_deepspi.callbacks import CheckpointCallback, SPICertificateCallback
-from sbx_deepspi.checkpoint import CheckpointError
-from sbx_deepspi.deepmdp import DeepMDP
-from sbx_deepspi.deepspi import DeepSPI
-from sbx_deepspi.environment import load_normalization
 from sbx_deepspi.envs import ConfoundingGrid, ConfoundingGridVecEnv, make_envpool_env
-from sbx_deepspi.policies import CnnPolicy, MlpPolicy
+from sbx_deepspi.saving.environment import load_normalization
+from sbx_deepspi.saving.format import CheckpointError
+from sbx_deepspi.sb3.algorithm import DeepSPI
+from sbx_deepspi.sb3.callbacks import CheckpointCallback, SPICertificateCallback
+from sbx_deepspi.sb3.deepmdp import DeepMDP
+from sbx_deepspi.sb3.policies import CnnPolicy, MlpPolicy
 
 __all__ = [
     "CheckpointCallback",

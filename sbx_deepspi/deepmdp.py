@@ -1,36 +1,50 @@
-"""DeepMDP (Gelada et al., ICML 2019) on PPO: the same world model, its losses outside the clip."""
+"""DeepMDP's loss (Gelada et al., ICML 2019) on PPO: the same world model, its losses outside the clip."""
 
-from typing import Any, ClassVar
+from functools import partial
 
-from sbx_deepspi.deepspi import DeepSPI
+import jax
+
+from sbx_deepspi import agent, losses
+from sbx_deepspi.agent import Networks
+from sbx_deepspi.deepspi import Step, complete, gradient_step
+from sbx_deepspi.hyperparameters import Hyperparameters, Metrics
+from sbx_deepspi.optimizer import Parameters
+from sbx_deepspi.rollout import Transitions
+from sbx_deepspi.segments import encode_pairs
 
 
-class DeepMDP(DeepSPI):
+def loss(
+    networks: Networks,
+    parameters: Parameters,
+    transitions: Transitions,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+) -> tuple[jax.Array, Metrics]:
     """
-    The baseline that adds the world model's losses to PPO's, with its published defaults: α_R = α_P = 1, a
-    deterministic transition model, plain layers.
+    -E[min(ρ Â, clip(ρ, 1-ε, 1+ε) Â)] + E[α_R ℓ_R + α_P ℓ_P] - c_e H(π) + c_v ½ (V - return)².
 
-    :param args: the first of :class:`~sbx_deepspi.DeepSPI`'s arguments; ``policy_kwargs`` goes by name
-    :param reward_loss_coef: α_R, in [0, 1]
-    :param transition_loss_coef: α_P, in [0, 1]
-    :param policy_kwargs: arguments of the policy, see :class:`~sbx_deepspi.policies.DeepSPIPolicy`
-    :param kwargs: see :class:`~sbx_deepspi.DeepSPI`
+    PPO's loss, plus the world model's, which nothing clips: what it asks of the encoder does not depend on how far the
+    policy has moved.
+
+    :param networks: see :class:`~sbx_deepspi.agent.Networks`
+    :param parameters: what the loss is differentiated by, of a world model that is Lipschitz
+    :param transitions: B transitions, their advantages already normalised
+    :param key: randomness of the latent samples
+    :param hyperparameters: ε and the coefficients
+    :return: the loss, and what to tell the user
     """
+    h = hyperparameters
+    latents, next_latents = encode_pairs(partial(agent.encode, networks, parameters), transitions)
+    policy = agent.policy_terms(networks, parameters, latents, transitions.actions)
+    model = agent.model_losses(
+        networks, parameters, latents, transitions.actions, transitions.rewards, next_latents, key
+    )
 
-    clips_model_losses: ClassVar[bool] = False
+    ratios = losses.importance_ratio(policy.log_probs, transitions.log_probs)
+    ppo_loss = -losses.clipped_surrogate(ratios, transitions.advantages, h.clip_range).mean()
+    model_loss = (h.reward_loss_coef * model.reward + h.transition_loss_coef * model.transition).mean()
+    return complete(networks, parameters, ppo_loss + model_loss, latents, policy, model, transitions, key, h)
 
-    def __init__(
-        self,
-        *args: Any,
-        reward_loss_coef: float = 1.0,
-        transition_loss_coef: float = 1.0,
-        policy_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(  # type: ignore[misc]  # args end before these
-            *args,
-            reward_loss_coef=reward_loss_coef,
-            transition_loss_coef=transition_loss_coef,
-            policy_kwargs=dict(transition_density="deterministic", lipschitz_constant=None) | (policy_kwargs or {}),
-            **kwargs,
-        )
+
+step: Step = partial(gradient_step, loss)
+"""DeepMDP's: one step of one optimiser down the gradient of :func:`loss`."""

@@ -1,701 +1,256 @@
-"""DeepSPI: collect → advantages → update → log (Delgrange et al., ICLR 2026, arXiv 2510.12312)."""
+"""
+DeepSPI, top to bottom: loss → gradient → step → update (Delgrange et al., ICLR 2026, arXiv 2510.12312).
 
-import functools
-import math
-import warnings
-from collections import deque
-from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+The equations are in :mod:`sbx_deepspi.losses`, what the networks are asked in :mod:`sbx_deepspi.agent`, epochs and
+minibatches in :mod:`sbx_deepspi.epochs`. The baseline's loss is in :mod:`sbx_deepspi.deepmdp`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
-import numpy as np
-import torch as th
-from gymnasium import spaces
-from sbx import PPO
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HumanOutputFormat
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import (
-    FloatSchedule,
-    LinearSchedule,
-    check_for_correct_spaces,
-    get_system_info,
-)
-from stable_baselines3.common.vec_env import VecEnv
+import jax.numpy as jnp
+import optax
+from flax import struct
 
-from sbx_deepspi import checkpoint, checks, environment
-from sbx_deepspi.certificate import Certificate, certify, constrain, numbers, verdict, violations
-from sbx_deepspi.interruption import Interruption, mute
-from sbx_deepspi.neighbourhood import project
-from sbx_deepspi.networks import backend
-from sbx_deepspi.policies import (
-    CnnPolicy,
-    DeepSPIPolicy,
-    MlpPolicy,
-    action_dtype,
-    action_shape,
-    decide,
-    log_policy_shape,
-)
-from sbx_deepspi.rollout import Rollout, automatic_n_steps
-from sbx_deepspi.update import Hyperparameters, UpdateReport, update
-
-# One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
-FAULTY_UPDATES_IN_A_ROW = 3
-
-VERDICT_LENGTH = 200
-NEIGHBOURHOODS = ("clip", "project")
-
-SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
+from sbx_deepspi import agent, losses
+from sbx_deepspi.agent import ModelLosses, Networks, PolicyTerms
+from sbx_deepspi.epochs import EpochsReport, epochs
+from sbx_deepspi.hyperparameters import Hyperparameters, Metrics
+from sbx_deepspi.lipschitz import normalizer
+from sbx_deepspi.lipschitz.normalizer import NormCache
+from sbx_deepspi.optimizer import Learner, Optimizer, Parameters
+from sbx_deepspi.rollout import Observations, Rollout, Transitions, to_transitions
+from sbx_deepspi.segments import encode_pairs, mean_over_parts
 
 
-class DeepSPI(PPO):
+class UpdateReport(struct.PyTreeNode):
     """
-    Safe policy improvement with a latent world model, clipped as PPO is.
+    What an update tells the user.
 
-    Policy, values and world model share one encoder. The world model's losses, one number per transition,
-    are subtracted from the advantage inside PPO's clipped objective, so that the clip bounds how far an
-    update moves the representation as well as the policy. With ``reward_loss_coef = transition_loss_coef
-    = 0`` this is PPO.
-
-    Paper: https://arxiv.org/abs/2510.12312 (defaults: its Atari settings).
-
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a subclass of :class:`DeepSPIPolicy`
-    :param env: the environment to learn from (a Gymnasium id, an environment or a ``VecEnv``)
-    :param learning_rate: learning rate, or a function of the remaining progress (from 1 to 0)
-    :param n_steps: steps of each environment per update; ``None``: about 1,024 transitions an update,
-        spread over the environments there are
-    :param batch_size: minibatch size; the last minibatch of an epoch is smaller if it does not divide the rollout.
-        Minibatches of images are drawn as runs of up to eight successive steps, whose encodings are shared
-    :param n_epochs: passes over the rollout per update
-    :param gamma: discount factor
-    :param gae_lambda: bias-variance trade-off of the generalised advantages
-    :param clip_range: ε, or a function of the remaining progress; the neighbourhood's C is 1 + ε
-    :param clip_range_vf: largest change of a value in one update, or a function of the remaining progress;
-        ``None``: no limit. It depends on the scale of the rewards.
-    :param normalize_advantage: normalise advantages per minibatch
-    :param ent_coef: entropy coefficient
-    :param vf_coef: value coefficient, of ½(V - return)² as in the paper (SB3 has no ½)
-    :param max_grad_norm: bound of the global norm of all gradients
-    :param use_sde: not supported
-    :param sde_sample_freq: not supported
-    :param rollout_buffer_class: not supported
-    :param rollout_buffer_kwargs: not supported
-    :param target_kl: stop an update once the estimated divergence passes 1.5 times this; ``None``: never
-    :param stats_window_size: episodes over which the logged reward, length and success rate are averaged
-    :param tensorboard_log: where to log for TensorBoard; ``None``: nowhere
-    :param policy_kwargs: arguments of the policy, see :class:`DeepSPIPolicy`
-    :param verbose: 0 for no output, 1 for information, 2 for debugging
-    :param seed: seed of all pseudo-random generators
-    :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"``: where JAX computes
-    :param reward_loss_coef: α_R, in [0, 1]
-    :param transition_loss_coef: α_P, in [0, 1]
-    :param gradient_penalty_coef: weight of a penalty on slopes of the world model above 1, the alternative to Lipschitz
-        layers; ``None``: none
-    :param neighbourhood: ``"clip"``: the objective's clip alone keeps the policy near the one that collected the data;
-        ``"project"``: after each update the parameters are drawn back until every importance ratio on the rollout's
-        states (over all actions; for Box, over the sampled ones) lies in [1 - ε, 1 + ε]
-    :param _init_setup_model: whether to build the networks at once
-    :raises ValueError: an argument, a space or the device is not supported
+    :param epochs: means of :class:`Metrics` over the minibatches, faults, early stop
+    :param explained_variance: of the returns by the values at collection time, scalar
     """
 
-    policy_aliases: ClassVar[dict[str, type[DeepSPIPolicy]]] = {  # type: ignore[assignment]
-        "MlpPolicy": MlpPolicy,
-        "CnnPolicy": CnnPolicy,
-    }
-    observation_space: spaces.Box
-    clips_model_losses: ClassVar[bool] = True
-    policy: DeepSPIPolicy  # type: ignore[assignment]
-    certificate: Certificate | None = None
-    _last_obs: np.ndarray  # type: ignore[assignment]
+    epochs: EpochsReport
+    explained_variance: jax.Array
 
-    def __init__(
-        self,
-        policy: str | type[DeepSPIPolicy],
-        env: GymEnv | str | None,
-        learning_rate: float | Schedule = LinearSchedule(2.5e-4, 0.0, 1.0),  # noqa: B008 (stateless)
-        n_steps: int | None = None,
-        batch_size: int = 256,
-        n_epochs: int = 4,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.1,
-        clip_range_vf: float | Schedule | None = None,
-        normalize_advantage: bool = True,
-        ent_coef: float = 0.01,
-        vf_coef: float = 0.5,
-        max_grad_norm: float = 0.5,
-        use_sde: bool = False,
-        sde_sample_freq: int = -1,
-        rollout_buffer_class: type[RolloutBuffer] | None = None,
-        rollout_buffer_kwargs: dict[str, Any] | None = None,
-        target_kl: float | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        reward_loss_coef: float = 0.01,
-        transition_loss_coef: float = 5e-4,
-        gradient_penalty_coef: float | None = None,
-        neighbourhood: str = "clip",
-        _init_setup_model: bool = True,
-    ):
-        checks.not_supported(
-            use_sde=(use_sde, False),
-            sde_sample_freq=(sde_sample_freq, -1),
-            rollout_buffer_class=(rollout_buffer_class, None),
-            rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
+
+Loss = Callable[[Networks, Parameters, Transitions, jax.Array, Hyperparameters], tuple[jax.Array, Metrics]]
+
+
+def loss(
+    networks: Networks,
+    parameters: Parameters,
+    transitions: Transitions,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+) -> tuple[jax.Array, Metrics]:
+    """
+    -J = -E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] - c_e H(π) + c_v ½ (V - return)², with U = Â - α_R ℓ_R - α_P ℓ_P.
+
+    ℓ_R and ℓ_P stay differentiable inside the clip: the encoder moves no faster than the neighbourhood lets it.
+
+    :param networks: see :class:`~sbx_deepspi.agent.Networks`
+    :param parameters: what J is differentiated by, of a world model that is Lipschitz
+    :param transitions: B transitions, their advantages already normalised
+    :param key: randomness of the latent samples
+    :param hyperparameters: ε and the coefficients
+    :return: -J, and what to tell the user
+    """
+    h = hyperparameters
+    latents, next_latents = encode_pairs(partial(agent.encode, networks, parameters), transitions)
+    policy = agent.policy_terms(networks, parameters, latents, transitions.actions)
+    model = agent.model_losses(
+        networks, parameters, latents, transitions.actions, transitions.rewards, next_latents, key
+    )
+
+    utilities = losses.utility(
+        transitions.advantages, model.reward, model.transition, h.reward_loss_coef, h.transition_loss_coef
+    )
+    ratios = losses.importance_ratio(policy.log_probs, transitions.log_probs)
+    policy_loss = -losses.clipped_surrogate(ratios, utilities, h.clip_range).mean()
+    return complete(networks, parameters, policy_loss, latents, policy, model, transitions, key, h)
+
+
+def complete(
+    networks: Networks,
+    parameters: Parameters,
+    policy_loss: jax.Array,
+    latents: jax.Array,
+    policy: PolicyTerms,
+    model: ModelLosses,
+    transitions: Transitions,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+) -> tuple[jax.Array, Metrics]:
+    """
+    Add what every algorithm here has in common: entropy, values and, where asked for, the gradient penalty.
+
+    :param networks: see :class:`~sbx_deepspi.agent.Networks`
+    :param parameters: of all of them, normalised
+    :param policy_loss: of policy and world model
+    :param latents: φ(s), shape (B, ...)
+    :param policy: terms of policy and values
+    :param model: losses of the world model
+    :param transitions: B transitions
+    :param key: randomness of the penalty's directions
+    :param hyperparameters: the coefficients
+    :return: the whole loss, and what to tell the user
+    """
+    h = hyperparameters
+    entropy_loss = -policy.entropies.mean()
+    value_loss = losses.value_loss(policy.values, transitions.returns, transitions.values, h.clip_range_vf).mean()
+    total = policy_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss
+    gradient_penalty = jnp.zeros(())
+    if h.gradient_penalty_coef is not None:
+        penalties = agent.gradient_penalties(
+            networks, parameters, latents, transitions.actions, jax.random.fold_in(key, 1)
         )
-        checks.positive_integer(batch_size=batch_size)
-        backend.keep_compiled_programs()
-        self.jax_device = checks.jax_device(device)
-        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
-        with warnings.catch_warnings():
-            # load() comes here with default arguments: _setup_model warns when it knows the real ones
-            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-            super().__init__(
-                policy,  # type: ignore[arg-type]
-                env,  # type: ignore[arg-type]
-                learning_rate=learning_rate,
-                n_steps=automatic_n_steps(n_envs, batch_size) if n_steps is None else n_steps,
-                batch_size=batch_size,
-                n_epochs=n_epochs,
-                gamma=gamma,
-                gae_lambda=gae_lambda,
-                clip_range=clip_range,
-                clip_range_vf=clip_range_vf,
-                normalize_advantage=normalize_advantage,
-                ent_coef=ent_coef,
-                vf_coef=vf_coef,
-                max_grad_norm=max_grad_norm,
-                tensorboard_log=tensorboard_log,
-                policy_kwargs=policy_kwargs,
-                verbose=verbose,
-                seed=seed,
-                _init_setup_model=False,
-            )
-        self.device = th.device("cpu")  # where SB3 holds tensors; jax_device is where DeepSPI computes
-        if verbose >= 1:
-            print(f"{type(self).__name__} computes on {self.jax_device}")
-        self._automatic_n_steps = n_steps is None
-        self.target_kl = target_kl
-        self._stats_window_size = stats_window_size
-        self.reward_loss_coef = reward_loss_coef
-        self.transition_loss_coef = transition_loss_coef
-        self.gradient_penalty_coef = gradient_penalty_coef
-        self.neighbourhood = neighbourhood
-        self._episode_steps = np.zeros(n_envs, int)
-        self._episode_lengths: deque[int] = deque(maxlen=stats_window_size)
-        self.interruption = Interruption()
-        self._last_fault = ""
-        self._faulty_updates = 0
-        if _init_setup_model:
-            self._setup_model()
+        gradient_penalty = penalties.mean()
+        total += h.gradient_penalty_coef * gradient_penalty
+    log_ratios = policy.log_probs - transitions.log_probs
+    return total, Metrics(
+        loss=total,
+        policy_gradient_loss=policy_loss,
+        entropy_loss=entropy_loss,
+        value_loss=value_loss,
+        reward_loss=model.reward.mean(),
+        transition_loss=model.transition.mean(),
+        gradient_penalty=gradient_penalty,
+        approx_kl=losses.approximate_kl(log_ratios),
+        clip_fraction=jnp.mean(jnp.abs(jnp.exp(log_ratios) - 1) > h.clip_range),
+        gradient_norm=jnp.zeros(()),  # known after the gradient
+    )
 
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        checks.supported_spaces(env.observation_space, env.action_space)
-        return PPO._wrap_env(env, verbose, monitor_wrapper)
 
-    def _setup_model(self) -> None:
-        if self._automatic_n_steps:
-            self.n_steps = automatic_n_steps(self.n_envs, self.batch_size)
-        checks.positive_integer(
-            n_steps=self.n_steps, n_envs=self.n_envs, batch_size=self.batch_size, n_epochs=self.n_epochs
-        )
-        checks.rollout_size(self.n_steps, self.n_envs)
-        checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
-        checks.positive(
-            clip_range_vf=self.clip_range_vf,
-            max_grad_norm=self.max_grad_norm,
-            target_kl=self.target_kl,
-        )
-        checks.in_unit_interval(
-            reward_loss_coef=self.reward_loss_coef,
-            transition_loss_coef=self.transition_loss_coef,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-        )
-        checks.one_of(NEIGHBOURHOODS, neighbourhood=self.neighbourhood)
-        if self.gradient_penalty_coef is not None:
-            checks.positive(gradient_penalty_coef=self.gradient_penalty_coef)
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self.clip_range_schedule = FloatSchedule(self.clip_range)
-        if isinstance(self.clip_range, (int, float)):
-            checks.neighbourhood(self.clip_range)
-        self.clip_range_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
-        if getattr(self, "policy", None) is None:
-            self.policy = self.policy_class(  # type: ignore[assignment]
-                self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
-            )
-            with jax.default_device(self.jax_device):
-                self.key = self.policy.build(self.key, self.lr_schedule, self.max_grad_norm)
-        self.policy.state, self.key = jax.device_put((self.policy.state, self.key), self.jax_device)
+def gradient(
+    loss: Loss,
+    networks: Networks,
+    parameters: Parameters,
+    norms: NormCache,
+    minibatch: Transitions,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+) -> tuple[Parameters, NormCache, Metrics]:
+    """
+    The gradient of a loss on a minibatch, through the norms by which Lipschitz kernels are divided.
 
-    @functools.cached_property
-    def rollout_buffer(self) -> Rollout:  # type: ignore[override]
-        """
-        :return: the present rollout; made when learning starts: a model that only predicts has none
-        """
-        return Rollout.empty(
-            self.n_steps,
-            self.n_envs,
-            observation=(self.observation_space.shape, jax.dtypes.canonicalize_dtype(self.observation_space.dtype)),
-            action=(action_shape(self.action_space), action_dtype(self.action_space)),
-            log_policy=log_policy_shape(self.action_space),
-        )
+    :param loss: see :func:`loss`
+    :param networks: see :class:`~sbx_deepspi.agent.Networks`
+    :param parameters: of all of them, as they are learned
+    :param norms: what is known of the Lipschitz kernels' norms
+    :param minibatch: B transitions
+    :param key: randomness of the latent samples
+    :param hyperparameters: see :class:`Hyperparameters`
+    :return: the gradient by the parameters, what is then known of the norms, and what to tell the user
+    """
+    if hyperparameters.normalize_advantage:
+        minibatch = minibatch.replace(advantages=losses.normalize(minibatch.advantages))
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: Rollout,  # type: ignore[override]
-        n_rollout_steps: int,
-    ) -> bool:
-        """
-        Run the behaviour policy and fill the rollout.
+    def normalize(parameters: Parameters) -> tuple[Parameters, NormCache]:
+        lipschitz = {name: parameters[name] for name in networks.lipschitz_parts}
+        normalized, next_norms = normalizer.apply(norms, lipschitz, networks.latent_map)
+        return parameters | normalized, next_norms
 
-        :param env: the environments
-        :param callback: called at every step, and at the rollout's start and end
-        :param rollout_buffer: what to fill
-        :param n_rollout_steps: steps of each environment
-        :return: False if the training is to stop: by the callback, by a signal, or because updates were faulty
-        :raises ValueError: an observation or a reward is not finite
-        """
-        if self.interruption.received or self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
-            return False
-        rollout = rollout_buffer
-        checks.finite("observation", self._last_obs, self.num_timesteps // env.num_envs)
-        callback.on_rollout_start()
+    normalized, pull_back, norms = jax.vjp(normalize, parameters, has_aux=True)
 
-        for n_steps in range(n_rollout_steps):
-            decision, self.key = decide(self.policy.state, self._last_obs, self.key)
-            decision = jax.device_get(decision)
-            # callbacks know them by these names
-            actions, values, log_probs = decision.actions, decision.values, decision.log_probs
-            clipped_actions = self._to_environment(actions)
-            try:
-                new_obs, rewards, dones, infos = environment.step(
-                    env, clipped_actions, self.num_timesteps // env.num_envs + 1
-                )
-                self.num_timesteps += env.num_envs
-                self._count_episode_steps(dones)
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    # this step is not learned from, but the next rollout begins where it led
-                    self._last_obs, self._last_episode_starts = new_obs, dones
-                    return False
-            except (EOFError, OSError) as error:
-                # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
-                if self.interruption.received:
-                    return False
-                if isinstance(error, EOFError):
-                    raise ConnectionError(
-                        "The process of an environment, for training or for evaluation, has ended: if the environment "
-                        "raised an error, its traceback is above (TimeoutSubprocVecEnv says which one it was)."
-                    ) from error
-                raise
-            self._update_info_buffer(infos, dones)
+    def gradient_of_part(transitions: Transitions, key: jax.Array) -> tuple[Parameters, Metrics]:
+        differentiate = jax.grad(loss, argnums=1, has_aux=True)
+        return differentiate(networks, normalized, transitions, key, hyperparameters)
 
-            next_observations, truncated = environment.true_next_observations(new_obs, dones, infos)
-            checks.finite("observation", next_observations, self.num_timesteps // env.num_envs)
-            truncated_values = np.zeros_like(values)
-            if truncated.any():
-                # by the program that is compiled already; its actions and its key are not used
-                next_values = decide(self.policy.state, next_observations, self.key)[0].values
-                truncated_values = np.where(truncated, next_values, 0.0)
+    gradients, metrics = mean_over_parts(gradient_of_part, minibatch, key, hyperparameters.microbatch_size)
+    (gradients,) = pull_back(gradients)
+    return gradients, norms, metrics.replace(gradient_norm=optax.tree.norm(gradients))
 
-            rollout.observations[n_steps] = self._last_obs
-            rollout.next_observations[n_steps] = next_observations
-            rollout.actions[n_steps] = actions
-            rollout.rewards[n_steps] = rewards
-            rollout.dones[n_steps] = dones
-            rollout.truncated_values[n_steps] = truncated_values
-            rollout.values[n_steps] = values
-            rollout.log_probs[n_steps] = log_probs
-            rollout.log_policy[n_steps] = decision.log_policy
-            self._last_obs = new_obs
-            self._last_episode_starts = dones
 
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
+class Carry(struct.PyTreeNode):
+    """
+    What goes from step to step.
 
-    def _count_episode_steps(self, dones: np.ndarray) -> None:
-        # not from infos: Atari's count frames, and whole games where an episode is one life
-        assert self._last_episode_starts is not None
-        self._episode_steps = np.where(self._last_episode_starts, 0, self._episode_steps) + 1
-        self._episode_lengths.extend(self._episode_steps[dones].tolist())
+    :param learner: parameters and optimiser
+    :param norms: what is known of the Lipschitz kernels' norms
+    """
 
-    @property
-    def average_episode_length(self) -> float:
-        """
-        :return: mean steps of the last ``stats_window_size`` episodes; infinite as long as none has ended
-        """
-        return float(np.mean(self._episode_lengths)) if self._episode_lengths else math.inf
+    learner: Learner
+    norms: NormCache
 
-    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
-        actions = actions.reshape(-1, *(self.action_space.shape or ()))
-        if isinstance(self.action_space, spaces.Box):
-            actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        return actions.astype(self.action_space.dtype)
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # the last rollout may go beyond the total, where RL Zoo's schedules would be negative
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+def gradient_step(
+    loss: Loss,
+    networks: Networks,
+    optimizer: Optimizer,
+    hyperparameters: Hyperparameters,
+    carry: Carry,
+    minibatch: Transitions,
+    key: jax.Array,
+) -> tuple[Carry, Metrics]:
+    """
+    One step of the optimiser down the gradient of a loss; then the policy is made as Lipschitz as asked for.
 
-    def hyperparameters(self) -> Hyperparameters:
-        """
-        :return: what the next update depends on, at the present progress of training
-        """
-        progress = self._current_progress_remaining
-        given = Hyperparameters(
-            learning_rate=self.lr_schedule(progress),
-            max_grad_norm=self.max_grad_norm,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            clip_range=self.clip_range_schedule(progress),
-            clip_range_vf=None if self.clip_range_vf_schedule is None else self.clip_range_vf_schedule(progress),
-            ent_coef=self.ent_coef,
-            vf_coef=self.vf_coef,
-            reward_loss_coef=self.reward_loss_coef,
-            transition_loss_coef=self.transition_loss_coef,
-            target_kl=self.target_kl,
-            batch_size=self.batch_size,
-            n_epochs=self.n_epochs,
-            normalize_advantage=self.normalize_advantage,
-            gradient_penalty_coef=self.gradient_penalty_coef,
-            microbatch_size=backend.microbatch_size(self.jax_device.platform, self.policy.encodes_images),
-            segment_length=backend.segment_length(self.policy.encodes_images, self.n_steps, self.batch_size),
-            clips_model_losses=self.clips_model_losses,
-        )
-        return jax.tree.map(float, given)  # also a 1 that stands for 1.0, which would be another type to the compiler
+    :param loss: see :func:`loss`
+    :param networks: see :class:`~sbx_deepspi.agent.Networks`
+    :param optimizer: of all parameters
+    :param hyperparameters: see :class:`Hyperparameters`
+    :param carry: before the step
+    :param minibatch: B transitions
+    :param key: randomness of the latent samples
+    :return: after the step, and what to tell the user
+    """
+    learner, h = carry.learner, hyperparameters
+    gradients, norms, metrics = gradient(loss, networks, learner.parameters, carry.norms, minibatch, key, h)
+    learner = optimizer.step(learner, gradients, h.step_sizes)
+    learner = learner.replace(parameters=agent.limit_policy(networks, learner.parameters))
+    return Carry(learner, norms), metrics
 
-    def train(self) -> None:
-        """Update policy, values and world model from the collected rollout, certify the update, log what happened."""
-        hyperparameters = self.hyperparameters()
-        self.key, update_key, certificate_key = jax.random.split(self.key, 3)
-        rollout, last_observations = jax.device_put((self.rollout_buffer, self._last_obs), self.jax_device)
-        behaviour = self.policy.state
-        result = update(behaviour, rollout, last_observations, update_key, hyperparameters)
-        updated, after, kept = result.state, result.after, 1.0
-        if self.neighbourhood == "project":
-            updated, kept = project(behaviour, updated, rollout, hyperparameters.clip_range)
-            after = constrain(updated.replace(opt_state=None))
-        length, gamma = self.average_episode_length, hyperparameters.gamma
-        certificate = certify(result.before, after, rollout, length, certificate_key, gamma)
-        self.policy.state = updated
-        # None unless actions are Box; what the user sees comes to the host in one transfer
-        log_std = updated.params["params"]["actor"].get("log_std")
-        report, log_std, kept, self.certificate = jax.device_get((result.report, log_std, kept, certificate))
-        self._log(report, log_std, hyperparameters)
-        if self.neighbourhood == "project":
-            self.logger.record("spi/kept_fraction", float(kept))
-        self._log_certificate(self.certificate)
-        self._watch(report)
 
-    def _watch(self, report: UpdateReport) -> None:
-        if not report.faults.any:
-            self._faulty_updates = 0
-            return
-        self._faulty_updates += 1
-        quantity = next(name for name in ("loss", "gradient", "parameters") if getattr(report.faults, name))
-        self._last_fault = (
-            f"The update after {self.num_timesteps:,} steps had a non-finite {quantity} in "
-            f"{getattr(report.faults, quantity)} of {report.n_minibatches} minibatches: their steps were not applied."
-        )
-        warnings.warn(self._last_fault, RuntimeWarning, stacklevel=3)
+Step = Callable[[Networks, Optimizer, Hyperparameters, Carry, Transitions, jax.Array], tuple[Carry, Any]]
 
-    def _log(self, report: UpdateReport, log_std: np.ndarray | None, hyperparameters: Hyperparameters) -> None:
-        metrics = report.metrics
-        self._n_updates += int(report.n_epochs)
-        if report.stopped and self.verbose >= 1:
-            print(f"Early stopping at step {report.n_epochs - 1} due to reaching max kl: {report.last_kl:.2f}")
-        record = self.logger.record
-        record("train/learning_rate", hyperparameters.learning_rate)
-        record("train/entropy_loss", metrics.entropy_loss.item())
-        record("train/policy_gradient_loss", metrics.policy_gradient_loss.item())
-        record("train/value_loss", metrics.value_loss.item())
-        record("train/approx_kl", metrics.approx_kl.item())
-        record("train/clip_fraction", metrics.clip_fraction.item())
-        record("train/loss", metrics.loss.item())
-        record("train/pg_loss", (metrics.policy_gradient_loss + self.ent_coef * metrics.entropy_loss).item())
-        record("train/explained_variance", report.explained_variance.item())
-        record("train/n_updates", self._n_updates, exclude="tensorboard")
-        record("train/clip_range", hyperparameters.clip_range)
-        if hyperparameters.clip_range_vf is not None:
-            record("train/clip_range_vf", hyperparameters.clip_range_vf)
-        if log_std is not None:
-            record("train/std", np.exp(log_std).mean().item())
-        record("world_model/reward_loss", metrics.reward_loss.item())
-        record("world_model/transition_loss", metrics.transition_loss.item())
-        if self.gradient_penalty_coef is not None:
-            record("world_model/gradient_penalty", metrics.gradient_penalty.item())
+step: Step = partial(gradient_step, loss)
+"""DeepSPI's: one step of one optimiser down the gradient of :func:`loss`."""
 
-    @property
-    def all_actions(self) -> bool:
-        """
-        :return: whether importance ratios are over every action, and not only over the sampled ones
-        """
-        return not isinstance(self.action_space, spaces.Box)
 
-    def _log_certificate(self, certificate: Certificate) -> None:
-        failed = violations(certificate, self.gamma, self.all_actions)
-        for name, number in numbers(certificate, self.all_actions).items():
-            self.logger.record(f"spi/{name}", number)
-        self.logger.record("spi/certified", float(not failed))
-        for output in self.logger.output_formats:
-            if isinstance(output, HumanOutputFormat):  # SB3's table would cut the line before it says what fails
-                output.max_length = max(output.max_length, VERDICT_LENGTH)
-        self.logger.record("spi/verdict", verdict(certificate, failed), exclude="tensorboard")
+def update(
+    step: Step,
+    networks: Networks,
+    optimizer: Optimizer,
+    learner: Learner,
+    rollout: Rollout,
+    last_observations: Observations,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+) -> tuple[Learner, UpdateReport]:
+    """
+    What an iteration makes of its rollout: advantages, then epochs of steps.
 
-    def learn(
-        self: SelfDeepSPI,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDeepSPI:
-        """
-        Learn; see SB3's ``BaseAlgorithm.learn``. Where it is interrupted, callbacks still get their
-        ``on_training_end``, and the model is as its last good update left it.
+    :param step: of an algorithm, such as :data:`step`
+    :param networks: see :class:`~sbx_deepspi.agent.Networks`
+    :param optimizer: of all parameters
+    :param learner: parameters and optimiser
+    :param rollout: T steps of N environments
+    :param last_observations: what follows the rollout's last step, shape (N, ...)
+    :param key: randomness of minibatches and latent samples, used up
+    :param hyperparameters: see :class:`Hyperparameters`
+    :return: the new parameters and optimiser, and what to tell the user
+    """
+    h = hyperparameters
+    latents = agent.encode(networks, learner.parameters, last_observations)
+    _, last_values = agent.policy_and_values(networks, learner.parameters, latents)
+    transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda).replace(segment_length=h.segment_length)
 
-        :param total_timesteps: steps of all environments together, at least
-        :param callback: called at every step, and at the beginning and end of rollouts and training
-        :param log_interval: updates from one logged table to the next
-        :param tb_log_name: name of the run for TensorBoard; ``None``: the algorithm's
-        :param reset_num_timesteps: begin to count anew; if not, ``total_timesteps`` come on top of those made
-        :param progress_bar: show one
-        :return: the model
-        :raises KeyboardInterrupt: SIGINT or SIGTERM came: the running update was finished first
-        :raises ValueError: three updates in a row were not finite, or the environment returned what is not, or
-            ``clip_range`` does not begin within (0, 1)
-        """
-        # not before: RL Zoo's enjoy puts schedules of 0 into models that it loads
-        checks.neighbourhood(self.clip_range_schedule(1.0))
-        self._faulty_updates = 0
-        with self.interruption:
-            super().learn(
-                total_timesteps,
-                callback,
-                log_interval,
-                tb_log_name or type(self).__name__,
-                reset_num_timesteps,
-                progress_bar,
-            )
-        if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
-            raise ValueError(
-                f"{self._faulty_updates} updates in a row were not finite, the model has its last good parameters: "
-                f"lower learning_rate, or look at the scale of the rewards. {self._last_fault}"
-            )
-        if self.interruption.received:
-            raise KeyboardInterrupt(f"{self.interruption.received.name} after {self.num_timesteps:,} steps")
-        return self
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """
-        Write the log, also where Ctrl-C has ended the program that reads it.
-
-        :param iteration: number of the update
-        """
-        try:
-            super().dump_logs(iteration)
-        except BrokenPipeError:
-            if not self.interruption.received:
-                raise
-            mute()
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """
-        Seed everything that draws random numbers: Python's and NumPy's generators, training, and prediction.
-
-        :param seed: ``None`` draws one for training alone
-        """
-        super().set_random_seed(seed)
-        if seed is not None and getattr(self, "policy", None) is not None:
-            self.policy.key = jax.random.fold_in(self.key, 1)
-
-    def get_parameters(self) -> dict[str, dict[str, np.ndarray]]:
-        """
-        The parameters, as SB3 names them.
-
-        :return: ``policy`` and ``policy.optimizer``, each with NumPy arrays by name
-        """
-        state = self.policy.state
-        return {
-            "policy": checkpoint.flatten(state.params["params"]),
-            "policy.optimizer": checkpoint.flatten(state.opt_state),
-        }
-
-    def set_parameters(
-        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Set parameters in place; all of them, or, where one does not fit, none.
-
-        :param load_path_or_dict: a saved model, or what :meth:`get_parameters` returns
-        :param exact_match: whether every parameter has to be given; if not, those given are set
-        :param device: not used: the model stays where it is
-        :raises ValueError: an object is unknown or missing, or a parameter is not finite
-        :raises RuntimeError: a parameter is unknown or missing, or has another shape
-        """
-        given = load_path_or_dict
-        if not isinstance(given, dict):
-            tensors = checkpoint.read(given, suffix="zip").tensors
-            given = {
-                "policy": checkpoint.subtree(tensors, "policy/state/params/params/"),
-                "policy.optimizer": checkpoint.subtree(tensors, "policy/state/opt_state/"),
-            }
-        own = self.get_parameters()
-        for name in given.keys() - own.keys():
-            raise ValueError(f"Key {name} is an invalid object name.")
-        if exact_match and given.keys() != own.keys():
-            raise ValueError(
-                f"Names of parameters do not match agents' parameters: expected {set(own)}, got {set(given)}"
-            )
-        merged = {name: checkpoint.merge(own[name], given.get(name, {}), exact_match) for name in own}
-        checkpoint.finite(merged["policy"], merged["policy.optimizer"])
-        state = self.policy.state
-        params = checkpoint.unflatten(merged["policy"], state.params["params"])
-        opt_state = checkpoint.unflatten(merged["policy.optimizer"], state.opt_state)
-        self.policy.state = jax.device_put(
-            state.replace(params={"params": params}, opt_state=opt_state), self.jax_device
-        )
-
-    def save(
-        self,
-        path: Any,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-        pickle: bool = False,
-    ) -> None:
-        """
-        Save the model, atomically and without code: attributes as JSON, arrays as safetensors.
-
-        With it go the statistics of ``VecNormalize``, and the state of environments that have ``get_state()``.
-
-        :param path: of the file, which gets the suffix ``.zip`` if it has none, or a file open for writing
-        :param exclude: attributes to leave out, beside those that always are
-        :param include: attributes to save that otherwise would not be
-        :param pickle: pickle what has no plain form; such a file loads only with ``trust=True``
-        :raises CheckpointError: an attribute has no plain form
-        :raises OSError: it could not be written; a file that was there is as it was
-        """
-        excluded = {*self._excluded_save_params(), *(exclude or [])} - set(include or [])
-        contents = checkpoint.Checkpoint(
-            written_by=type(self).__name__,
-            attributes={name: value for name, value in vars(self).items() if name not in excluded},
-            environment=None if self.env is None else environment.state_of(self.env, self._last_obs is not None),
-            tensors=self.policy.tensors(),
-        )
-        checkpoint.write(path, contents, pickle, suffix="zip")
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfDeepSPI],
-        path: Any,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        trust: bool = False,
-        **kwargs: Any,
-    ) -> SelfDeepSPI:
-        """
-        Load a saved model, without running anything that is in the file.
-
-        :param path: of the file, or a file open for reading
-        :param env: what to go on learning from; ``None``: for predictions only
-        :param device: where JAX computes
-        :param custom_objects: attributes to take from here instead of from the file
-        :param print_system_info: print the system that saved the model, and this one
-        :param force_reset: reset the environment before learning goes on; if not, it is put into the state in which
-            it was saved, so that the run goes on as if it had not been interrupted (where that state is not known,
-            there is a warning and a reset). A ``VecNormalize`` that has seen no observation gets the saved statistics
-        :param trust: load also what was saved with ``pickle=True``, which may run any code
-        :param kwargs: attributes to change; ``n_steps=None`` chooses it for the environments that there are
-        :return: the model
-        :raises CheckpointError: the file is none of ours, is damaged, newer, pickled, or another class's
-        :raises ValueError: the environment has other spaces than the model
-        """
-        contents = checkpoint.read(path, trust, custom_objects, suffix="zip")
-        if print_system_info:
-            print("== CURRENT SYSTEM INFO ==")
-            get_system_info()
-            print(f"== SAVED MODEL SYSTEM INFO ==\n{contents.system_info}")
-        checkpoint.written_by(cls.__name__, contents)
-        saved = contents.attributes
-        if "n_steps" in kwargs:
-            kwargs["_automatic_n_steps"] = kwargs["n_steps"] is None
-        if kwargs.get("policy_kwargs", saved.get("policy_kwargs")) != saved.get("policy_kwargs"):
-            raise ValueError(
-                "The specified policy kwargs do not equal the stored policy kwargs: "
-                f"stored {saved.get('policy_kwargs')!r:.200}, specified {kwargs['policy_kwargs']}."
-            )
-        with checkpoint.building(cls.__name__):
-            checks.supported_spaces(saved["observation_space"], saved["action_space"])
-        if env is not None:
-            env = cls._wrap_env(env, saved.get("verbose", 0))
-            check_for_correct_spaces(env, saved["observation_space"], saved["action_space"])
-            saved["n_envs"] = env.num_envs
-            if force_reset:
-                saved["_last_obs"] = None
-
-        with checkpoint.building(cls.__name__):
-            model = cls(saved["policy_class"], env, device=device, _init_setup_model=False)
-            checks.attributes(model, saved, () if trust else model._live_objects())
-            vars(model).update(saved)
-            if env is not None and len(model._episode_steps) != env.num_envs:
-                model._episode_steps = np.zeros(env.num_envs, int)
-            model.policy = model.policy_class(  # type: ignore[assignment]
-                model.observation_space, model.action_space, FloatSchedule(model.learning_rate), **model.policy_kwargs
-            )
-            model.policy.restore(contents.tensors)
-            vars(model).update(kwargs)
-            policy_key = model.policy.key
-            model._setup_model()  # draws new keys from the seed
-            for name in model._derived_schedules():
-                getattr(model, name)(1.0)  # whether it is one shows when it is called
-            if "seed" not in kwargs and "key" in saved:
-                model.key, model.policy.key = jax.device_put((saved["key"], policy_key), model.jax_device)
-        if env is not None and model._last_obs is not None:
-            with checkpoint.building(cls.__name__):
-                checks.observations(model._last_obs, env)
-        if env is not None:
-            with checkpoint.building("environment"):
-                model._restore_environment(env, contents.environment, force_reset)
-        return model
-
-    def _restore_environment(self, env: VecEnv, saved: dict[str, Any] | None, force_reset: bool) -> None:
-        if saved is not None and saved["episodes"] is not None and not force_reset:
-            environment.restore(env, saved)
-            return
-        if self._last_obs is not None:
-            warnings.warn(
-                "The file does not hold the environment's state: it is reset, in spite of force_reset=False.",
-                stacklevel=3,
-            )
-            self._last_obs = None  # type: ignore[assignment]
-        normalizer = environment.normalizer_of(env)
-        if normalizer is None or saved is None or saved["normalization"] is None:
-            return
-        if not force_reset or environment.has_seen_nothing(normalizer):
-            environment.set_normalization(normalizer, saved["normalization"])
-
-    def _live_objects(self) -> list[str]:
-        return [*super()._excluded_save_params(), "policy", "jax_device", "interruption", "certificate"]
-
-    def _excluded_save_params(self) -> list[str]:
-        # schedules are made anew from the arguments they come from
-        return [*self._live_objects(), *self._derived_schedules()]
-
-    def _derived_schedules(self) -> list[str]:
-        return [name for name in vars(self) if name.endswith("_schedule") and getattr(self, name) is not None]
+    lipschitz = {name: learner.parameters[name] for name in networks.lipschitz_parts}
+    carry, report = epochs(
+        partial(step, networks, optimizer, h),
+        lambda carry: carry.learner.parameters,
+        Carry(learner, normalizer.init(lipschitz, networks.latent_map)),
+        transitions,
+        key,
+        n_epochs=h.n_epochs,
+        batch_size=h.batch_size,
+        target_kl=h.target_kl,
+        microbatch_size=h.microbatch_size,
+    )
+    variance, unexplained = jnp.var(transitions.returns), jnp.var(transitions.returns - transitions.values)
+    explained = jnp.where(variance > 0, 1 - unexplained / variance, jnp.nan)
+    return carry.learner, UpdateReport(report, explained)

@@ -9,6 +9,8 @@ import numpy as np
 from flax import struct
 
 Array = jax.Array | np.ndarray
+Observations = Any
+"""A PyTree of arrays: an array, or a dictionary of arrays."""
 
 TRANSITIONS_PER_ROLLOUT = 1024
 
@@ -30,27 +32,37 @@ class Rollout(struct.PyTreeNode):
 
     The fields are NumPy arrays while a rollout is collected and JAX arrays inside the update.
 
-    :param observations: s, in the environment's own dtype
+    :param observations: s, in the environment's own dtype: an array, or a dictionary of arrays; latents z in a
+        rollout of the latent model
     :param next_observations: s'; where an episode ended, its real last observation
     :param actions: a, as sampled (before Box actions are clipped to their bounds)
     :param rewards: r, float32, as the environment gave them
-    :param dones: whether the episode ended with this step
+    :param terminated: whether s' is terminal, bool
+    :param truncated: whether a time limit ended the episode at s', which is not terminal, bool
     :param truncated_values: V(s') where a time limit cut the episode, 0 elsewhere, float32
     :param values: V(s), float32
     :param log_probs: log π_b(a|s), float32
     :param log_policy: log π_b(·|s) of every action, or of the sampled one for Box, float32; see
-        :func:`~sbx_deepspi.networks.agent.log_policy`
+        :func:`~sbx_deepspi.agent.log_policy`
     """
 
-    observations: Array
-    next_observations: Array
+    observations: Observations
+    next_observations: Observations
     actions: Array
     rewards: Array
-    dones: Array
+    terminated: Array
+    truncated: Array
     truncated_values: Array
     values: Array
     log_probs: Array
     log_policy: Array
+
+    @property
+    def dones(self) -> Any:
+        """
+        :return: whether the episode ended with this step, for either reason
+        """
+        return self.terminated | self.truncated
 
     def flat(self) -> "Rollout":
         """
@@ -63,8 +75,8 @@ class Rollout(struct.PyTreeNode):
         cls,
         n_steps: int,
         n_envs: int,
-        observation: tuple[tuple[int, ...], Any],
-        action: tuple[tuple[int, ...], Any],
+        observation: Any,
+        action: jax.ShapeDtypeStruct,
         log_policy: tuple[int, ...],
     ) -> "Rollout":
         """
@@ -72,7 +84,7 @@ class Rollout(struct.PyTreeNode):
 
         :param n_steps: T
         :param n_envs: N
-        :param observation: shape and dtype of one observation
+        :param observation: shape and dtype of one observation: a ``jax.ShapeDtypeStruct``, or a dictionary of them
         :param action: shape and dtype of one action
         :param log_policy: shape of log π_b(·|s) in one state
         :return: NumPy arrays of the shapes above
@@ -82,11 +94,12 @@ class Rollout(struct.PyTreeNode):
             return np.zeros((n_steps, n_envs, *shape), dtype)
 
         return cls(
-            observations=zeros(*observation),
-            next_observations=zeros(*observation),
-            actions=zeros(*action),
+            observations=jax.tree.map(lambda leaf: zeros(leaf.shape, leaf.dtype), observation),
+            next_observations=jax.tree.map(lambda leaf: zeros(leaf.shape, leaf.dtype), observation),
+            actions=zeros(action.shape, action.dtype),
             rewards=zeros(),
-            dones=zeros(dtype=bool),
+            terminated=zeros(dtype=bool),
+            truncated=zeros(dtype=bool),
             truncated_values=zeros(),
             values=zeros(),
             log_probs=zeros(),
@@ -102,7 +115,8 @@ class Transitions(struct.PyTreeNode):
     :param next_observations: s'
     :param actions: a
     :param rewards: r
-    :param dones: whether the episode ended
+    :param terminated: whether s' is terminal
+    :param truncated: whether a time limit ended the episode at s'
     :param values: V(s) at collection time
     :param log_probs: log π_b(a|s)
     :param advantages: Â
@@ -110,16 +124,24 @@ class Transitions(struct.PyTreeNode):
     :param segment_length: how many of them, each time, are successive steps of one environment; divides B
     """
 
-    observations: jax.Array
-    next_observations: jax.Array
+    observations: Observations
+    next_observations: Observations
     actions: jax.Array
     rewards: jax.Array
-    dones: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
     values: jax.Array
     log_probs: jax.Array
     advantages: jax.Array
     returns: jax.Array
     segment_length: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def dones(self) -> jax.Array:
+        """
+        :return: whether the episode ended with this step, for either reason
+        """
+        return self.terminated | self.truncated
 
 
 def generalized_advantages(
@@ -169,87 +191,14 @@ def to_transitions(
         return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
 
     return Transitions(
-        observations=flatten(rollout.observations),
-        next_observations=flatten(rollout.next_observations),
+        observations=jax.tree.map(flatten, rollout.observations),
+        next_observations=jax.tree.map(flatten, rollout.next_observations),
         actions=flatten(rollout.actions),
         rewards=flatten(rollout.rewards),
-        dones=flatten(rollout.dones),
+        terminated=flatten(rollout.terminated),
+        truncated=flatten(rollout.truncated),
         values=flatten(rollout.values),
         log_probs=flatten(rollout.log_probs),
         advantages=flatten(advantages),
         returns=flatten(advantages + rollout.values),
     )
-
-
-class SharedObservations(struct.PyTreeNode):
-    """
-    The observations of ``B`` transitions in segments, each once where the next transition begins with it.
-
-    :param observations: every s, then those s' that begin no other transition; shape (B + ⌈1.5 B / length⌉, ...)
-    :param following: which of them is s', integers of shape (B,)
-    :param fits: whether there was room for all: one episode's end within every second segment, on average. With
-        segments of 8 there mostly is where episodes have more than some twenty steps
-    """
-
-    observations: jax.Array
-    following: jax.Array
-    fits: jax.Array
-
-
-def share_observations(transitions: Transitions) -> SharedObservations:
-    """
-    Leave out each s' that is the s of the next transition: so it is within a segment, unless the episode ended.
-
-    :param transitions: B transitions in segments
-    :return: what is left, to be encoded
-    """
-    size, length = len(transitions.dones), transitions.segment_length
-    is_own = transitions.dones | (jnp.arange(size) % length == length - 1)
-    n_own = -(-3 * size // (2 * length))
-    (own,) = jnp.nonzero(is_own, size=n_own, fill_value=0)
-    return SharedObservations(
-        observations=jnp.concatenate([transitions.observations, transitions.next_observations[own]]),
-        following=jnp.where(is_own, size - 1 + jnp.cumsum(is_own), 1 + jnp.arange(size)),
-        fits=is_own.sum() <= n_own,
-    )
-
-
-def n_microbatches(size: int, segment_length: int, microbatch_size: int) -> int:
-    """
-    :param size: transitions in a batch
-    :param segment_length: of its segments, which stay whole
-    :param microbatch_size: the most transitions in a part, at least a segment's
-    :return: number of equal parts, as few as the sizes allow
-    """
-    n_segments, most = size // segment_length, microbatch_size // segment_length
-    return next(n for n in range(1, n_segments + 1) if n_segments % n == 0 and n_segments // n <= most)
-
-
-def microbatches(transitions: Transitions, microbatch_size: int) -> Transitions:
-    """
-    Split a batch into equal parts of whole segments, as few as the size allows.
-
-    :param transitions: B transitions
-    :param microbatch_size: the most in a part, at least a segment's
-    :return: the same, each array of shape (parts, B / parts, ...)
-    """
-    n_parts = n_microbatches(len(transitions.dones), transitions.segment_length, microbatch_size)
-    return jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), transitions)
-
-
-def spread_ends(indices: jax.Array, dones: jax.Array, segment_length: int, microbatch_size: int) -> jax.Array:
-    """
-    Deal out a minibatch's segments like cards, those within which most episodes end first: no part gets more ends than
-    another by more than one segment has, so that :func:`share_observations` needs little room for them.
-
-    :param indices: of a minibatch's transitions, in segments, shape (B,)
-    :param dones: whether the episode ended, of all transitions
-    :param segment_length: of the segments
-    :param microbatch_size: as :func:`microbatches` takes it, which will split the minibatch
-    :return: the same indices, part by part, shape (B,)
-    """
-    n_parts = n_microbatches(len(indices), segment_length, microbatch_size)
-    segments = indices.reshape(-1, segment_length)
-    n_ends = dones[segments[:, :-1]].sum(axis=1)
-    dealt = jnp.argsort(-n_ends).reshape(-1, n_parts).T
-    return segments[dealt].reshape(-1)

@@ -1,4 +1,4 @@
-"""Environments: the EnvPool adapter, the confounding grid, and processes that are not waited for for ever."""
+"""Environments: the EnvPool adapter, the confounding grid, and environments in processes with a timeout."""
 
 import gymnasium as gym
 

@@ -1,4 +1,4 @@
-"""Environments that live together, in arrays or in C++, with no object for each."""
+"""The base class of vectorised environments whose copies are no Python objects: they live in arrays, or in C++."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 
 
 class BatchedVecEnv(VecEnv):
-    """What SB3 asks of single environments, answered for environments that share everything but their state."""
+    """A ``VecEnv`` whose copies differ only in their state. It answers SB3's questions about single copies."""
 
-    # the attributes that each of them has
+    # Attributes of this object that are also those of each copy
     SHARED_ATTRIBUTES: tuple[str, ...] = ("action_space", "observation_space", "render_mode")
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
@@ -29,5 +29,5 @@ class BatchedVecEnv(VecEnv):
         raise NotImplementedError(f"The environments of {type(self).__name__} have no method '{method_name}'.")
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        # their episodes are reported as a Monitor would, which is what SB3 wants to know
+        # SB3 asks this to find out whether episodes are reported as a Monitor reports them. They are.
         return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]

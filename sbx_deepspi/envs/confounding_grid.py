@@ -1,7 +1,7 @@
 """
-The confounding grid: two corridors that look alike, and one action that is right in only one of them.
+The confounding grid: two corridors that look alike, and an action that pays in only one of them.
 
-With the paper's n = 5, and the letters as in ``LOOKS``::
+The layout for the paper's n = 5 (``LOOKS`` explains the letters)::
 
     #####G##
     #....!W#
@@ -9,11 +9,12 @@ With the paper's n = 5, and the letters as in ``LOOKS``::
     #....!W#
     ########
 
-The hazard @ leads into the top corridor, or with probability ε into the bottom one. Each step to the right in a
-corridor pays 1. At its end, at !, going up pays a lot in the top corridor, and in the bottom one costs more than that
-is worth. Whoever tells the two cells ! apart goes up in the top one only; who confuses them does best by going right.
+The hazard @ leads into the bottom corridor with probability ε, else into the top one. Each step to the right in a
+corridor pays 1. At the cell !, going up pays a lot in the top corridor and costs even more in the bottom one. If an
+agent distinguishes the two cells !, it should go up in the top corridor only; if it confuses them, it does best by
+always going right.
 
-One set of tables is the environment: a Gymnasium environment, its vectorised form and the exact values all read it.
+The Gymnasium environment, its vectorised form and the exact values use the same tables of probabilities and rewards.
 """
 
 import time
@@ -26,21 +27,21 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sbx_deepspi import checks
 from sbx_deepspi.envs.batched import BatchedVecEnv
+from sbx_deepspi.sb3 import checks
 
 UP, DOWN, LEFT, RIGHT = range(4)
 MAX_EPISODE_STEPS = 200
-FRAME_SIZE = 84  # pixels
-CELL_SIZE = 24  # pixels, in pictures
+FRAME_SIZE = 84  # pixels of an observation's side
+CELL_SIZE = 24  # pixels of a cell's side in rendered pictures
 
 
 class Look(NamedTuple):
     """
-    How a kind of cell looks.
+    How one kind of cell looks.
 
-    :param intensity: in observations
-    :param colour: red, green and blue, in pictures
+    :param intensity: its grey level in observations
+    :param colour: its red, green and blue in rendered pictures
     """
 
     intensity: int
@@ -50,10 +51,10 @@ class Look(NamedTuple):
 LOOKS = {
     "#": Look(50, (45, 45, 55)),  # wall: dark grey
     ".": Look(100, (225, 225, 225)),  # path: light grey
-    "!": Look(100, (250, 205, 70)),  # the cell where to choose: yellow
+    "!": Look(100, (250, 205, 70)),  # the cell with the choice: yellow
     "@": Look(180, (150, 90, 190)),  # hazard: violet
     "I": Look(120, (130, 170, 230)),  # start: light blue
-    "W": Look(200, (160, 220, 150)),  # the modest exit, to the right: light green
+    "W": Look(200, (160, 220, 150)),  # the exit to the right: light green
     "G": Look(220, (30, 150, 60)),  # the good exit: green
     "F": Look(220, (205, 50, 45)),  # the bad exit: red
     "A": Look(255, (20, 60, 160)),  # the agent: dark blue
@@ -62,11 +63,11 @@ LOOKS = {
 
 class TabularMDP(struct.PyTreeNode):
     """
-    A Markov decision process with S states and A actions, exactly.
+    A Markov decision process with S states and A actions, given by its tables.
 
-    :param transitions: P(s'|s, a), float64, shape (S, A, S); a terminal state leads to itself
+    :param transitions: P(s'|s, a), float64, shape (S, A, S); every action in a terminal state stays there
     :param rewards: r(s, a), float64, shape (S, A)
-    :param terminal: whether an episode ends on entering s, shape (S,)
+    :param terminal: whether an episode ends when it enters s, shape (S,)
     :param initial: the state in which every episode begins
     """
 
@@ -78,12 +79,12 @@ class TabularMDP(struct.PyTreeNode):
 
 class Maze(struct.PyTreeNode):
     """
-    The confounding grid: its process and where its states lie. They are I, @, the top corridor from left to right
-    (its path, ! and W), the bottom one, G and F.
+    The confounding grid: its process, its layout and the cell of each state. The order of the states is I, @, the top
+    corridor from left to right (path, !, W), the bottom corridor likewise, G, F.
 
     :param mdp: the process
     :param layout: the letter of each cell, shape (5, n_path + 3)
-    :param cells: row and column of each state's cell, shape (S, 2)
+    :param cells: the row and column of each state, shape (S, 2)
     """
 
     mdp: TabularMDP
@@ -93,16 +94,16 @@ class Maze(struct.PyTreeNode):
 
 def make_maze(n_path: int = 5, epsilon: float = 0.2, gamma: float = 0.99) -> Maze:
     """
-    Lay out the grid and fill in its tables.
+    Make the layout and the tables.
 
     :param n_path: the paper's n, from 1 to 81: the steps to the right from a corridor's first cell to its W. With 1,
-        there is no room between the corridors: F takes the place of @ in the layout, though they stay two states.
+        F and @ lie in the same cell, which shows F; they are two states all the same.
     :param epsilon: probability with which @ leads into the bottom corridor
-    :param gamma: the discount for which the exits' rewards are set
-    :return: the maze, of 2·n_path + 6 states
+    :param gamma: the discount in the exits' rewards
+    :return: the maze, which has 2·n_path + 6 states
     :raises ValueError: a parameter is out of its range
     """
-    longest = FRAME_SIZE - 3  # beyond, frames have fewer pixels than the grid has columns
+    longest = FRAME_SIZE - 3  # a longer grid would have more columns than a frame has pixels
     if not (isinstance(n_path, (int, np.integer)) and 1 <= n_path <= longest):
         raise ValueError(f"n_path must be a whole number from 1 to {longest}, but got {n_path!r}.")
     if not 0 < epsilon < 1:
@@ -122,7 +123,7 @@ def make_maze(n_path: int = 5, epsilon: float = 0.2, gamma: float = 0.99) -> Maz
     good, bad = len(cells) - 2, len(cells) - 1
 
     into = np.eye(len(cells))
-    transitions = np.tile(into[:, None], (1, 4, 1))  # what is not said below stays in place
+    transitions = np.tile(into[:, None], (1, 4, 1))  # the default: stay in place
     rewards = np.zeros((len(cells), 4))
     transitions[start, RIGHT] = into[hazard]
     transitions[hazard, :] = (1 - epsilon) * into[top[0]] + epsilon * into[bottom[0]]
@@ -141,11 +142,11 @@ def make_maze(n_path: int = 5, epsilon: float = 0.2, gamma: float = 0.99) -> Maz
 
 def policy_value(mdp: TabularMDP, policy: np.ndarray, gamma: float) -> np.ndarray:
     """
-    What a policy is worth in each state, exactly: the solution of V = r_π + γ P_π V, without a time limit.
+    The exact value of a policy in each state: the solution of V = r_π + γ P_π V. There is no time limit.
 
     :param mdp: the process
     :param policy: π(a|s), shape (S, A)
-    :param gamma: the discount, below 1, without which an episode that never ends would have no value
+    :param gamma: the discount, below 1, so that an episode that never ends has a value
     :return: V, float64, shape (S,); 0 in terminal states
     :raises ValueError: the discount or a probability is out of its range, or the policy has another shape
     """
@@ -168,22 +169,22 @@ def draw_next_states(
     mdp: TabularMDP, states: np.ndarray | int, actions: np.ndarray | int, random: np.random.Generator
 ) -> np.ndarray:
     """
-    Draw s' for each pair (s, a), at the price of one random number each.
+    Draw s' for each pair (s, a), each with one random number.
 
     :param mdp: the process
     :param states: s, of any shape
     :param actions: a, of the same shape
-    :param random: where the random numbers come from
+    :param random: the generator of the random numbers
     :return: s', of the same shape
     """
     cumulative = mdp.transitions[states, actions].cumsum(axis=-1)
-    drawn = random.random(np.shape(states)) * cumulative[..., -1]  # which rounding may have left just below 1
+    drawn = random.random(np.shape(states)) * cumulative[..., -1]  # the last sum may be rounded to just below 1
     return (cumulative <= drawn[..., None]).sum(axis=-1)
 
 
 def make_frames(maze: Maze) -> np.ndarray:
     """
-    What is seen in each state: the cells' intensities, resized to the nearest neighbour as OpenCV does it.
+    The observation of each state: the cells' intensities, resized as OpenCV's nearest-neighbour interpolation does.
 
     :param maze: the maze
     :return: uint8, shape (S, 1, 84, 84)
@@ -202,7 +203,7 @@ def draw_text(maze: Maze, state: int) -> str:
     """
     :param maze: the maze
     :param state: where the agent is
-    :return: the layout, a line for each row, with A for the agent
+    :return: the layout with one line per row, and A where the agent is
     """
     letters = maze.layout.copy()
     letters[tuple(maze.cells[state])] = "A"
@@ -213,7 +214,7 @@ def draw_picture(maze: Maze, state: int) -> np.ndarray:
     """
     :param maze: the maze
     :param state: where the agent is
-    :return: the layout in the colours of ``LOOKS``, with a disc for the agent: uint8, shape (height, width, 3)
+    :return: the layout in the colours of ``LOOKS``, and a disc where the agent is: uint8, shape (height, width, 3)
     """
     colours = np.array([[LOOKS[letter].colour for letter in row] for row in maze.layout], dtype=np.uint8)
     picture = colours.repeat(CELL_SIZE, axis=0).repeat(CELL_SIZE, axis=1)
@@ -226,26 +227,26 @@ def draw_picture(maze: Maze, state: int) -> np.ndarray:
 
 def make_observation_space() -> spaces.Box:
     """
-    :return: grey frames with the channel first
+    :return: the space of grey frames, channel first
     """
     return spaces.Box(0, 255, (1, FRAME_SIZE, FRAME_SIZE), np.uint8)
 
 
 class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
     """
-    The confounding grid in Gymnasium, there as ``ConfoundingGrid-v0`` with a limit of 200 steps.
+    The confounding grid as a Gymnasium environment, registered as ``ConfoundingGrid-v0`` with a limit of 200 steps.
 
-    An observation is a frame, uint8 of shape (1, 84, 84). The actions are 0 up, 1 down, 2 left and 3 right; one that
-    leads nowhere stays in place and pays 0.
+    An observation is a frame, uint8 of shape (1, 84, 84). The actions are 0 up, 1 down, 2 left and 3 right. An action
+    that the layout does not allow stays in place and pays 0.
 
     :param n_path: the paper's n, from 1 to 81: the steps to the right from a corridor's first cell to its W
     :param epsilon: probability with which @ leads into the bottom corridor
-    :param gamma: the discount for which the exits' rewards are set: n/γⁿ in G, -(2-ε)n/(εγⁿ) in F
+    :param gamma: the discount in the exits' rewards: n/γⁿ for G, -(2-ε)n/(εγⁿ) for F
     :param render_mode: ``"rgb_array"``, ``"ansi"`` or ``None``
     :raises ValueError: a parameter is out of its range
     """
 
-    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 5}  # noqa: RUF012  # as Gymnasium has it
+    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
 
     def __init__(
         self, n_path: int = 5, epsilon: float = 0.2, gamma: float = 0.99, render_mode: str | None = None
@@ -266,9 +267,9 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
         """
         Go back to the start.
 
-        :param seed: of all that is random from now on; None goes on as before
+        :param seed: the seed of all random draws from now on; None continues the present sequence
         :param options: not used
-        :return: the observation, and nothing more to know
+        :return: the observation and an empty info
         """
         super().reset(seed=seed)
         self.state = self.mdp.initial
@@ -277,8 +278,8 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
     def step(self, action: np.integer) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
         :param action: 0 up, 1 down, 2 left or 3 right
-        :return: observation, reward, whether the episode ended, whether it was cut (never here: the time limit is a
-            wrapper's), and nothing more to know
+        :return: observation, reward, terminated, truncated (always False: a wrapper of Gymnasium has the time limit),
+            and an empty info
         :raises ValueError: there is no such action
         """
         if not self.action_space.contains(action):
@@ -289,7 +290,7 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
 
     def render(self) -> Any:
         """
-        :return: :func:`draw_picture` or :func:`draw_text`, as ``render_mode`` says
+        :return: the result of :func:`draw_picture` or :func:`draw_text`, depending on ``render_mode``
         """
         match self.render_mode:
             case "rgb_array":
@@ -301,17 +302,17 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
 
 class ConfoundingGridVecEnv(BatchedVecEnv):
     """
-    Many copies of ``ConfoundingGrid-v0`` in one SB3 ``VecEnv``, stepped together by looking up their tables.
+    Many copies of ``ConfoundingGrid-v0`` in one SB3 ``VecEnv``, all stepped at once by looking up the tables.
 
-    It does what SB3's ``DummyVecEnv`` does with copies that a ``Monitor`` wraps and that share one random generator.
-    ``states`` has the state of each copy, an array that is replaced and never changed; whoever wants other observations
-    than frames overrides ``_observe``.
+    It behaves as SB3's ``DummyVecEnv`` with copies that are wrapped in a ``Monitor`` and share one random generator.
+    ``states`` holds the state of each copy; each step replaces this array and never writes into it. A subclass that
+    overrides ``_observe`` has other observations than frames.
 
-    :param n_envs: how many copies to run
+    :param n_envs: number of copies
     :param n_path: the paper's n, from 1 to 81: the steps to the right from a corridor's first cell to its W
     :param epsilon: probability with which @ leads into the bottom corridor
-    :param gamma: the discount for which the exits' rewards are set: n/γⁿ in G, -(2-ε)n/(εγⁿ) in F
-    :param seed: of all that is random; None draws one
+    :param gamma: the discount in the exits' rewards: n/γⁿ for G, -(2-ε)n/(εγⁿ) for F
+    :param seed: the seed of all random draws; None draws one
     :raises ValueError: a parameter is out of its range
     """
 
@@ -332,7 +333,7 @@ class ConfoundingGridVecEnv(BatchedVecEnv):
         self.mdp = self.maze.mdp
         self.states = np.full(n_envs, self.mdp.initial)
         self._frames = make_frames(self.maze)
-        self._random: np.random.Generator | None = None  # made by reset(), as SB3 wants a seed to wait for it
+        self._random: np.random.Generator | None = None  # made by reset(): in SB3 a seed takes effect at the next reset
         self._returns = np.zeros(n_envs)
         self._lengths = np.zeros(n_envs, dtype=int)
         self._start_time = time.time()
@@ -341,27 +342,27 @@ class ConfoundingGridVecEnv(BatchedVecEnv):
     def _observe(self, states: np.ndarray) -> np.ndarray:
         """
         :param states: shape (batch,)
-        :return: what is to be seen in them, a new array of shape (batch, 1, 84, 84)
+        :return: their observations, a new array of shape (batch, 1, 84, 84)
         """
         return self._frames[states]
 
     def reset(self) -> np.ndarray:
         """
-        Go back to the start in all copies.
+        Send all copies back to the start.
 
         :return: observations, shape (n_envs, 1, 84, 84)
         """
         if self._seeds[0] is not None:
             self._random = np.random.default_rng(self._seeds[0])
             self._reset_seeds()
-        self.states = np.full_like(self.states, self.mdp.initial)  # a new array: someone may hold the old one
+        self.states = np.full_like(self.states, self.mdp.initial)  # a new array: a caller may have kept the old one
         self._returns[:] = 0
         self._lengths[:] = 0
         return self._observe(self.states)
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        Take note of the actions of the next step.
+        Store the actions of the next step.
 
         :param actions: 0 up, 1 down, 2 left or 3 right, shape (n_envs,)
         :raises ValueError: their shape is wrong, or there is no such action
@@ -375,11 +376,11 @@ class ConfoundingGridVecEnv(BatchedVecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        Make the step; a copy whose episode ends with it goes back to the start at once.
+        Make the step. A copy whose episode ends goes back to the start within the same step.
 
-        :return: observations of shape (n_envs, 1, 84, 84), float32 rewards and dones of shape (n_envs,), and an info
-            for each copy
-        :raises ResetNeeded: there was no reset yet
+        :return: observations of shape (n_envs, 1, 84, 84), float32 rewards and dones of shape (n_envs,), and one info
+            per copy
+        :raises ResetNeeded: reset() has not been called yet
         """
         if self._random is None:
             raise ResetNeeded("Call reset() before the first step().")
@@ -397,10 +398,10 @@ class ConfoundingGridVecEnv(BatchedVecEnv):
 
     def _restart(self, finished: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
-        Send the finished copies back to the start, and tell of their episodes.
+        Send the finished copies back to the start, and report their episodes.
 
-        :param finished: the indices of the copies
-        :param infos: the step's infos, which get what SB3 and its ``Monitor`` say at an episode's end
+        :param finished: the indices of the finished copies
+        :param infos: the step's infos; those of finished copies get the entries that SB3 and its ``Monitor`` add
         """
         seconds = round(time.time() - self._start_time, 6)
         for env, last_observation in zip(finished, self._observe(self.states[finished]), strict=True):
@@ -415,7 +416,7 @@ class ConfoundingGridVecEnv(BatchedVecEnv):
         self._lengths[finished] = 0
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def get_images(self) -> list[np.ndarray | None]:
         return [draw_picture(self.maze, state) for state in self.states]

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sbx_deepspi.envs.batched import BatchedVecEnv
 
-# The settings of the paper, and of SB3's ``make_atari_env`` with four stacked frames.
+# The paper's settings. SB3's ``make_atari_env`` with four stacked frames has the same.
 ATARI_SETTINGS: dict[str, Any] = {
     "img_height": 84,
     "img_width": 84,
@@ -26,9 +26,9 @@ ATARI_SETTINGS: dict[str, Any] = {
     "episodic_life": True,
     "reward_clip": True,
     "full_action_space": False,
-    "max_episode_steps": 27_000,  # the 108,000 frames after which ale-py's ids end a game
+    "max_episode_steps": 27_000,  # 108,000 frames, the time limit of ale-py's ids
 }
-# Every form of Atari id with a fixed frame-skip, and its probability of repeating the last action.
+# Each form of Atari id that has a fixed frame-skip, and its probability of repeating the last action.
 ATARI_IDS = {
     "{}-v5": 0.0,
     "{}NoFrameskip-v4": 0.0,
@@ -37,8 +37,9 @@ ATARI_IDS = {
     "{}Deterministic-v0": 0.25,
     "ALE/{}-v5": 0.25,
 }
-# EnvPool's options that are not fields of its configuration, and fields that the adapter sets itself.
+# Options of EnvPool that are not fields of its configuration
 RENDER_OPTIONS = {"from_pixels", "render_mode", "render_width", "render_height", "render_camera_id"}
+# Fields of its configuration that the adapter sets itself
 RESERVED_FIELDS = {"num_envs", "batch_size", "seed", "env_seed", "gym_reset_return_info", "task"}
 
 
@@ -50,22 +51,22 @@ def make_envpool_env(
     **kwargs: Any,
 ) -> "EnvPoolVecEnv":
     """
-    Run many copies of one of EnvPool's environments, in parallel and in C++, as an SB3 ``VecEnv``.
+    Run many copies of one EnvPool environment, in parallel and in C++, as an SB3 ``VecEnv``.
 
-    Atari games answer to EnvPool's ids (``Breakout-v5``) and to those of the Arcade Learning Environment
-    (``BreakoutNoFrameskip-v4``, ``ALE/Breakout-v5``). All are preprocessed for training: 84x84 grey frames,
-    four stacked, channels first; a frame-skip of four; at a reset up to 30 no-ops and FIRE; episodes that end
-    with a life; rewards clipped to their sign. The id decides about sticky actions: ``ALE/Breakout-v5`` and
-    each ``-v0`` repeat the last action with probability 0.25, the others never.
+    Atari games have EnvPool's ids (``Breakout-v5``) and those of the Arcade Learning Environment
+    (``BreakoutNoFrameskip-v4``, ``ALE/Breakout-v5``). All ids give the preprocessing used in training: 84x84 grey
+    frames, four of them stacked, channels first; a frame-skip of four; up to 30 no-ops and FIRE after a reset; an
+    episode ends when a life is lost; rewards are clipped to their sign. Sticky actions depend on the id:
+    ``ALE/Breakout-v5`` and all ids ending in ``-v0`` repeat the last action with probability 0.25, the others never.
 
     :param env_id: the id of the environment
-    :param n_envs: how many copies to run
-    :param seed: the seed of the first copy, the others count up from it; None draws one
-    :param monitor_dir: the folder that gets a ``0.monitor.csv`` with one line for each finished game
-    :param kwargs: EnvPool's own options, which override the settings of the id (e.g. ``episodic_life=False``)
-    :return: the environments; their episodes are monitored already
-    :raises ValueError: EnvPool has no such environment, or not with the settings that the id means
-    :raises TypeError: EnvPool has no such option for this environment
+    :param n_envs: number of copies
+    :param seed: the seed of the first copy; each further copy has the next higher one. None draws one.
+    :param monitor_dir: the folder for a ``0.monitor.csv`` with one line per finished game
+    :param kwargs: EnvPool's own options, such as ``episodic_life=False``; they override the settings of the id
+    :return: the environments; they need no ``Monitor``
+    :raises ValueError: EnvPool does not have this environment, or not with the settings that the id stands for
+    :raises TypeError: this environment does not have such an option
     :raises ImportError: EnvPool is not installed
     """
     task, settings = resolve_env_id(env_id)
@@ -74,15 +75,15 @@ def make_envpool_env(
 
 def resolve_env_id(env_id: str) -> tuple[str, dict[str, Any]]:
     """
-    Find the environment that an id means, and the settings it means for it.
+    Find the environment and the settings that an id stands for.
 
     :param env_id: an id of EnvPool or of the Arcade Learning Environment
-    :return: EnvPool's id, and the options to make it with
-    :raises ValueError: EnvPool has no such environment, or not with the settings that the id means
+    :return: EnvPool's id, and the options for making the environment
+    :raises ValueError: EnvPool does not have this environment, or not with the settings that the id stands for
     """
     envpool = import_envpool()
     registered = envpool.registration.registry.specs
-    # From the name of a game in ids to EnvPool's id for it.
+    # The name of a game as ids have it -> EnvPool's id
     games = {task.removesuffix("-v5"): task for task in registered if registered[task][0] == "envpool.atari"}
     games["JamesBond"] = games["Jamesbond"]
 
@@ -92,7 +93,7 @@ def resolve_env_id(env_id: str) -> tuple[str, dict[str, Any]]:
         if game in games and env_id == form.format(game):
             settings = {**ATARI_SETTINGS, "repeat_action_probability": sticky}
             if env_id.startswith("SpaceInvadersDeterministic"):
-                # With every fourth frame the lasers, which blink, would be invisible.
+                # Lasers blink, and would never be visible in every fourth frame
                 settings.update(frame_skip=3, max_episode_steps=36_000)
             return games[game], settings
     if env_id in registered:
@@ -109,10 +110,10 @@ def resolve_env_id(env_id: str) -> tuple[str, dict[str, Any]]:
 
 def import_envpool() -> ModuleType:
     """
-    Import EnvPool, or say what to do without it.
+    Import EnvPool, or raise an error that says what to do without it.
 
     :return: the module
-    :raises ImportError: there is none
+    :raises ImportError: EnvPool is not installed
     """
     try:
         import envpool
@@ -128,19 +129,18 @@ class EnvPoolVecEnv(BatchedVecEnv):
     """
     A synchronous EnvPool behind SB3's interface.
 
-    It keeps SB3's promises where EnvPool makes others: a finished environment starts again within the same
-    step, its last observation is ``info["terminal_observation"]``, and ``info["TimeLimit.truncated"]`` tells
-    a time limit from an end. As under SB3's ``Monitor``, ``info["episode"]`` comes at the end of a whole
-    game, however many lives it took, with the sum of the rewards from before their clipping. Its length
-    counts frames where EnvPool skips some (Atari: four a step), as it does with SB3's ``make_atari_env``, whose
-    ``Monitor`` sits below the frame-skip. ``reset()`` always begins new games.
+    It behaves as SB3's environments do where EnvPool does not: a finished environment restarts within the same step,
+    ``info["terminal_observation"]`` is its last observation, and ``info["TimeLimit.truncated"]`` says whether the time
+    limit ended the episode. As with SB3's ``Monitor``, ``info["episode"]`` comes at the end of a whole game, not of a
+    life, and sums the rewards before they are clipped. For Atari its length is in frames, four per step, as with SB3's
+    ``make_atari_env``. ``reset()`` always begins new games.
 
     :param task: EnvPool's id of the environment
-    :param n_envs: how many copies to run
-    :param seed: the seed of the first copy, the others count up from it; None draws one
-    :param monitor_dir: the folder that gets a ``0.monitor.csv`` with one line for each finished game
+    :param n_envs: number of copies
+    :param seed: the seed of the first copy; each further copy has the next higher one. None draws one.
+    :param monitor_dir: the folder for a ``0.monitor.csv`` with one line per finished game
     :param settings: EnvPool's options
-    :raises TypeError: EnvPool has no such option for this environment
+    :raises TypeError: this environment does not have such an option
     :raises ValueError: the environment has several players
     """
 
@@ -164,11 +164,11 @@ class EnvPoolVecEnv(BatchedVecEnv):
             raise ValueError(f"'{task}' has several players, SB3 trains one.")
 
         self.task = task
-        # Left to itself, EnvPool starts a thread for each core, also for those this process may not use.
+        # EnvPool's default is one thread per core of the machine, including cores that this process may not use
         self.settings = {"num_threads": min(n_envs, _available_cores()), **settings}
         self.render_mode = settings.get("render_mode")
         super().__init__(n_envs, spec.observation_space, _sb3_action_space(spec.action_space))
-        self._pool: Any = None  # made by reset(), which knows the seeds
+        self._pool: Any = None  # made by reset(): in SB3 a seed takes effect at the next reset
         self._lowest_action, self._highest_action = _action_bounds(self.action_space)
         self._episodic_life: bool = getattr(spec.config, "episodic_life", False)
         is_atari = import_envpool().registration.registry.specs[task][0] == "envpool.atari"
@@ -189,7 +189,7 @@ class EnvPoolVecEnv(BatchedVecEnv):
         :return: their first observations, shape (n_envs, ...)
         """
         if self._seeds[0] is not None:
-            # EnvPool is seeded once, as it is made, and with no more than 31 bits.
+            # EnvPool takes its seeds only when it is made, and only 31 bits of each
             seeds = [seed % 2**31 for seed in self._seeds if seed is not None]
             make = import_envpool().make_gymnasium
             self._pool = make(self.task, num_envs=self.num_envs, env_seed=seeds, **self.settings)
@@ -203,10 +203,10 @@ class EnvPoolVecEnv(BatchedVecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        Take note of the actions of the next step.
+        Store the actions of the next step.
 
         :param actions: shape (n_envs, ...)
-        :raises ValueError: their shape or dtype is wrong, or one is not in the action space
+        :raises ValueError: their shape or dtype is wrong, or one of them is not in the action space
         """
         actions = np.asarray(actions)
         shape = (self.num_envs, *(self.action_space.shape or ()))
@@ -223,14 +223,14 @@ class EnvPoolVecEnv(BatchedVecEnv):
         Make the step.
 
         :return: observations of shape (n_envs, ...), rewards (clipped if the settings say so) and dones of shape
-            (n_envs,), and an info for each environment
+            (n_envs,), and one info per environment
         """
         obs, rewards, terminated, truncated, info = self._running_pool().step(self._actions)
         dones = terminated | truncated
-        self._scores += info.get("reward", rewards)  # Atari's, from before their clipping
+        self._scores += info.get("reward", rewards)  # Atari's info has the rewards before clipping
         self._lengths += 1
         if self._lives is not None:
-            # Where an end and the time limit coincide, EnvPool tells the limit, SB3 the end.
+            # If an episode ends exactly at the time limit, EnvPool reports the limit and SB3 the end
             truncated &= info["terminated"] == 0
             if self._episodic_life:
                 truncated &= info["lives"] >= self._lives
@@ -242,21 +242,21 @@ class EnvPoolVecEnv(BatchedVecEnv):
 
     def _restart(self, finished: np.ndarray, obs: VecEnvObs, infos: list[dict[str, Any]]) -> None:
         """
-        Start the finished environments again, and write into the step's results what SB3 expects of it.
+        Restart the finished environments, and change the step's results to what SB3 expects.
 
-        :param finished: the indices of the environments
-        :param obs: the step's observations, in which the first ones replace the last ones
-        :param infos: the step's infos
+        :param finished: the indices of the finished environments
+        :param obs: the step's observations; those of finished environments become the first of their next episode
+        :param infos: the step's infos; those of finished environments get the entries that SB3 and its ``Monitor`` add
         """
         last_obs = _take(obs, finished)
-        # The step after an end ignores its action and restarts. The pool's reset() would end the whole game
-        # where only a life is lost.
+        # EnvPool ignores the action of the step after an end and restarts instead. Its reset() would begin a new game
+        # even if only a life was lost.
         first_obs, _, _, _, info = self._pool.step(self._actions[finished], finished)
         _put(obs, finished, first_obs)
         game_over = info["elapsed_step"] == 0
         if self._lives is not None:
-            # Where a game ends in the no-ops after a lost life (often in RoadRunner), EnvPool goes on to the
-            # next one without a word.
+            # A game may end in the no-ops after a lost life (often in RoadRunner): EnvPool then begins the next game
+            # and does not report the end
             game_over |= info["lives"] > self._lives[finished]
             self._lives[finished] = info["lives"]
         for i, (env, reset_info) in enumerate(zip(finished, _split(info), strict=True)):
@@ -267,10 +267,10 @@ class EnvPoolVecEnv(BatchedVecEnv):
 
     def _finish_game(self, env: int) -> dict[str, float]:
         """
-        Close the account of a game.
+        Report a finished game, and begin to count the next one.
 
         :param env: the index of the environment
-        :return: score, length and time, as SB3's ``Monitor`` gives them
+        :return: score, length and time, as SB3's ``Monitor`` reports them
         """
         seconds = time.time() - self._start_time
         episode = {
@@ -285,7 +285,7 @@ class EnvPoolVecEnv(BatchedVecEnv):
         return episode
 
     def close(self) -> None:
-        self._pool = None  # its threads end with it
+        self._pool = None  # this also ends its threads
         if self._results_writer is not None:
             self._results_writer.close()
 
@@ -308,7 +308,7 @@ def _did_you_mean(word: str, known: Collection[str]) -> str:
 
 
 def _sb3_action_space(space: spaces.Space) -> spaces.Space:
-    """Say the same in spaces that SB3's policies know: boxes of float32, and none of integers."""
+    """The same actions in a space that SB3's policies support: a box is float32, a box of integers is MultiDiscrete."""
     if not isinstance(space, spaces.Box):
         return space
     if np.issubdtype(space.dtype, np.integer):
@@ -317,7 +317,7 @@ def _sb3_action_space(space: spaces.Space) -> spaces.Space:
 
 
 def _action_bounds(space: spaces.Space) -> tuple[Any, Any]:
-    """The lowest and the highest action, with room for the rounding of a rescaled one."""
+    """The lowest and the highest action, with a tolerance for rounding in rescaled actions."""
     if isinstance(space, spaces.Discrete):
         return 0, space.n - 1
     if isinstance(space, spaces.MultiDiscrete):
@@ -328,21 +328,21 @@ def _action_bounds(space: spaces.Space) -> tuple[Any, Any]:
 
 
 def _split(info: dict[str, Any]) -> list[dict[str, Any]]:
-    """From one dictionary of arrays to a dictionary for each environment."""
+    """Turn one dictionary of arrays into one dictionary per environment."""
     arrays = {name: value for name, value in info.items() if isinstance(value, np.ndarray)}
     columns = [value.tolist() if value.ndim == 1 else value for value in arrays.values()]
     return [dict(zip(arrays, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _take(obs: VecEnvObs, index: Any) -> Any:
-    """The observations of some environments, copied where there are several."""
+    """The observations at an index (a view) or at several indices (a copy)."""
     if isinstance(obs, dict):
         return {name: _take(value, index) for name, value in obs.items()}
     return obs[index]
 
 
 def _put(obs: Any, index: np.ndarray, values: Any) -> None:
-    """The other way round: write the observations of some environments."""
+    """Write ``values`` into the observations of some environments."""
     if isinstance(obs, dict):
         for name in obs:
             _put(obs[name], index, values[name])

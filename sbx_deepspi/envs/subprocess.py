@@ -1,4 +1,4 @@
-"""SB3's ``SubprocVecEnv``, which does not wait for ever."""
+"""SB3's ``SubprocVecEnv`` with a timeout."""
 
 import contextlib
 import threading
@@ -13,22 +13,22 @@ import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sbx_deepspi import checks
+from sbx_deepspi.sb3 import checks
 
 
 class TimeoutSubprocVecEnv(SubprocVecEnv):
     """
-    Environments in processes of their own, where one that hangs, ends or changes its observations is an error.
+    Environments in processes of their own. If an environment hangs, if its process ends, or if an observation has a
+    wrong shape, an error says which environment it is.
 
-    ``make_vec_env(..., vec_env_cls=TimeoutSubprocVecEnv, vec_env_kwargs=dict(timeout=60))``. Environments that run in
-    the trainer's own process (``DummyVecEnv``, EnvPool) cannot be stopped from it.
+    Use it as ``make_vec_env(..., vec_env_cls=TimeoutSubprocVecEnv, vec_env_kwargs=dict(timeout=60))``. There is no such
+    timeout for environments in the trainer's own process (``DummyVecEnv``, EnvPool).
 
-    :param env_fns: functions that make an environment with Box observations each
-    :param start_method: of the processes, see ``multiprocessing``
-    :param timeout: seconds that an environment may take for an answer, the first of which includes the start of
-        its process
+    :param env_fns: one function per environment, which makes it; its observations must be a Box
+    :param start_method: how processes are started, see ``multiprocessing``
+    :param timeout: seconds that an environment may take to answer. Its first answer includes the start of its process.
     :raises TimeoutError: the first environment was not made in time
-    :raises ConnectionError: it could not be made
+    :raises ConnectionError: the first environment could not be made
     """
 
     def __init__(
@@ -46,22 +46,23 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
                 answered.set()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             late = time.monotonic() - start >= timeout
-            connection = _ImpatientConnection(self.remotes[0], self.processes[0], 0, timeout)
+            connection = _TimeoutConnection(self.remotes[0], self.processes[0], 0, timeout)
             ended = connection.hangs() if late else connection.ended()
             self._end_processes(wait=0.0)
             raise ended from error
         self.remotes: tuple[Any, ...] = tuple(
-            _ImpatientConnection(remote, process, i, timeout)
+            _TimeoutConnection(remote, process, i, timeout)
             for i, (remote, process) in enumerate(zip(self.remotes, self.processes, strict=True))
         )
 
     def _kill_unless(self, answered: threading.Event) -> None:
-        # SB3's constructor waits for the first environment's spaces: it stops waiting when the process has ended
+        # SB3's constructor waits for the spaces of the first environment, without a timeout. Killing the process ends
+        # the wait with an error.
         wait = self.timeout
         while not answered.wait(wait):
             for process in self.processes:
                 process.kill()
-            wait = 0.1  # for processes that are still to start
+            wait = 0.1  # the constructor may start further processes
 
     def step_wait(self) -> VecEnvStepReturn:
         """
@@ -70,12 +71,12 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
         :return: observations of shape (n_envs, ...), rewards and dones of shape (n_envs,), and infos
         :raises TimeoutError: an environment has not answered in time
         :raises ConnectionError: the process of an environment has ended
-        :raises ValueError: an observation has another shape than its space
+        :raises ValueError: the shape of an observation is not that of the observation space
         """
         results = [remote.recv() for remote in self.remotes]
         self.waiting = False
         for i, (observation, _, done, info, _) in enumerate(results):
-            # where an episode ended, the first observation of the next one is not the one that the step returned
+            # At the end of an episode there are two observations: its last one, and the first of the next episode
             for value in (observation, info["terminal_observation"]) if done else (observation,):
                 checks.shape_of_observation("an observation", i, value, self.observation_space.shape)
         observations, rewards, dones, infos, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
@@ -90,7 +91,7 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
                     if self.waiting:
                         remote.recv()
                     remote.send(("close", None))
-        # to ask nicely those that failed would be to wait again
+        # After a failure, kill the processes at once: a process that hangs would not answer
         self._end_processes(wait=0.0 if self._any_failed() else self.timeout)
 
     def _any_failed(self) -> bool:
@@ -107,12 +108,13 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
         self.closed = True
 
 
-class _ImpatientConnection:
-    """A connection to an environment's process, with the errors of :class:`TimeoutSubprocVecEnv`."""
+class _TimeoutConnection:
+    """A connection to an environment's process that raises the errors of :class:`TimeoutSubprocVecEnv`."""
 
     def __init__(self, connection: Connection, process: BaseProcess, index: int, timeout: float) -> None:
         self.connection, self.process, self.index, self.timeout = connection, process, index, timeout
-        self.error: OSError | None = None  # the first one stays: a late answer would be taken for another question's
+        # Also raised at every later use: a late answer would be taken for the answer to a later question
+        self.error: OSError | None = None
 
     def send(self, message: Any) -> None:
         if self.error is not None:

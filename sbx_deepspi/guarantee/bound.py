@@ -1,0 +1,141 @@
+"""The bound on what an update can cost, as formulas.
+
+For an update from π_b (with encoder φ_b and latent model M̄_b) to π = π̄ ∘ φ (with M̄), every episode's expected return
+up to its end satisfies
+
+    abs(return(π) - latent return(π̄)) ≤ C · AEL · (L_R + γ K_V L_P) + L_end,   C = D_IR^sup < 1/γ,
+
+and with the same for π_b at C = 1: real improvement ≥ latent improvement - ζ. ``docs/guarantee.md`` proves it and
+compares it with the paper's bound, whose 1 / (1/C - γ) is never below C.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sbx_deepspi.rollout import Array
+
+Scalar = jax.Array | float
+
+
+class RatioRange(struct.PyTreeNode):
+    """
+    Least and greatest importance ratio π(a|s) / π_b(a|s).
+
+    :param inf: D_IR^inf
+    :param sup: D_IR^sup
+    """
+
+    inf: Scalar
+    sup: Scalar
+
+
+class ModelErrors(struct.PyTreeNode):
+    """
+    What the bound asks of one encoder with its latent policy and latent model; scalars. Expectations are under the
+    states and actions of π_b.
+
+    :param reward_error: L_R = E abs(R - R̄), in units of reward
+    :param transition_error: L_P = E W₁(φP, P̄), in Euclidean units of the latent space
+    :param end_value: L_end ≥ E abs(V̄(φ(s'))) where an episode ends at s', which the latent model does not know of
+    :param reward_lipschitz: K_R of z ↦ E_π̄ R̄(z, a)
+    :param transition_lipschitz: K_P of z ↦ E_π̄ P̄(·|z, a), in W₁
+    """
+
+    reward_error: Scalar
+    transition_error: Scalar
+    end_value: Scalar
+    reward_lipschitz: Scalar
+    transition_lipschitz: Scalar
+
+
+def importance_ratio_range(log_policy: Array, behaviour_log_policy: Array) -> RatioRange:
+    """
+    D_IR^inf and D_IR^sup over states and over every action listed; several choices at once multiply.
+
+    :param log_policy: log π(·|s), shape (B, n) or (B, choices, n)
+    :param behaviour_log_policy: log π_b(·|s), same shape
+    :return: scalars
+    """
+    log_ratios = log_policy - behaviour_log_policy
+
+    def over_actions(extreme: jax.Array) -> jax.Array:
+        return extreme.reshape(len(extreme), -1).sum(axis=1)
+
+    return RatioRange(
+        inf=jnp.exp(over_actions(log_ratios.min(axis=-1)).min()),
+        sup=jnp.exp(over_actions(log_ratios.max(axis=-1)).max()),
+    )
+
+
+def value_lipschitz(reward_lipschitz: Scalar, transition_lipschitz: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    K_V = K_R / (1 - γ K_P), the Lipschitz constant of the latent value.
+
+    :param reward_lipschitz: K_R
+    :param transition_lipschitz: K_P
+    :param gamma: γ
+    :return: scalar; infinite unless K_P < 1/γ
+    """
+    contraction = 1 - gamma * jnp.asarray(transition_lipschitz)
+    return jnp.where(contraction > 0, reward_lipschitz / jnp.where(contraction > 0, contraction, 1.0), jnp.inf)
+
+
+def model_error(model: ModelErrors, gamma: Scalar) -> jax.Array:
+    """
+    L_R + γ K_V L_P: how far one step of the latent model is from one of the environment, in value.
+
+    :param model: errors and Lipschitz constants
+    :param gamma: γ
+    :return: scalar
+    """
+    k_value = value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma)
+    transition_error = jnp.asarray(gamma * model.transition_error)
+    # where there is no error, no Lipschitz value is needed; and infinity times 0 would be NaN
+    return model.reward_error + jnp.where(transition_error > 0, k_value * transition_error, 0.0)
+
+
+def end_value_bound(model: ModelErrors, reward: Scalar, distance: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    Bound of E abs(V̄(z)): since V̄(z) = E[R̄ + γ V̄(ẑ')], it is at most (E abs(R̄) + γ K_V E‖ẑ' - z‖) / (1 - γ).
+
+    :param model: K_R and K_P
+    :param reward: E abs(R̄(z, a)) under π̄
+    :param distance: E‖ẑ' - z‖₂ under π̄ and P̄
+    :param gamma: γ
+    :return: scalar; infinite unless γ < 1, and K_P < 1/γ or γ E‖ẑ' - z‖ = 0
+    """
+    k_value = value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma)
+    moved = jnp.asarray(gamma * distance)
+    total = reward + jnp.where(moved > 0, k_value * moved, 0.0)
+    return jnp.where(jnp.asarray(gamma) < 1, total / jnp.where(jnp.asarray(gamma) < 1, 1 - gamma, 1.0), jnp.inf)
+
+
+def return_gap(model: ModelErrors, average_episode_length: Scalar, ratio_sup: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    Bound of abs(return(π) - latent return(π̄)): C · AEL · (L_R + γ K_V L_P) + L_end.
+
+    :param model: of π = π̄ ∘ φ
+    :param average_episode_length: AEL of π_b, in steps
+    :param ratio_sup: C = D_IR^sup; 1 for π_b itself
+    :param gamma: γ
+    :return: scalar; infinite unless C < 1/γ, and K_P < 1/γ or γ L_P = 0
+    """
+    gap = ratio_sup * average_episode_length * model_error(model, gamma) + model.end_value
+    holds = (jnp.asarray(ratio_sup) * gamma < 1) & jnp.isfinite(average_episode_length)
+    return jnp.where(holds, gap, jnp.inf)
+
+
+def paper_return_gap(model: ModelErrors, average_episode_length: Scalar, ratio_sup: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    The paper's bound of the same: AEL (L_R + γ K_V L_P) / (1/C - γ), for latent models that know where episodes end.
+
+    :param model: see :func:`return_gap`
+    :param average_episode_length: AEL of π_b, in steps
+    :param ratio_sup: C = D_IR^sup; 1 for π_b itself
+    :param gamma: γ
+    :return: scalar; infinite unless C < 1/γ, and K_P < 1/γ or γ L_P = 0
+    """
+    room = 1 / jnp.asarray(ratio_sup) - gamma
+    gap = average_episode_length * model_error(model, gamma) / jnp.where(room > 0, room, 1.0)
+    return jnp.where((room > 0) & jnp.isfinite(average_episode_length), gap, jnp.inf)

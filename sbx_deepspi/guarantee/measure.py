@@ -1,0 +1,293 @@
+"""The numbers that the bound needs, from a rollout: importance ratios, model errors, Lipschitz constants."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sbx_deepspi import agent
+from sbx_deepspi.agent import Networks
+from sbx_deepspi.guarantee.bound import (
+    ModelErrors,
+    RatioRange,
+    Scalar,
+    end_value_bound,
+    importance_ratio_range,
+    paper_return_gap,
+    return_gap,
+    value_lipschitz,
+)
+from sbx_deepspi.imagination import imagine
+from sbx_deepspi.optimizer import Parameters
+from sbx_deepspi.rollout import Rollout
+
+N_SAMPLED = 256
+"""Transitions of a rollout on which L_R and L_P are estimated, or all where there are fewer."""
+N_AT_A_TIME = 32
+"""Ends of episodes that are looked at together; as often as there are more."""
+N_STARTS = 32
+"""Episodes that are imagined from where they began."""
+HORIZON = 2
+"""Imagined steps; the critic tells what follows."""
+
+
+class Certificate(struct.PyTreeNode):
+    """
+    What is known of one update; scalars.
+
+    :param importance_ratio: D_IR on the rollout's states
+    :param model: of the updated policy
+    :param behaviour_model: of the behaviour policy
+    :param standard_errors: of L_R, L_P and L_end of the updated policy
+    :param value_lipschitz: K_V of the updated latent value
+    :param average_episode_length: AEL, in steps; infinite as long as no episode has ended
+    :param episode_ended: whether one ended in the rollout; if not, nothing is known of L_end
+    :param zeta: ζ; infinite unless C < 1/γ, AEL is finite, an episode ended, and (but for models without
+        error) K_P < 1/γ and K_R is finite
+    :param paper_zeta: ζ with the paper's factors, which takes L_end to be 0
+    :param latent_improvement: V̄(φ(s_I)) - V̄_b(φ_b(s_I)) estimated; NaN where no episode began
+    """
+
+    importance_ratio: RatioRange
+    model: ModelErrors
+    behaviour_model: ModelErrors
+    standard_errors: "StandardErrors"
+    value_lipschitz: Scalar
+    average_episode_length: Scalar
+    episode_ended: Scalar
+    zeta: Scalar
+    paper_zeta: Scalar
+    latent_improvement: Scalar
+
+
+class StandardErrors(struct.PyTreeNode):
+    """
+    How far a model's estimated errors may be from the true ones; scalars.
+
+    :param reward: of L_R
+    :param transition: of L_P
+    :param end: of L_end
+    """
+
+    reward: Scalar
+    transition: Scalar
+    end: Scalar
+
+
+class Measurement(struct.PyTreeNode):
+    """
+    What a rollout tells of one policy with its model.
+
+    :param model: errors and Lipschitz constants
+    :param standard_errors: of the errors
+    :param latent_return: V̄(φ(s_I)) estimated, mean over episodes that began; NaN where none did
+    """
+
+    model: ModelErrors
+    standard_errors: StandardErrors
+    latent_return: Scalar
+
+
+def certify(
+    networks: Networks,
+    behaviour: Parameters,
+    updated: Parameters,
+    rollout: Rollout,
+    average_episode_length: Scalar,
+    key: jax.Array,
+    gamma: Scalar,
+) -> Certificate:
+    """
+    The certificate of one update, on the rollout that it learned from.
+
+    D_IR is over all of the rollout's states, L_end over all ends of episodes in it; L_R and L_P are estimated on
+    :data:`N_SAMPLED` of its transitions.
+
+    :param networks: with a world model
+    :param behaviour: parameters of π_b and its model
+    :param updated: parameters of π and its model
+    :param rollout: T steps of N environments under π_b
+    :param average_episode_length: AEL, in steps
+    :param key: randomness of the sample, of actions and of latent states, the same for both policies
+    :param gamma: γ
+    :return: scalars
+    """
+    # one after the other through one program, not two copies of it
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour, updated)
+    measurements = jax.lax.map(lambda parameters: measure(networks, parameters, rollout, key, gamma), both)
+    before, after = (jax.tree.map(lambda leaf: leaf[i], measurements) for i in (0, 1))  # noqa: B023
+    model, behaviour_model = after.model, before.model
+    ratio = importance_ratios(networks, updated, rollout)
+    return Certificate(
+        importance_ratio=ratio,
+        model=model,
+        behaviour_model=behaviour_model,
+        standard_errors=after.standard_errors,
+        value_lipschitz=value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma),
+        average_episode_length=average_episode_length,
+        episode_ended=jnp.any(rollout.dones),
+        zeta=return_gap(model, average_episode_length, ratio.sup, gamma)
+        + return_gap(behaviour_model, average_episode_length, 1.0, gamma),
+        paper_zeta=paper_return_gap(model, average_episode_length, ratio.sup, gamma)
+        + paper_return_gap(behaviour_model, average_episode_length, 1.0, gamma),
+        latent_improvement=after.latent_return - before.latent_return,
+    )
+
+
+def importance_ratios(networks: Networks, updated: Parameters, rollout: Rollout) -> RatioRange:
+    """
+    D_IR of an updated policy on all of a rollout's states: over every action, or over the sampled ones for Box.
+
+    :param networks: see :class:`~sbx_deepspi.agent.Networks`
+    :param updated: parameters of π
+    :param rollout: T steps of N environments under π_b
+    :return: scalars
+    """
+    flat = rollout.flat()
+    latents = agent.encode(networks, updated, flat.observations)
+    distribution, _ = agent.policy_and_values(networks, updated, latents)
+    return importance_ratio_range(agent.log_policy(distribution, flat.actions), flat.log_policy)
+
+
+def measure(networks: Networks, parameters: Parameters, rollout: Rollout, key: jax.Array, gamma: Scalar) -> Measurement:
+    """
+    Estimate a latent model's errors on a rollout, and bound its Lipschitz constants.
+
+    :param networks: with a world model
+    :param parameters: of a policy and its model
+    :param rollout: T steps of N environments under π_b
+    :param key: randomness of the sample, of actions and of latent states
+    :param gamma: γ
+    :return: scalars
+    """
+    parameters = agent.normalized(networks, parameters)
+    sample_key, step_key, end_key, start_key = jax.random.split(key, 4)
+    flat = rollout.flat()
+    bounds = agent.lipschitz_bounds(networks, parameters)
+
+    # the greatest of random numbers: XLA draws without replacement by sorting, which takes twice as long
+    n_sampled = min(N_SAMPLED, len(flat.rewards))
+    _, chosen = jax.lax.top_k(jax.random.uniform(sample_key, flat.rewards.shape), n_sampled)
+    sample = jax.tree.map(lambda array: array[chosen], flat)
+    latents, next_latents = (
+        agent.encode(networks, parameters, observations)
+        for observations in (sample.observations, sample.next_observations)
+    )
+    rewards, predicted = agent.predict(networks, parameters, latents, sample.actions, step_key)
+    reward_errors = jnp.abs(rewards - sample.rewards)
+    # E‖ẑ' - φ(s')‖ over new transitions is no less than the W₁ distance between P̄ and the law of φ(s')
+    transition_errors = distances(predicted, next_latents)
+
+    model = ModelErrors(
+        reward_error=reward_errors.mean(),
+        transition_error=transition_errors.mean(),
+        end_value=0.0,
+        reward_lipschitz=bounds.reward.under(bounds.policy),
+        transition_lipschitz=bounds.transition.under(bounds.policy),
+    )
+    end_value, end_error = mean_end_value(networks, parameters, flat, model, end_key, gamma)
+    return Measurement(
+        model.replace(end_value=end_value),
+        StandardErrors(
+            reward_errors.std() / math.sqrt(n_sampled), transition_errors.std() / math.sqrt(n_sampled), end_error
+        ),
+        latent_return(networks, parameters, rollout, start_key, gamma),
+    )
+
+
+def mean_end_value(
+    networks: Networks, parameters: Parameters, flat: Rollout, model: ModelErrors, key: jax.Array, gamma: Scalar
+) -> tuple[jax.Array, jax.Array]:
+    """
+    L_end, over all ends of episodes in a rollout.
+
+    :param networks: with a world model
+    :param parameters: of all networks, normalised
+    :param flat: B transitions
+    :param model: with K_R and K_P
+    :param key: randomness of actions and of latent states
+    :param gamma: γ
+    :return: the mean and its standard error; the mean is infinite where no episode ended
+    """
+    n_ends = flat.dones.sum()
+    size = -(-len(flat.dones) // N_AT_A_TIME) * N_AT_A_TIME
+    (ends,) = jnp.nonzero(flat.dones, size=size, fill_value=0)
+
+    def add_some(i: jax.Array, sums: jax.Array) -> jax.Array:
+        indices = jax.lax.dynamic_slice_in_dim(ends, i * N_AT_A_TIME, N_AT_A_TIME)
+        last = jax.tree.map(lambda array: array[indices], flat.next_observations)
+        latents = agent.encode(networks, parameters, last)
+        imagined = imagine(networks, parameters, latents, 1, jax.random.fold_in(key, i))
+        moved = distances(imagined.next_observations[0], latents)
+        values = end_value_bound(model, jnp.abs(imagined.rewards[0]), moved, gamma)
+        is_end = i * N_AT_A_TIME + jnp.arange(N_AT_A_TIME) < n_ends
+        return sums + jnp.where(is_end, jnp.stack([values, values**2]), 0.0).sum(axis=1)
+
+    total, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, jnp.zeros(2))
+    count = jnp.maximum(n_ends, 1)
+    mean = total / count
+    error = jnp.sqrt(jnp.maximum(squares / count - mean**2, 0.0) / count)
+    known = (n_ends > 0) & jnp.isfinite(mean)
+    return jnp.where(known, mean, jnp.inf), jnp.where(known, error, jnp.inf)
+
+
+def latent_return(
+    networks: Networks, parameters: Parameters, rollout: Rollout, key: jax.Array, gamma: Scalar
+) -> jax.Array:
+    """
+    V̄(φ(s_I)), from :data:`HORIZON` imagined steps and the critic's word on what follows.
+
+    :param networks: with a world model
+    :param parameters: of all networks, normalised
+    :param rollout: T steps of N environments
+    :param key: randomness of actions and of latent states
+    :param gamma: γ
+    :return: mean over the first :data:`N_STARTS` episodes that began in the rollout; NaN where none did
+    """
+    # the observation after an end begins an episode; a rollout's first row may be anywhere in one
+    begins = jnp.concatenate([jnp.zeros_like(rollout.dones[:1]), rollout.dones[:-1]]).reshape(-1)
+    (starts,) = jnp.nonzero(begins, size=N_STARTS, fill_value=0)
+    flat = rollout.flat()
+    latents = agent.encode(networks, parameters, jax.tree.map(lambda array: array[starts], flat.observations))
+    imagined = imagine(networks, parameters, latents, HORIZON, key)
+    _, last_values = agent.policy_and_values(networks, parameters, imagined.next_observations[-1])
+    discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
+    returns = (discounts * imagined.rewards).sum(axis=0) + gamma**HORIZON * last_values
+    return returns.mean(where=jnp.arange(N_STARTS) < begins.sum())
+
+
+def distances(latents: jax.Array, others: jax.Array) -> jax.Array:
+    """
+    :param latents: shape (B, ...)
+    :param others: same shape
+    :return: ‖z - z'‖₂, shape (B,)
+    """
+    return jnp.sqrt(((latents - others) ** 2).reshape(len(latents), -1).sum(axis=1))
+
+
+def unbounded(networks: Networks, parameters: Parameters) -> dict[str, str]:
+    """
+    Which Lipschitz conditions networks of this kind never meet, whatever their parameters.
+
+    :param networks: with a world model
+    :param parameters: of all networks
+    :return: name of the condition → what is unbounded
+    """
+    bounds = agent.lipschitz_bounds(networks, parameters)
+    models = {"reward_lipschitz": ("K_R", bounds.reward), "transition_lipschitz": ("K_P", bounds.transition)}
+    return {
+        condition: f"{constant} is unbounded"
+        for condition, (constant, model) in models.items()
+        if not math.isfinite(model.under(bounds.policy))
+    }
+
+
+def transition_lipschitz(networks: Networks, parameters: Parameters) -> jax.Array:
+    """
+    :param networks: with a world model
+    :param parameters: of all networks
+    :return: K_P, scalar
+    """
+    bounds = agent.lipschitz_bounds(networks, agent.normalized(networks, parameters))
+    return jnp.asarray(bounds.transition.under(bounds.policy))

@@ -1,0 +1,129 @@
+"""Encoders φ: observation → latent state."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sbx_deepspi.ops import convolution, in_parts
+from sbx_deepspi.world_model.densities import straight_through
+
+Activation = Callable[[jax.Array], jax.Array]
+
+CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Nature CNN (Mnih et al. 2015): (channels, kernel size, stride) of each layer."""
+
+
+def latent_map_size(size: int) -> int:
+    """
+    Rows (or columns) of the latent map of an image with ``size`` rows (or columns).
+
+    :param size: in pixels
+    :return: number of cells; below 1 when the image is too small
+    """
+    for _, kernel_size, stride in CONVOLUTIONS:
+        size = (size - kernel_size) // stride + 1
+    return size
+
+
+def kernel_init(ortho_init: bool, scale: float = np.sqrt(2)) -> nn.initializers.Initializer:
+    """
+    :param ortho_init: orthogonal kernels of the given scale; if not, flax's own initialisation
+    :param scale: gain of the orthogonal kernel
+    :return: an initialiser
+    """
+    return nn.initializers.orthogonal(scale) if ortho_init else nn.initializers.lecun_normal()
+
+
+class CnnEncoder(nn.Module):
+    """
+    φ for images: the Nature CNN's convolutions; the latent state is the last feature map.
+
+    :param channels_first: layout of the observations
+    :param normalize_images: divide by 255
+    :param activation_fn: after each convolution
+    :param ortho_init: orthogonal kernels of gain √2
+    """
+
+    channels_first: bool
+    normalize_images: bool
+    activation_fn: Activation
+    ortho_init: bool
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        """
+        :param observations: shape (B, C, H, W) or (B, H, W, C), integers or floats
+        :return: z, shape (B, H', W', 64), float32; (B, 7, 7, 64) for 84 × 84 images
+        """
+        layers = []
+        channels, channels_first = observations.shape[1 if self.channels_first else -1], self.channels_first
+        # of the first kernel, in place of the images', which stay bytes until the product
+        scale = 1 / 255.0 if self.normalize_images else 1.0
+        for i, (features, size, stride) in enumerate(CONVOLUTIONS):
+            kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), (size, size, channels, features))
+            bias = self.param(f"bias_{i}", nn.initializers.zeros, (features,))
+            layers.append((kernel * scale, bias, stride, channels_first))
+            channels, channels_first, scale = features, False, 1.0
+
+        def encode(maps: jax.Array) -> jax.Array:
+            for kernel, bias, stride, channels_first in layers:
+                maps = self.activation_fn(convolution(maps, kernel, stride, channels_first) + bias)
+            return maps
+
+        return in_parts(encode, observations)
+
+
+class MlpEncoder(nn.Module):
+    """
+    φ for vectors: one dense layer; the latent state is a vector.
+
+    :param features_dim: size of the latent state
+    :param normalize_images: divide by 255
+    :param activation_fn: after the layer
+    :param ortho_init: orthogonal kernel of gain √2
+    """
+
+    features_dim: int
+    normalize_images: bool
+    activation_fn: Activation
+    ortho_init: bool
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        """
+        :param observations: shape (B, ...), flattened
+        :return: z, shape (B, features_dim), float32
+        """
+        vectors = observations.reshape(len(observations), -1).astype(jnp.float32)
+        if self.normalize_images:
+            vectors = vectors / 255.0
+        return self.activation_fn(nn.Dense(self.features_dim, kernel_init=kernel_init(self.ortho_init))(vectors))
+
+
+class CategoricalEncoder(nn.Module):
+    """
+    φ onto one-hot vectors: another encoder's output, one dense layer to logits, and each variable's most likely
+    class. The gradient is that of the probabilities (straight-through).
+
+    :param encoder: observation → features
+    :param n_variables: number of one-hot vectors
+    :param n_classes: their length
+    """
+
+    encoder: nn.Module
+    n_variables: int
+    n_classes: int
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        """
+        :param observations: shape (B, ...)
+        :return: z, shape (B, n_variables, n_classes)
+        """
+        features = self.encoder(observations).reshape(len(observations), -1)
+        logits = nn.Dense(self.n_variables * self.n_classes, name="logits")(features)
+        logits = logits.reshape(-1, self.n_variables, self.n_classes)
+        return straight_through(logits, jax.nn.softmax(logits))

@@ -1,0 +1,170 @@
+"""
+The compiled functions of all models of one kind.
+
+JAX keeps what it has compiled for as long as the function lives. So models of the same networks and optimiser share one
+:class:`Programs`, and a second one compiles nothing; with the last of them the programs go, and give their memory back.
+"""
+
+from functools import partial
+from weakref import WeakValueDictionary
+
+import jax
+import jax.numpy as jnp
+
+from sbx_deepspi import agent
+from sbx_deepspi.agent import Decision, Networks
+from sbx_deepspi.deepspi import Step, UpdateReport, update
+from sbx_deepspi.guarantee.measure import certify, importance_ratios, transition_lipschitz
+from sbx_deepspi.guarantee.neighbourhood import project
+from sbx_deepspi.hyperparameters import Hyperparameters
+from sbx_deepspi.optimizer import Learner, Optimizer, Parameters, StepSizes
+from sbx_deepspi.rollout import Observations, Rollout
+from sbx_deepspi.state import TrainerState
+
+
+class _Kind:
+    """Networks and optimiser as a key whose hash is known: flax's modules cannot be hashed while Python shuts down."""
+
+    def __init__(self, networks: Networks, optimizer: Optimizer) -> None:
+        self.parts = networks, optimizer
+        self.hash = hash(self.parts)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Kind) and self.parts == other.parts
+
+
+_OF_KIND: WeakValueDictionary[_Kind, "Programs"] = WeakValueDictionary()
+
+
+class Programs:
+    """
+    Each attribute is compiled at its first call, for the shapes that it then gets.
+
+    :param networks: without parameters
+    :param optimizer: of all parameters
+    """
+
+    def __init__(self, networks: Networks, optimizer: Optimizer) -> None:
+        self.networks, self.optimizer = networks, optimizer
+        self.create = jax.jit(partial(create, networks, optimizer))
+        self.decide = jax.jit(partial(decide, networks))
+        self.most_likely_actions = jax.jit(partial(most_likely_actions, networks))
+        self.values = jax.jit(partial(values, networks))
+        self.iteration = jax.jit(partial(iteration, networks, optimizer), static_argnames=("step", "projects"))
+        self.certify = jax.jit(partial(certify, networks))
+        self.importance_ratios = jax.jit(partial(importance_ratios, networks))
+        self.transition_lipschitz = jax.jit(partial(transition_lipschitz, networks))
+
+    @classmethod
+    def of(cls, networks: Networks, optimizer: Optimizer) -> "Programs":
+        """
+        :param networks: without parameters
+        :param optimizer: of all parameters
+        :return: the programs of models of this kind, which live as long as one of these models
+        """
+        try:
+            kind = _Kind(networks, optimizer)
+        except TypeError:  # an actor of several choices cannot be compared
+            return cls(networks, optimizer)
+        programs = _OF_KIND.get(kind)
+        if programs is None:
+            programs = _OF_KIND[kind] = cls(networks, optimizer)
+        return programs
+
+
+def create(
+    networks: Networks,
+    optimizer: Optimizer,
+    key: jax.Array,
+    observations: Observations,
+    actions: jax.Array,
+    step_sizes: StepSizes,
+) -> Learner:
+    """
+    :param networks: without parameters
+    :param optimizer: of all parameters
+    :param key: randomness
+    :param observations: an example, shape (1, ...)
+    :param actions: an example, shape (1, ...)
+    :param step_sizes: the first ones
+    :return: first parameters and optimiser
+    """
+    parameters = agent.create_parameters(networks, key, observations, actions)
+    return Learner(parameters, optimizer.init(parameters, step_sizes))
+
+
+def decide(
+    networks: Networks, parameters: Parameters, observations: Observations, key: jax.Array
+) -> tuple[Decision, jax.Array]:
+    """
+    :param networks: without parameters
+    :param parameters: of all of them
+    :param observations: shape (N, ...)
+    :param key: randomness, used up
+    :return: sampled actions with what an update needs to know of them, and a key for the next ones
+    """
+    key, sample_key = jax.random.split(key)
+    return agent.act(networks, parameters, agent.encode(networks, parameters, observations), sample_key), key
+
+
+def most_likely_actions(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:
+    """
+    :param networks: without parameters
+    :param parameters: of all of them
+    :param observations: shape (N, ...)
+    :return: actions, shape (N, ...)
+    """
+    latents = agent.encode(networks, parameters, observations)
+    return agent.policy_and_values(networks, parameters, latents)[0].mode()
+
+
+def values(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:
+    """
+    :param networks: without parameters
+    :param parameters: of all of them
+    :param observations: shape (N, ...)
+    :return: V(s), shape (N,)
+    """
+    latents = agent.encode(networks, parameters, observations)
+    return agent.policy_and_values(networks, parameters, latents)[1]
+
+
+def iteration(
+    networks: Networks,
+    optimizer: Optimizer,
+    state: TrainerState,
+    rollout: Rollout,
+    last_observations: Observations,
+    hyperparameters: Hyperparameters,
+    *,
+    step: Step,
+    projects: bool,
+) -> tuple[TrainerState, UpdateReport, jax.Array]:
+    """
+    What follows a rollout: an update and, where asked for, the way back into the neighbourhood.
+
+    :param networks: without parameters
+    :param optimizer: of all parameters
+    :param state: before
+    :param rollout: T steps of N environments
+    :param last_observations: what follows the rollout's last step, shape (N, ...)
+    :param hyperparameters: see :class:`~sbx_deepspi.hyperparameters.Hyperparameters`
+    :param step: of the algorithm
+    :param projects: whether the update is drawn back until it is in the neighbourhood
+    :return: the state after it, what to tell the user, and how much of the update was kept, in [0, 1]
+    """
+    key, update_key = jax.random.split(state.key)
+    learner, report = update(
+        step, networks, optimizer, state.learner, rollout, last_observations, update_key, hyperparameters
+    )
+    kept = jnp.float32(1)
+    if projects:
+        parameters, kept = project(
+            networks, state.learner.parameters, learner.parameters, rollout, hyperparameters.clip_range
+        )
+        learner = learner.replace(parameters=parameters)
+    n_epochs = state.n_epochs + report.epochs.n_epochs
+    return state.replace(learner=learner, key=key, n_epochs=n_epochs), report, kept

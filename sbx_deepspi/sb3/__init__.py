@@ -1,0 +1,1 @@
+"""DeepSPI as SB3 knows it: algorithms, policies, callbacks, logs."""

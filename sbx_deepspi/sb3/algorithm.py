@@ -1,0 +1,657 @@
+"""DeepSPI as SB3 knows it: collect → update → certify → log, save and load."""
+
+import functools
+import warnings
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from sbx import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sbx_deepspi import deepspi, ops
+from sbx_deepspi.collect import vec_env
+from sbx_deepspi.epochs import EpochsReport
+from sbx_deepspi.guarantee.measure import Certificate
+from sbx_deepspi.hyperparameters import Hyperparameters
+from sbx_deepspi.optimizer import StepSize
+from sbx_deepspi.rollout import Rollout, automatic_n_steps
+from sbx_deepspi.saving import format as checkpoint
+from sbx_deepspi.saving import trainer
+from sbx_deepspi.sb3 import checks, logs
+from sbx_deepspi.sb3.interruption import Interruption, mute
+from sbx_deepspi.sb3.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy
+from sbx_deepspi.sb3.spaces import action_dtype, action_shape, log_policy_shape
+from sbx_deepspi.segments import segment_length
+from sbx_deepspi.state import EpisodeStatistics, TrainerState
+
+# One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
+FAULTY_UPDATES_IN_A_ROW = 3
+
+NEIGHBOURHOODS = ("clip", "project")
+
+# keeps certificates below 2 % of the time of training, on Atari and on CartPole
+CERTIFICATE_FREQ = 16
+
+SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
+
+
+class DeepSPI(PPO):
+    """
+    Safe policy improvement with a latent world model, clipped as PPO is.
+
+    Policy, values and world model share one encoder. The world model's losses, one number per transition,
+    are subtracted from the advantage inside PPO's clipped objective, so that the clip bounds how far an
+    update moves the representation as well as the policy. With ``reward_loss_coef = transition_loss_coef
+    = 0`` this is PPO, and costs what PPO costs: there is no world model then.
+
+    Paper: https://arxiv.org/abs/2510.12312 (defaults: its Atari settings).
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a subclass of :class:`DeepSPIPolicy`
+    :param env: the environment to learn from (a Gymnasium id, an environment or a ``VecEnv``)
+    :param learning_rate: learning rate, or a function of the remaining progress (from 1 to 0)
+    :param n_steps: steps of each environment per update; ``None``: about 1,024 transitions an update,
+        spread over the environments there are
+    :param batch_size: minibatch size; the last minibatch of an epoch is smaller if it does not divide the rollout.
+        Minibatches of images are drawn as runs of up to eight successive steps, whose encodings are shared
+    :param n_epochs: passes over the rollout per update
+    :param gamma: discount factor
+    :param gae_lambda: bias-variance trade-off of the generalised advantages
+    :param clip_range: ε, or a function of the remaining progress; the neighbourhood's C is 1 + ε
+    :param clip_range_vf: largest change of a value in one update, or a function of the remaining progress;
+        ``None``: no limit. It depends on the scale of the rewards.
+    :param normalize_advantage: normalise advantages per minibatch
+    :param ent_coef: entropy coefficient
+    :param vf_coef: value coefficient, of ½(V - return)² as in the paper (SB3 has no ½)
+    :param max_grad_norm: bound of the global norm of all gradients
+    :param use_sde: not supported
+    :param sde_sample_freq: not supported
+    :param rollout_buffer_class: not supported
+    :param rollout_buffer_kwargs: not supported
+    :param target_kl: stop an update once the estimated divergence passes 1.5 times this; ``None``: never
+    :param stats_window_size: episodes over which the logged reward, length and success rate are averaged
+    :param tensorboard_log: where to log for TensorBoard; ``None``: nowhere
+    :param policy_kwargs: arguments of the policy, see :class:`DeepSPIPolicy`
+    :param verbose: 0 for no output, 1 for information, 2 for debugging
+    :param seed: seed of all pseudo-random generators
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"``: where JAX computes
+    :param reward_loss_coef: α_R, in [0, 1]
+    :param transition_loss_coef: α_P, in [0, 1]
+    :param gradient_penalty_coef: weight of a penalty on slopes of the world model above 1, the alternative to Lipschitz
+        layers; ``None``: none
+    :param neighbourhood: ``"clip"``: the objective's clip alone keeps the policy near the one that collected the data;
+        ``"project"``: after each update the parameters are drawn back until every importance ratio on the rollout's
+        states (over all actions; for Box, over the sampled ones) lies in [1 - ε, 1 + ε]
+    :param certificate_freq: updates from one certificate to the next, of which the first update has one. A callback that
+        requires conditions gets one for each update
+    :param _init_setup_model: whether to build the networks at once
+    :raises ValueError: an argument, a space or the device is not supported
+    """
+
+    policy_aliases: ClassVar[dict[str, type[DeepSPIPolicy]]] = {  # type: ignore[assignment]
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+    }
+    observation_space: spaces.Box
+    step: ClassVar[deepspi.Step] = staticmethod(deepspi.step)
+    policy: DeepSPIPolicy  # type: ignore[assignment]
+    certificate: Certificate | None = None
+    certifies_each_update = False
+    _last_obs: np.ndarray  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[DeepSPIPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = LinearSchedule(2.5e-4, 0.0, 1.0),  # noqa: B008 (stateless)
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        n_epochs: int = 4,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.1,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.01,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        reward_loss_coef: float = 0.01,
+        transition_loss_coef: float = 5e-4,
+        gradient_penalty_coef: float | None = None,
+        neighbourhood: str = "clip",
+        certificate_freq: int = CERTIFICATE_FREQ,
+        _init_setup_model: bool = True,
+    ):
+        checks.not_supported(
+            use_sde=(use_sde, False),
+            sde_sample_freq=(sde_sample_freq, -1),
+            rollout_buffer_class=(rollout_buffer_class, None),
+            rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
+        )
+        checks.positive_integer(batch_size=batch_size)
+        ops.keep_compiled_programs()
+        self.jax_device = checks.jax_device(device)
+        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+        with warnings.catch_warnings():
+            # load() comes here with default arguments: _setup_model warns when it knows the real ones
+            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+            super().__init__(
+                policy,  # type: ignore[arg-type]
+                env,  # type: ignore[arg-type]
+                learning_rate=learning_rate,
+                n_steps=automatic_n_steps(n_envs, batch_size) if n_steps is None else n_steps,
+                batch_size=batch_size,
+                n_epochs=n_epochs,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                clip_range=clip_range,
+                clip_range_vf=clip_range_vf,
+                normalize_advantage=normalize_advantage,
+                ent_coef=ent_coef,
+                vf_coef=vf_coef,
+                max_grad_norm=max_grad_norm,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                _init_setup_model=False,
+            )
+        self.device = th.device("cpu")  # where SB3 holds tensors; jax_device is where DeepSPI computes
+        if verbose >= 1:
+            print(f"{type(self).__name__} computes on {self.jax_device}")
+        self._automatic_n_steps = n_steps is None
+        self.target_kl = target_kl
+        self._stats_window_size = stats_window_size
+        self.reward_loss_coef = reward_loss_coef
+        self.transition_loss_coef = transition_loss_coef
+        self.gradient_penalty_coef = gradient_penalty_coef
+        self.neighbourhood = neighbourhood
+        self.certificate_freq = certificate_freq
+        self.episodes = EpisodeStatistics.empty(n_envs, stats_window_size)
+        self.interruption = Interruption()
+        self._last_fault = ""
+        self._faulty_updates = 0
+        self._last_verdict = ""
+        self._updates_since_certificate = 0
+        self._set_by_constructor = frozenset()
+        if _init_setup_model:
+            self._setup_model()
+        self._set_by_constructor = frozenset(vars(self))
+
+    check_spaces = staticmethod(checks.supported_spaces)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        checks.supported_spaces(env.observation_space, env.action_space)
+        return PPO._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        if self._automatic_n_steps:
+            self.n_steps = automatic_n_steps(self.n_envs, self.batch_size)
+        checks.positive_integer(
+            n_steps=self.n_steps, n_envs=self.n_envs, batch_size=self.batch_size, n_epochs=self.n_epochs
+        )
+        checks.rollout_size(self.n_steps, self.n_envs)
+        checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
+        checks.positive(
+            clip_range_vf=self.clip_range_vf,
+            max_grad_norm=self.max_grad_norm,
+            target_kl=self.target_kl,
+        )
+        checks.in_unit_interval(
+            reward_loss_coef=self.reward_loss_coef,
+            transition_loss_coef=self.transition_loss_coef,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+        )
+        checks.one_of(NEIGHBOURHOODS, neighbourhood=self.neighbourhood)
+        if self.gradient_penalty_coef is not None:
+            checks.positive(gradient_penalty_coef=self.gradient_penalty_coef)
+        checks.positive_integer(certificate_freq=self.certificate_freq)
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.clip_range_schedule = FloatSchedule(self.clip_range)
+        if isinstance(self.clip_range, (int, float)):
+            checks.neighbourhood(self.clip_range)
+        self.clip_range_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
+        if getattr(self, "policy", None) is None:
+            self.policy = self._make_policy(self.learns_model)
+            step_size = StepSize(self.lr_schedule(1.0), self.max_grad_norm)
+            with jax.default_device(self.jax_device):
+                self.key = self.policy.build(self.key, step_size)
+        self.policy.learner, self.key = jax.device_put((self.policy.learner, self.key), self.jax_device)
+
+    @property
+    def learns_model(self) -> bool:
+        """
+        :return: whether any loss of the world model counts
+        """
+        return self.reward_loss_coef > 0 or self.transition_loss_coef > 0
+
+    def _make_policy(self, world_model: bool) -> DeepSPIPolicy:
+        return self.policy_class(  # type: ignore[return-value]
+            self.observation_space,
+            self.action_space,
+            FloatSchedule(self.learning_rate),
+            **{"world_model": world_model, **self.policy_kwargs},
+        )
+
+    @property
+    def state(self) -> TrainerState:
+        """
+        :return: everything that an iteration changes
+        """
+        return TrainerState(self.policy.learner, self.key, self.episodes, np.int32(self._n_updates))
+
+    @state.setter
+    def state(self, state: TrainerState) -> None:
+        self.policy.learner, self.key, self.episodes = state.learner, state.key, state.episodes
+        self._n_updates = int(state.n_epochs)
+
+    @functools.cached_property
+    def rollout_buffer(self) -> Rollout:  # type: ignore[override]
+        """
+        :return: the present rollout; made when learning starts: a model that only predicts has none
+        """
+        return Rollout.empty(
+            self.n_steps,
+            self.n_envs,
+            observation=jax.ShapeDtypeStruct(
+                self.observation_space.shape, jax.dtypes.canonicalize_dtype(self.observation_space.dtype)
+            ),
+            action=jax.ShapeDtypeStruct(action_shape(self.action_space), action_dtype(self.action_space)),
+            log_policy=log_policy_shape(self.action_space),
+        )
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: Rollout,  # type: ignore[override]
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Run the behaviour policy and fill the rollout.
+
+        :param env: the environments
+        :param callback: called at every step, and at the rollout's start and end
+        :param rollout_buffer: what to fill
+        :param n_rollout_steps: steps of each environment
+        :return: False if the training is to stop: by the callback, by a signal, or because updates were faulty
+        :raises ValueError: an observation or a reward is not finite
+        """
+        if self.interruption.received or self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+            return False
+        rollout, programs = rollout_buffer, self.policy.programs
+        vec_env.check_finite("observation", self._last_obs, self.num_timesteps // env.num_envs)
+        callback.on_rollout_start()
+
+        for n_steps in range(n_rollout_steps):
+            decision, self.key = programs.decide(self.policy.learner.parameters, self._last_obs, self.key)
+            decision = jax.device_get(decision)
+            # callbacks know them by these names
+            actions, values, log_probs = decision.actions, decision.values, decision.log_probs
+            clipped_actions = self._to_environment(actions)
+            try:
+                new_obs, rewards, dones, infos = vec_env.step(
+                    env, clipped_actions, self.num_timesteps // env.num_envs + 1
+                )
+                self.num_timesteps += env.num_envs
+                self.episodes = self.episodes.after_step(self._last_episode_starts, dones)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    # this step is not learned from, but the next rollout begins where it led
+                    self._last_obs, self._last_episode_starts = new_obs, dones
+                    return False
+            except (EOFError, OSError) as error:
+                # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
+                if self.interruption.received:
+                    return False
+                if isinstance(error, EOFError):
+                    raise ConnectionError(
+                        "The process of an environment, for training or for evaluation, has ended: if the environment "
+                        "raised an error, its traceback is above (TimeoutSubprocVecEnv says which one it was)."
+                    ) from error
+                raise
+            self._update_info_buffer(infos, dones)
+
+            next_observations, truncated = vec_env.true_next_observations(new_obs, dones, infos)
+            vec_env.check_finite("observation", next_observations, self.num_timesteps // env.num_envs)
+            truncated_values = np.zeros_like(values)
+            if truncated.any():
+                # by the program that is compiled already; its actions and its key are not used
+                next_values = programs.decide(self.policy.learner.parameters, next_observations, self.key)[0].values
+                truncated_values = np.where(truncated, next_values, 0.0)
+
+            rollout.observations[n_steps] = self._last_obs
+            rollout.next_observations[n_steps] = next_observations
+            rollout.actions[n_steps] = actions
+            rollout.rewards[n_steps] = rewards
+            rollout.terminated[n_steps] = dones & ~truncated
+            rollout.truncated[n_steps] = truncated
+            rollout.truncated_values[n_steps] = truncated_values
+            rollout.values[n_steps] = values
+            rollout.log_probs[n_steps] = log_probs
+            rollout.log_policy[n_steps] = decision.log_policy
+            self._last_obs = new_obs
+            self._last_episode_starts = dones
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
+        actions = actions.reshape(-1, *(self.action_space.shape or ()))
+        if isinstance(self.action_space, spaces.Box):
+            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        return actions.astype(self.action_space.dtype)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # the last rollout may go beyond the total, where RL Zoo's schedules would be negative
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
+    def hyperparameters(self) -> Hyperparameters:
+        """
+        :return: what the next update depends on, at the present progress of training
+        """
+        progress, policy = self._current_progress_remaining, self.policy
+        if self.learns_model and not policy.world_model:
+            raise ValueError(
+                f"{type(self).__name__} was made without a world model, since both its coefficients were 0, but now "
+                f"reward_loss_coef={self.reward_loss_coef!r} and transition_loss_coef={self.transition_loss_coef!r}: "
+                "give them when it is made."
+            )
+        images = policy.encodes_images
+        given = Hyperparameters(
+            step_sizes=StepSize(self.lr_schedule(progress), self.max_grad_norm),
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            clip_range=self.clip_range_schedule(progress),
+            clip_range_vf=None if self.clip_range_vf_schedule is None else self.clip_range_vf_schedule(progress),
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            reward_loss_coef=self.reward_loss_coef,
+            transition_loss_coef=self.transition_loss_coef,
+            target_kl=self.target_kl,
+            gradient_penalty_coef=self.gradient_penalty_coef if policy.world_model else None,
+            batch_size=self.batch_size,
+            n_epochs=self.n_epochs,
+            normalize_advantage=self.normalize_advantage,
+            microbatch_size=ops.microbatch_size(self.jax_device.platform, images),
+            segment_length=segment_length(images and policy.world_model, self.n_steps, self.batch_size),
+        )
+        return jax.tree.map(float, given)  # also a 1 that stands for 1.0, which would be another type to the compiler
+
+    def train(self) -> None:
+        """Update policy, values and world model from the collected rollout, certify the update, log what happened."""
+        hyperparameters = self.hyperparameters()
+        projects = self.neighbourhood == "project"
+        before = self.state
+        arguments = jax.device_put((before, self.rollout_buffer, self._last_obs), self.jax_device)
+        state, report, kept = self.policy.programs.iteration(
+            *arguments, hyperparameters, step=self.step, projects=projects
+        )
+        parameters, certificate = state.learner.parameters, None
+        if self._is_certified():
+            certificate = self.policy.programs.certify(
+                before.learner.parameters,
+                parameters,
+                arguments[1],
+                self.episodes.mean_length,
+                # of its own, so that the run is the same however often it is certified
+                jax.random.fold_in(before.key, 1),
+                hyperparameters.gamma,
+            )
+        # None unless actions are Box; what the user sees comes to the host in one transfer
+        log_std = parameters["actor"].get("log_std")
+        report, log_std, kept, n_epochs, certificate = jax.device_get(
+            (report, log_std, kept, state.n_epochs, certificate)
+        )
+        self.state = state.replace(episodes=self.episodes, n_epochs=n_epochs)
+        if report.epochs.stopped and self.verbose >= 1:
+            print(
+                f"Early stopping at step {report.epochs.n_epochs - 1} due to reaching max kl: "
+                f"{report.epochs.last_kl:.2f}"
+            )
+        logs.record_update(self.logger, report, hyperparameters, log_std, self._n_updates)
+        if projects:
+            self.logger.record("spi/kept_fraction", float(kept))
+        if certificate is not None:
+            self.certificate = certificate
+            verdict = logs.record_certificate(self.logger, certificate, self.gamma, self.all_actions)
+            if self.verbose >= 1 and verdict != self._last_verdict:
+                print(f"After {self.num_timesteps:,} steps: {verdict}")
+            self._last_verdict = verdict
+        self._watch(report.epochs)
+
+    def _is_certified(self) -> bool:
+        if not self.policy.world_model:
+            return False
+        due = self._updates_since_certificate % self.certificate_freq == 0
+        self._updates_since_certificate = 1 if due else self._updates_since_certificate + 1
+        return due or self.certifies_each_update
+
+    def _watch(self, report: EpochsReport) -> None:
+        if not report.faults.any:
+            self._faulty_updates = 0
+            return
+        self._faulty_updates += 1
+        quantity = next(name for name in ("loss", "gradient", "parameters") if getattr(report.faults, name))
+        self._last_fault = (
+            f"The update after {self.num_timesteps:,} steps had a non-finite {quantity} in "
+            f"{getattr(report.faults, quantity)} of {report.n_minibatches} minibatches: their steps were not applied."
+        )
+        warnings.warn(self._last_fault, RuntimeWarning, stacklevel=3)
+
+    @property
+    def all_actions(self) -> bool:
+        """
+        :return: whether importance ratios are over every action, and not only over the sampled ones
+        """
+        return not isinstance(self.action_space, spaces.Box)
+
+    def learn(
+        self: SelfDeepSPI,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDeepSPI:
+        """
+        Learn; see SB3's ``BaseAlgorithm.learn``. Where it is interrupted, callbacks still get their
+        ``on_training_end``, and the model is as its last good update left it.
+
+        :param total_timesteps: steps of all environments together, at least
+        :param callback: called at every step, and at the beginning and end of rollouts and training
+        :param log_interval: updates from one logged table to the next
+        :param tb_log_name: name of the run for TensorBoard; ``None``: the algorithm's
+        :param reset_num_timesteps: begin to count anew; if not, ``total_timesteps`` come on top of those made
+        :param progress_bar: show one
+        :return: the model
+        :raises KeyboardInterrupt: SIGINT or SIGTERM came: the running update was finished first
+        :raises ValueError: three updates in a row were not finite, or the environment returned what is not, or
+            ``clip_range`` does not begin within (0, 1)
+        """
+        # not before: RL Zoo's enjoy puts schedules of 0 into models that it loads
+        checks.neighbourhood(self.clip_range_schedule(1.0))
+        self._faulty_updates, self.certifies_each_update = 0, False  # callbacks that need them say so
+        with self.interruption:
+            super().learn(
+                total_timesteps,
+                callback,
+                log_interval,
+                tb_log_name or type(self).__name__,
+                reset_num_timesteps,
+                progress_bar,
+            )
+        if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+            raise ValueError(
+                f"{self._faulty_updates} updates in a row were not finite, the model has its last good parameters: "
+                f"lower learning_rate, or look at the scale of the rewards. {self._last_fault}"
+            )
+        if self.interruption.received:
+            raise KeyboardInterrupt(f"{self.interruption.received.name} after {self.num_timesteps:,} steps")
+        return self
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write the log, also where Ctrl-C has ended the program that reads it.
+
+        :param iteration: number of the update
+        """
+        try:
+            super().dump_logs(iteration)
+        except BrokenPipeError:
+            if not self.interruption.received:
+                raise
+            mute()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed everything that draws random numbers: Python's and NumPy's generators, training, and prediction.
+
+        :param seed: ``None`` draws one for training alone
+        """
+        super().set_random_seed(seed)
+        if seed is not None and getattr(self, "policy", None) is not None:
+            self.policy.key = jax.random.fold_in(self.key, 1)
+
+    def get_parameters(self) -> dict[str, dict[str, np.ndarray]]:
+        """
+        The parameters, as SB3 names them.
+
+        :return: ``policy`` and ``policy.optimizer``, each with NumPy arrays by name
+        """
+        learner = self.policy.learner
+        return {
+            "policy": checkpoint.flatten(learner.parameters),
+            "policy.optimizer": checkpoint.flatten(learner.optimizer_state),
+        }
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Set parameters in place; all of them, or, where one does not fit, none.
+
+        :param load_path_or_dict: a saved model, or what :meth:`get_parameters` returns
+        :param exact_match: whether every parameter has to be given; if not, those given are set
+        :param device: not used: the model stays where it is
+        :raises ValueError: an object is unknown or missing, or a parameter is not finite
+        :raises RuntimeError: a parameter is unknown or missing, or has another shape
+        """
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            tensors = checkpoint.read(given, suffix="zip").tensors
+            given = {
+                "policy": checkpoint.subtree(tensors, "state/learner/parameters/"),
+                "policy.optimizer": checkpoint.subtree(tensors, "state/learner/optimizer_state/"),
+            }
+        own = self.get_parameters()
+        for name in given.keys() - own.keys():
+            raise ValueError(f"Key {name} is an invalid object name.")
+        if exact_match and given.keys() != own.keys():
+            raise ValueError(
+                f"Names of parameters do not match agents' parameters: expected {set(own)}, got {set(given)}"
+            )
+        merged = {name: checkpoint.merge(own[name], given.get(name, {}), exact_match) for name in own}
+        checkpoint.finite(merged["policy"], merged["policy.optimizer"])
+        learner = self.policy.learner
+        self.policy.learner = jax.device_put(
+            learner.replace(
+                parameters=checkpoint.unflatten(merged["policy"], learner.parameters),
+                optimizer_state=checkpoint.unflatten(merged["policy.optimizer"], learner.optimizer_state),
+            ),
+            self.jax_device,
+        )
+
+    def save(
+        self,
+        path: Any,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+        pickle: bool = False,
+    ) -> None:
+        """
+        Save the model, atomically and without code: its configuration as JSON, its state as safetensors.
+
+        With it go the statistics of ``VecNormalize``, and the state of environments that have ``get_state()``.
+
+        :param path: of the file, which gets the suffix ``.zip`` if it has none, or a file open for writing
+        :param exclude: attributes to leave out
+        :param include: attributes to save that otherwise would not be
+        :param pickle: pickle what has no plain form; such a file loads only with ``trust=True``
+        :raises CheckpointError: an attribute has no plain form
+        :raises OSError: it could not be written; a file that was there is as it was
+        """
+        checkpoint.write(path, trainer.contents_of(self, set(exclude or ()), set(include or ())), pickle, suffix="zip")
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfDeepSPI],
+        path: Any,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        trust: bool = False,
+        **kwargs: Any,
+    ) -> SelfDeepSPI:
+        """
+        Load a saved model, without running anything that is in the file.
+
+        :param path: of the file, or a file open for reading
+        :param env: what to go on learning from; ``None``: for predictions only
+        :param device: where JAX computes
+        :param custom_objects: attributes to take from here instead of from the file
+        :param print_system_info: print the system that saved the model, and this one
+        :param force_reset: reset the environment before learning goes on; if not, it is put into the state in which
+            it was saved, so that the run goes on as if it had not been interrupted (where that state is not known,
+            there is a warning and a reset). A ``VecNormalize`` that has seen no observation gets the saved statistics
+        :param trust: load also what was saved with ``pickle=True``, which may run any code
+        :param kwargs: attributes to change; ``n_steps=None`` chooses it for the environments that there are
+        :return: the model
+        :raises CheckpointError: the file is none of ours, is damaged, newer, pickled, or another class's
+        :raises ValueError: the environment has other spaces than the model
+        """
+        return trainer.load(
+            cls,
+            path,
+            env,
+            device,
+            custom_objects,
+            print_system_info,
+            force_reset=force_reset,
+            trust=trust,
+            changes=kwargs,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        # what only a running program has, or is made anew from the arguments that it comes from
+        return [
+            *super()._excluded_save_params(),
+            *("policy", "jax_device", "interruption", "certificate", "episodes", "key", "certifies_each_update"),
+            *("lr_schedule", "clip_range_schedule", "clip_range_vf_schedule", "_set_by_constructor"),
+        ]

@@ -1,0 +1,67 @@
+"""What an update writes into SB3's logger. Everything is ASCII, so that no terminal, file or code page can end a run."""
+
+import numpy as np
+from stable_baselines3.common.logger import Logger
+
+from sbx_deepspi.deepspi import UpdateReport
+from sbx_deepspi.guarantee.conditions import numbers, verdict, violations
+from sbx_deepspi.guarantee.measure import Certificate
+from sbx_deepspi.hyperparameters import Hyperparameters
+
+
+def record_update(
+    logger: Logger,
+    report: UpdateReport,
+    hyperparameters: Hyperparameters,
+    log_std: np.ndarray | None,
+    n_epochs: int,
+) -> None:
+    """
+    SBX's ``train/`` keys, and the world model's.
+
+    :param logger: SB3's
+    :param report: of the update, on the host
+    :param hyperparameters: of the update
+    :param log_std: of Box actions; ``None`` for others
+    :param n_epochs: passes over rollouts made so far, which SB3 calls updates
+    """
+    h, metrics, record = hyperparameters, report.epochs.metrics, logger.record
+    record("train/learning_rate", h.step_sizes.learning_rate)
+    record("train/entropy_loss", metrics.entropy_loss.item())
+    record("train/policy_gradient_loss", metrics.policy_gradient_loss.item())
+    record("train/value_loss", metrics.value_loss.item())
+    record("train/approx_kl", metrics.approx_kl.item())
+    record("train/clip_fraction", metrics.clip_fraction.item())
+    record("train/loss", metrics.loss.item())
+    record("train/pg_loss", (metrics.policy_gradient_loss + h.ent_coef * metrics.entropy_loss).item())
+    record("train/explained_variance", report.explained_variance.item())
+    record("train/n_updates", n_epochs, exclude="tensorboard")
+    record("train/clip_range", h.clip_range)
+    if h.clip_range_vf is not None:
+        record("train/clip_range_vf", h.clip_range_vf)
+    if log_std is not None:
+        record("train/std", np.exp(log_std).mean().item())
+    if h.reward_loss_coef > 0 or h.transition_loss_coef > 0:
+        record("world_model/reward_loss", metrics.reward_loss.item())
+        record("world_model/transition_loss", metrics.transition_loss.item())
+    if h.gradient_penalty_coef is not None:
+        record("world_model/gradient_penalty", metrics.gradient_penalty.item())
+
+
+def record_certificate(logger: Logger, certificate: Certificate, gamma: float, all_actions: bool) -> str:
+    """
+    The ``spi/`` keys. The verdict goes to CSV and JSON alone: it is longer than a cell of the table.
+
+    :param logger: SB3's
+    :param certificate: on the host
+    :param gamma: γ
+    :param all_actions: whether importance ratios are over every action
+    :return: the verdict
+    """
+    failed = violations(certificate, gamma, all_actions)
+    for name, number in numbers(certificate, all_actions).items():
+        logger.record(f"spi/{name}", number)
+    logger.record("spi/certified", float(not failed))
+    line = verdict(certificate, failed)
+    logger.record("spi/verdict", line, exclude=("stdout", "log", "tensorboard"))
+    return line

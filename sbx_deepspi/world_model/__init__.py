@@ -1,0 +1,1 @@
+"""The world model on the latent space: transition densities, transition and reward model, imagination."""

@@ -1,0 +1,141 @@
+"""
+Adds our algorithms to RL Zoo: their hyperparameters, their search space, and EnvPool for Atari.
+
+Importing this module is enough. The hook (``hook.py``) imports it as soon as a program imports ``rl_zoo3``.
+"""
+
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from rl_zoo3 import ALGOS, exp_manager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+from sbx_deepspi import DeepMDP, DeepSPI, make_envpool_env
+from sbx_deepspi.envs import TimeoutSubprocVecEnv
+from sbx_deepspi.zoo.repairs import repair_push_to_hub, run_enjoy_from_any_folder
+from sbx_deepspi.zoo.search_space import convert_hyperparams, sample_hyperparams
+
+OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP}
+HYPERPARAMS_FILE = Path(__file__).parents[2] / "rl_zoo_hyperparams" / "deepspi.yml"
+
+ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
+# Options that ALE and EnvPool both have, under the same name
+SHARED_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "mode", "difficulty"}
+
+
+class ExperimentManager(exp_manager.ExperimentManager):
+    """
+    RL Zoo's experiment manager. For our algorithms only, it reads ``rl_zoo_hyperparams/deepspi.yml``, trains Atari on
+    EnvPool where the hyperparameters say ``envpool: true``, runs environments in processes with a timeout, and saves
+    the model when training fails.
+
+    :param args: the parsed command line, which RL Zoo saves beside the model
+    :param algo: name of the algorithm
+    :param others: RL Zoo's other positional arguments
+    :param kwargs: RL Zoo's keyword arguments; ``config`` is the user's own hyperparameter file
+    """
+
+    use_envpool = False
+
+    def __init__(self, args: Namespace, algo: str, *others: Any, **kwargs: Any) -> None:
+        if algo in OUR_ALGOS and not kwargs.get("config"):
+            kwargs["config"] = str(HYPERPARAMS_FILE)
+        super().__init__(args, algo, *others, **kwargs)
+        if algo in OUR_ALGOS and self.vec_env_class is SubprocVecEnv:
+            # It says which environment failed, and can be closed after Ctrl-C has ended the environments' processes
+            self.vec_env_class, self.vec_env_kwargs = TimeoutSubprocVecEnv, {"timeout": 3600.0}
+
+    def _preprocess_hyperparams(
+        self, hyperparams: dict[str, Any]
+    ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
+        wants_envpool = self.algo in OUR_ALGOS and hyperparams.pop("envpool", False)
+        env_wrapper = hyperparams.get("env_wrapper")
+        preprocessed = super()._preprocess_hyperparams(hyperparams)
+        if wants_envpool:
+            obstacle = self._envpool_obstacle(env_wrapper)
+            self.use_envpool = obstacle is None
+            print(f"Using ALE instead of EnvPool: {obstacle}" if obstacle else "Using EnvPool")
+        return preprocessed
+
+    def _envpool_obstacle(self, env_wrapper: Any) -> str | None:
+        """
+        Find out why EnvPool cannot be used. It is used only where it plays the same game as ALE, because ``enjoy``
+        runs the trained model on ALE.
+
+        :param env_wrapper: the environment wrapper in the hyperparameters
+        :return: the reason, or ``None`` if EnvPool can be used
+        """
+        unknown_kwargs = {*self.env_kwargs, *self.eval_env_kwargs} - SHARED_ENV_KWARGS
+        try:
+            import envpool  # noqa: F401
+        except ImportError:
+            return "it cannot be imported (pip install 'sbx-deepspi[atari]')"
+        if "NoFrameskip" not in self.env_name.gym_id:
+            return f"it has no counterpart of {self.env_name.gym_id}"
+        if env_wrapper not in (ATARI_WRAPPER, [ATARI_WRAPPER]):
+            return f"it has no counterpart of env_wrapper {env_wrapper}"
+        if issubclass(self.vec_env_class, SubprocVecEnv):
+            return "--vec-env subproc was asked for"
+        if self.monitor_kwargs:
+            return "monitor_kwargs were asked for"
+        if self.normalize and self.normalize_kwargs.get("norm_obs", True):
+            return "ALE normalises frames before it stacks them"
+        if unknown_kwargs:
+            return f"it has no counterpart of env_kwargs {', '.join(sorted(unknown_kwargs))}"
+        return None
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        :param n_envs: number of environments
+        :param eval_env: whether they are for evaluation
+        :param no_log: whether to write no monitor file
+        :return: the environments, from EnvPool if :meth:`_preprocess_hyperparams` has chosen it
+        """
+        if not self.use_envpool:
+            return super().create_envs(n_envs, eval_env, no_log)
+        env: VecEnv = make_envpool_env(
+            self.env_name.gym_id,
+            n_envs=n_envs,
+            # The training environments have the seeds from self.seed to self.seed + self.n_envs - 1
+            seed=self.seed + self.n_envs if eval_env else self.seed,
+            monitor_dir=None if eval_env or no_log else self.save_path,
+            stack_num=self.frame_stack or 1,
+            **(self.eval_env_kwargs if eval_env else self.env_kwargs),
+        )
+        if self.vec_env_wrapper is not None:
+            env = self.vec_env_wrapper(env)
+        return self._maybe_normalize(env, eval_env)
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train. If training fails, save the model of our algorithms before the error is raised again.
+
+        :param model: the model to train
+        """
+        try:
+            super().learn(model)
+        except Exception:
+            if self.algo in OUR_ALGOS:
+                self.save_trained_model(model)
+            raise
+
+
+for algo, algo_class in OUR_ALGOS.items():
+    ALGOS[algo] = algo_class
+    HYPERPARAMS_SAMPLER[algo] = sample_hyperparams
+    HYPERPARAMS_CONVERTER[algo] = convert_hyperparams
+exp_manager.ExperimentManager = ExperimentManager  # type: ignore[misc]
+# RL Zoo evaluates policy_kwargs strings in this module: "dict(activation_fn=jax.nn.relu)" needs jax there
+exp_manager.jax = jax  # type: ignore[attr-defined]
+if "rl_zoo3.benchmark" in sys.orig_argv:
+    subprocess.call = run_enjoy_from_any_folder(subprocess.call)
+if "rl_zoo3.push_to_hub" in sys.orig_argv:
+    repair_push_to_hub()

@@ -1,0 +1,375 @@
+"""RL Zoo's own programs, run as a user does: from an empty folder, without a configuration file."""
+
+import inspect
+import os
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import optuna
+import pytest
+import yaml
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
+
+from sbx_deepspi import CnnPolicy, DeepMDP, DeepSPI
+from sbx_deepspi.envs import EnvPoolVecEnv
+from sbx_deepspi.zoo import hook, repairs, search_space
+from sbx_deepspi.zoo import registration as zoo
+
+TRAIN = "-m rl_zoo3.train --algo deepspi"
+ENJOY = "-m rl_zoo3.enjoy --algo deepspi -f logs --no-render"
+SMALL = "-params n_envs:2 n_steps:64 batch_size:64 n_epochs:1"
+BREAKOUT = "BreakoutNoFrameskip-v4"
+
+
+def python(command: str, cwd: Path, **environ: str) -> tuple[str, str]:
+    """
+    Run Python in a process of its own.
+
+    :param command: its arguments
+    :param cwd: its working directory
+    :param environ: additional environment variables
+    :return: its output, on stdout and on stderr
+    """
+    process = subprocess.run(
+        [sys.executable, *shlex.split(command)],
+        cwd=cwd,
+        env=os.environ | {"MPLBACKEND": "Agg"} | environ,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout, process.stderr
+
+
+def manager(algo: str = "deepspi", env_id: str = BREAKOUT, **kwargs: Any) -> zoo.ExperimentManager:
+    """
+    :param algo: name of the algorithm
+    :param env_id: name of the environment
+    :param kwargs: further arguments
+    :return: RL Zoo's experiment manager, made as ``rl_zoo3.train`` makes it, after it has read the hyperparameters
+    """
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    experiment = ExperimentManager(Namespace(), algo, env_id, "logs", **kwargs)
+    assert isinstance(experiment, zoo.ExperimentManager)
+    hyperparams, _ = experiment.read_hyperparameters()
+    _, experiment.env_wrapper, _, _ = experiment._preprocess_hyperparams(hyperparams)
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs of DeepSPI on CartPole; the second one continues the first."""
+    folder = tmp_path_factory.mktemp("anywhere")
+    train = f"{TRAIN} --env CartPole-v1 -n 128 --eval-freq 64 --eval-episodes 2 {SMALL}"
+    python(f"{train} --save-freq 64 -tb tensorboard -P", folder)
+    python(f"{train} -i logs/deepspi/CartPole-v1_1/CartPole-v1.zip", folder)
+    return folder
+
+
+def test_train(folder: Path) -> None:
+    run = folder / "logs/deepspi/CartPole-v1_1"
+    for name in ("CartPole-v1", "best_model", "rl_model_64_steps", "rl_model_128_steps"):
+        assert (run / f"{name}.zip").is_file()
+    assert np.load(run / "evaluations.npz")["results"].shape == (2, 2)
+    assert len(load_results(str(run))) > 0
+    assert list((folder / "tensorboard/CartPole-v1/DeepSPI_1").glob("events.out.tfevents.*"))
+    config = yaml.unsafe_load((run / "CartPole-v1/config.yml").read_text())
+    assert config["n_epochs"] == 1  # by -params
+    assert config["gae_lambda"] == 0.8  # by rl_zoo_hyperparams/deepspi.yml
+
+
+def test_continue_training(folder: Path) -> None:
+    first, second = (DeepSPI.load(folder / f"logs/deepspi/CartPole-v1_{run}/CartPole-v1.zip") for run in (1, 2))
+    assert (first._n_updates, second._n_updates) == (1, 2)
+
+
+def test_the_same_seed_gives_the_same_parameters(folder: Path, tmp_path: Path) -> None:
+    command = f"{TRAIN} --env CartPole-v1 -n 128 --eval-freq -1 {SMALL} --seed "
+    for seed in (3, 3):
+        python(f"{command}{seed}", tmp_path)
+    paths = [*(tmp_path / f"logs/deepspi/CartPole-v1_{run}/CartPole-v1.zip" for run in (1, 2))]
+    paths.append(folder / "logs/deepspi/CartPole-v1_1/CartPole-v1.zip")  # another seed
+    runs = [DeepSPI.load(path).policy.tensors() for path in paths]
+    same = [all(np.array_equal(tensor, other[name]) for name, tensor in runs[0].items()) for other in runs]
+    assert same == [True, True, False]
+
+
+@pytest.mark.parametrize("which", ["--load-best --custom-objects", "--load-last-checkpoint --exp-id 1"])
+def test_enjoy(folder: Path, which: str) -> None:
+    output, _ = python(f"{ENJOY} --env CartPole-v1 -n 501 {which}", folder)
+    assert "Mean reward" in output
+
+
+def test_push_to_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the upload: the fake API keeps the folder that would be uploaded."""
+    repairs.repair_push_to_hub()
+    from rl_zoo3 import push_to_hub
+
+    class Offline:
+        uploaded: Path
+
+        def create_repo(self, repo_id: str, **kwargs: Any) -> str:
+            return repo_id
+
+        def snapshot_download(self, repo_id: str, local_dir: Path) -> None:
+            local_dir.mkdir(parents=True)
+
+        def upload_folder(self, folder_path: Path, **kwargs: Any) -> None:
+            Offline.uploaded = folder_path
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(push_to_hub, "HfApi", Offline)
+    run = folder / "logs/deepspi/CartPole-v1_1"
+    env = VecNormalize(make_vec_env("CartPole-v1"))
+    name = push_to_hub.ModelName("deepspi", push_to_hub.EnvironmentName("CartPole-v1"))
+    push_to_hub.package_to_hub(
+        DeepSPI.load(run / "CartPole-v1.zip", env=env),
+        name, "deepspi", "DeepSPI", run, {}, {}, push_to_hub.EnvironmentName("CartPole-v1"), env,
+        push_to_hub.ModelRepoId("organization", name), "message", n_eval_episodes=1,
+    )  # fmt: skip
+    pushed = Offline.uploaded
+    assert DeepSPI.load(pushed / "deepspi-CartPole-v1.zip")._n_updates == 1
+    unpacked = {path.name for path in (pushed / "deepspi-CartPole-v1").iterdir()}
+    assert unpacked == {"data", "tensors.safetensors", "system_info.txt"}
+    assert "deepspi" in (pushed / "README.md").read_text()
+
+
+def test_push_to_hub_gets_as_far_as_the_network(folder: Path) -> None:
+    command = "-m rl_zoo3.push_to_hub --algo deepspi --env CartPole-v1 -f logs -orga nobody --no-render"
+    process = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=folder,
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert "Uploading to nobody/deepspi-CartPole-v1" in process.stdout, process.stderr
+    assert "create_repo" in process.stderr
+
+
+def test_benchmark(folder: Path, tmp_path: Path) -> None:
+    python(f"-m rl_zoo3.benchmark --log-dir {folder}/logs --no-hub -n 501", tmp_path)
+    assert "|deepspi|CartPole-v1|" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_plots(folder: Path) -> None:
+    python("-m rl_zoo3.plots.plot_train -a deepspi -e CartPole-v1 -f logs -w 2", folder)
+    output, _ = python("-m rl_zoo3.plots.all_plots -a deepspi -e CartPole-v1 -f logs -o results", folder)
+    assert "|CartPole-v1 |" in output
+    python("-m rl_zoo3.plots.plot_from_file -i results -b -o results.svg", folder)
+    assert (folder / "results.svg").is_file()
+
+
+def test_optimize(tmp_path: Path) -> None:
+    train = f"{TRAIN} --env CartPole-v1 -n 256 --storage sqlite:///study.db --study-name s"
+    small = "--seed 48 -params n_envs:2"  # a seed with which both trials have short rollouts
+    python(f"{train} -optimize --n-trials 2 --no-optim-plots {small}", tmp_path)
+    trial = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db").trials[1]
+    assert trial.state == optuna.trial.TrialState.COMPLETE
+
+    python(f"{train} --trial-id 1 --eval-freq -1 {small}", tmp_path)
+    model = DeepSPI.load(tmp_path / "logs/deepspi/CartPole-v1_2/CartPole-v1.zip")
+    assert model.reward_loss_coef == trial.params["reward_loss_coef"]
+    assert model.n_steps == 2 ** trial.params["n_steps_pow"]
+    assert model.policy_kwargs["net_arch"] == search_space.NET_ARCHS[trial.params["net_arch"]]
+
+
+def test_atari(tmp_path: Path) -> None:
+    """Training and evaluation on EnvPool; the model plays on ALE."""
+    small = "-params n_envs:4 n_steps:8 batch_size:16"  # the sizes in test_envpool.py: may be compiled already
+    output, _ = python(f"{TRAIN} --env {BREAKOUT} -n 32 --eval-freq 32 --eval-episodes 1 {small}", tmp_path)
+    assert "Using EnvPool\n" in output
+    run = tmp_path / "logs/deepspi" / f"{BREAKOUT}_1"
+    assert np.load(run / "evaluations.npz")["ep_lengths"][0, 0] > 100  # a whole game, not one life
+    assert len(list(run.glob("*.monitor.csv"))) == 1
+
+    output, _ = python(f"{ENJOY} --env {BREAKOUT} -n 1000", tmp_path)
+    assert "Atari Episode Score" in output
+
+
+@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), [("deepspi", DeepSPI, 5e-4), ("deepmdp", DeepMDP, 1)])
+def test_confounding_grid(algo: str, algorithm: type[DeepSPI], coefficient: float, tmp_path: Path) -> None:
+    """RL Zoo finds our environment and both algorithms by name, and has hyperparameters for both."""
+    small = "-params n_envs:2 n_steps:8 batch_size:16 n_epochs:1"
+    python(f"-m rl_zoo3.train --algo {algo} --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
+    model = algorithm.load(tmp_path / f"logs/{algo}/ConfoundingGrid-v0_1/ConfoundingGrid-v0.zip")
+    assert model.observation_space.shape == (1, 84, 84)
+    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepspi.yml
+    assert model.transition_loss_coef == coefficient
+
+
+class TestEnvPool:
+    @pytest.fixture(autouse=True)
+    def anywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+
+    def test_is_the_default(self) -> None:
+        experiment = manager()
+        assert experiment.use_envpool
+        assert experiment.n_envs == 128
+
+    def test_environments(self) -> None:
+        """EnvPool's environments have ALE's spaces, so that a model trained on one runs on the other."""
+        normalize, seed = {"norm_obs": False}, 2**32 - 2  # RL Zoo's largest seed
+        env = manager(hyperparams={"normalize": normalize}, seed=seed).create_envs(3, no_log=True)
+        ale = manager(hyperparams={"normalize": normalize, "envpool": False}).create_envs(1, no_log=True)
+        assert isinstance(env, VecNormalize)
+        assert isinstance(env.venv, EnvPoolVecEnv)
+        assert is_vecenv_wrapped(ale, VecFrameStack)
+        assert env.reset().shape == (3, 4, 84, 84)
+        assert env.observation_space == ale.observation_space
+        assert env.action_space == ale.action_space
+        env.close()
+        ale.close()
+
+    def test_evaluates_on_other_seeds(self) -> None:
+        experiment = manager(seed=1)
+        train, evaluation = experiment.create_envs(2), experiment.create_envs(2, eval_env=True)
+        assert isinstance(train, EnvPoolVecEnv)
+        assert isinstance(evaluation, EnvPoolVecEnv)
+        assert list(Path(experiment.save_path).glob("*.monitor.csv"))
+        assert (train.reset() != evaluation.reset()).any()
+
+    def test_env_kwargs(self) -> None:
+        experiment = manager(env_kwargs={"full_action_space": True}, eval_env_kwargs={"full_action_space": False})
+        assert experiment.create_envs(1).action_space == gym.spaces.Discrete(18)
+        assert experiment.create_envs(1, eval_env=True).action_space == gym.spaces.Discrete(4)
+
+    @pytest.mark.parametrize(
+        "options, reason",
+        [
+            ({"env_id": "ALE/Breakout-v5"}, "no counterpart of ALE/Breakout-v5"),
+            ({"hyperparams": {"env_wrapper": [{zoo.ATARI_WRAPPER: {"noop_max": 60}}]}}, "env_wrapper"),
+            ({"vec_env_type": "subproc"}, "--vec-env subproc"),
+            ({"env_kwargs": {"sound_obs": False}}, "env_kwargs sound_obs"),
+            ({"hyperparams": {"normalize": True}}, "normalises frames before it stacks them"),
+            ({"hyperparams": {"monitor_kwargs": {"info_keywords": ("lives",)}}}, "monitor_kwargs"),
+        ],
+    )
+    def test_gives_way_to_ale(self, options: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert not manager(**options).use_envpool
+        notice = capsys.readouterr().out.splitlines()[-1]
+        assert notice.startswith("Using ALE instead of EnvPool: ")
+        assert reason in notice
+
+    def test_is_not_needed(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setitem(sys.modules, "envpool", None)
+        env = manager(hyperparams={"n_envs": 1}).create_envs(1)
+        assert "Using ALE instead of EnvPool: it cannot be imported" in capsys.readouterr().out
+        assert env.observation_space.shape == (4, 84, 84)
+
+    def test_unknown_env_kwargs(self) -> None:
+        with pytest.raises(TypeError, match="nonsense"):
+            manager(env_kwargs={"nonsense": 1}).create_envs(1)
+
+
+def test_hyperparameters_exist() -> None:
+    known_to_zoo = {"envpool", "env_wrapper", "frame_stack", "normalize", "n_envs", "n_timesteps"}
+    known = known_to_zoo | inspect.signature(DeepSPI).parameters.keys()
+    entries = yaml.safe_load(zoo.HYPERPARAMS_FILE.read_text())
+    assert entries.keys() - gym.registry.keys() == {"default", "atari"}
+    for env_id, hyperparams in entries.items():
+        assert hyperparams.keys() <= known, env_id
+
+
+def test_the_users_own_file_wins(tmp_path: Path) -> None:
+    path = tmp_path / "own.yml"
+    path.write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 1000, n_envs: 3}")
+    assert manager(env_id="CartPole-v1", config=str(path)).n_envs == 3
+
+
+def test_dictionaries_become_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dm_control has dictionary observations: "--gym-packages shimmy" works without further options."""
+
+    class Dictionaries(gym.Env):
+        observation_space = gym.spaces.Dict(x=gym.spaces.Box(-1, 1, (2,)), y=gym.spaces.Box(-1, 1, (3,)))
+        action_space = gym.spaces.Discrete(2)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(gym.registry, "Dictionaries-v0", EnvSpec("Dictionaries-v0", lambda **kwargs: Dictionaries()))
+    env = manager(env_id="Dictionaries-v0").create_envs(1)
+    assert env.observation_space.shape == (5,)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+@pytest.mark.parametrize("n_envs", [1, 8, 128])
+def test_search_space(policy: str, n_envs: int) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.set_user_attr("policy", policy)
+    for _ in range(20):
+        trial = study.ask()
+        sampled = search_space.sample_hyperparams(trial, 0, n_envs, {})
+        assert 256 <= sampled["n_steps"] * n_envs <= 8192
+        assert sampled["n_steps"] * n_envs % sampled["batch_size"] == 0
+        assert 1e-4 <= sampled["reward_loss_coef"] <= 1
+        assert 1e-5 <= sampled["transition_loss_coef"] <= 1
+        assert ("policy_kwargs" in sampled) == (policy == "MlpPolicy")
+        sampled.pop("policy_kwargs", None)
+        assert sampled.items() <= search_space.convert_hyperparams(trial.params).items()
+
+
+class TestHook:
+    def test_costs_nothing_without_rl_zoo(self, tmp_path: Path) -> None:
+        imports = "import sys; print(*sys.modules); import json; print(sys.meta_path)"
+        output, errors = python(f'-c "{imports}"', tmp_path)
+        assert "ZooFinder" in output
+        assert "sbx_deepspi." not in output
+        assert "jax" not in output
+        without, _ = python(f'-c "{imports}"', tmp_path, SBX_DEEPSPI_NO_ZOO_HOOK="1")
+        modules, modules_without = (set(text.splitlines()[0].split()) for text in (output, without))
+        assert modules == modules_without
+        assert not errors
+
+    def test_off_switch(self, tmp_path: Path) -> None:
+        command = "-c \"import rl_zoo3, sys; print('deepspi' in rl_zoo3.ALGOS, 'jax' in sys.modules)\""
+        assert python(command, tmp_path) == ("True True\n", "")
+        assert python(command, tmp_path, SBX_DEEPSPI_NO_ZOO_HOOK="1") == ("False False\n", "")
+
+    def test_survives_a_broken_rl_zoo(self, tmp_path: Path) -> None:
+        (tmp_path / "rl_zoo3").mkdir()
+        (tmp_path / "rl_zoo3/__init__.py").write_text("raise RuntimeError('broken')")
+        program = "try: import rl_zoo3\nexcept RuntimeError as error: print(error)"
+        assert python(f'-c "{program}"', tmp_path) == ("broken\n", "")
+        (tmp_path / "rl_zoo3/__init__.py").write_text("")  # an RL Zoo without anything that we import from it
+        _, errors = python('-c "import rl_zoo3"', tmp_path)
+        assert errors.startswith("RL Zoo goes on without sbx-deepspi")
+        assert len(errors.splitlines()) == 1
+
+    def test_looking_for_rl_zoo_is_not_importing_it(self, tmp_path: Path) -> None:
+        program = "import sys, importlib.util as u; print(u.find_spec('rl_zoo3').name, 'jax' in sys.modules)"
+        assert python(f'-c "{program}"', tmp_path) == ("rl_zoo3 False\n", "")
+
+    def test_is_installed_and_would_be_uninstalled(self) -> None:
+        installed = {path.name: path for path in files("sbx-deepspi") or ()}
+        assert "sbx_deepspi_zoo.pth" in installed
+        installed_hook = installed["_sbx_deepspi_zoo_hook.py"]
+        assert installed_hook.read_text() == Path(hook.__file__).read_text(), "pip install -e . --no-deps"
+
+
+def test_other_algorithms_are_untouched(tmp_path: Path) -> None:
+    command = (
+        "-m rl_zoo3.train --algo ppo --env CartPole-v1 -n 64 --eval-freq -1 --seed 0 "
+        "-params n_envs:2 n_steps:32 batch_size:32 n_epochs:1 -f "
+    )
+    runs = []
+    for name, environ in {"with": {}, "without": {"SBX_DEEPSPI_NO_ZOO_HOOK": "1"}}.items():
+        output, _ = python(command + name, tmp_path, **environ)
+        run = tmp_path / name / "ppo/CartPole-v1_1"
+        episodes = load_results(str(run))[["r", "l"]].to_string()
+        read_from = next(line for line in output.splitlines() if line.startswith("Loading hyperparameters from"))
+        runs.append((read_from, (run / "CartPole-v1/config.yml").read_text(), episodes))
+    assert runs[0] == runs[1]
+
+    experiment = manager("ppo", env_id="CartPole-v1")
+    assert isinstance(experiment.create_envs(1, no_log=True), DummyVecEnv)
