@@ -65,7 +65,6 @@ def loss(
     model = agent.model_losses(
         networks, parameters, latents, transitions.actions, transitions.rewards, next_latents, key
     )
-
     utilities = losses.utility(
         transitions.advantages, model.reward, model.transition, h.reward_loss_coef, h.transition_loss_coef
     )
@@ -105,10 +104,8 @@ def complete(
     total = policy_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss
     gradient_penalty = jnp.zeros(())
     if h.gradient_penalty_coef is not None:
-        penalties = agent.gradient_penalties(
-            networks, parameters, latents, transitions.actions, jax.random.fold_in(key, 1)
-        )
-        gradient_penalty = penalties.mean()
+        key = jax.random.fold_in(key, 1)
+        gradient_penalty = agent.gradient_penalties(networks, parameters, latents, transitions.actions, key).mean()
         total += h.gradient_penalty_coef * gradient_penalty
     log_ratios = policy.log_probs - transitions.log_probs
     return total, Metrics(
@@ -157,8 +154,7 @@ def gradient(
     normalized, pull_back, norms = jax.vjp(normalize, parameters, has_aux=True)
 
     def gradient_of_part(transitions: Transitions, key: jax.Array) -> tuple[Parameters, Metrics]:
-        differentiate = jax.grad(loss, argnums=1, has_aux=True)
-        return differentiate(networks, normalized, transitions, key, hyperparameters)
+        return jax.grad(loss, argnums=1, has_aux=True)(networks, normalized, transitions, key, hyperparameters)
 
     gradients, metrics = mean_over_parts(gradient_of_part, minibatch, key, hyperparameters.microbatch_size)
     (gradients,) = pull_back(gradients)
@@ -206,7 +202,6 @@ def gradient_step(
 
 
 Step = Callable[[Networks, Optimizer, Hyperparameters, Carry, Transitions, jax.Array], tuple[Carry, Any]]
-
 step: Step = partial(gradient_step, loss)
 """DeepSPI's: one step of one optimiser down the gradient of :func:`loss`."""
 
@@ -238,7 +233,6 @@ def update(
     latents = agent.encode(networks, learner.parameters, last_observations)
     _, last_values = agent.policy_and_values(networks, learner.parameters, latents)
     transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda).replace(segment_length=h.segment_length)
-
     lipschitz = {name: learner.parameters[name] for name in networks.lipschitz_parts}
     carry, report = epochs(
         partial(step, networks, optimizer, h),

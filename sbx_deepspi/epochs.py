@@ -105,9 +105,9 @@ def epochs(
 ) -> tuple[Carry, EpochsReport]:
     """
     Passes over some transitions in minibatches of a new random order each, with one step for each minibatch. The last
-    minibatch of an epoch is smaller where ``batch_size`` does not divide the transitions. A step whose loss, gradient or
-    result is not finite is not applied; nor is one whose divergence is above 1.5 times ``target_kl``, which ends the
-    update, as in SB3.
+    minibatch of an epoch is smaller where ``batch_size`` does not divide the transitions. A step whose loss, gradient
+    or result is not finite is not applied; nor is one whose divergence is above 1.5 times ``target_kl``, which ends
+    the update, as in SB3.
 
     :param step: see :data:`Step`
     :param learned: the part of the carry that has to be finite

@@ -49,7 +49,10 @@ class Programs:
 
     def __init__(self, networks: Networks, optimizer: Optimizer) -> None:
         self.networks, self.optimizer = networks, optimizer
-        self.create = jax.jit(partial(create, networks, optimizer))
+        # it runs once: compiling it well would take longer than running it
+        self.create = jax.jit(
+            partial(create, networks, optimizer), compiler_options={"xla_backend_optimization_level": 0}
+        )
         self.decide = jax.jit(partial(decide, networks))
         self.most_likely_actions = jax.jit(partial(most_likely_actions, networks))
         self.values = jax.jit(partial(values, networks))

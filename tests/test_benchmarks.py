@@ -23,7 +23,7 @@ from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, objective, update
 from sbx_deepspi.envs.confounding_grid import make_frames
 from sbx_deepspi.networks import backend
 from sbx_deepspi.rollout import to_transitions
-from tests.test_deepspi import CHANNELS_FIRST, ToyEnv, collected
+from tests.helpers import CHANNELS_FIRST, ToyEnv, collected
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -283,7 +283,7 @@ def test_initialisation_of_the_learning_curve_is_sbxs(monkeypatch: pytest.Monkey
     cnn = sb3.features_extractor.cnn
     modules = [cnn[0], cnn[2], cnn[4], sb3.features_extractor.linear[0], sb3.action_net]
     assert not any(module.bias.any() for module in modules)
-    deepspi = learning_curve.make_deepspi_flax_init(*arguments).policy.state.params["params"]
+    deepspi = learning_curve.make_deepspi_flax_init(*arguments).policy.learner.parameters
     kernels = [deepspi["encoder"][f"kernel_{i}"] for i in range(3)]
     kernels += [deepspi["torso"]["Dense_0"]["kernel"], deepspi["actor"]["Dense_0"]["kernel"]]
     for ours in [module.weight.detach().numpy() for module in modules], map(np.asarray, kernels):

@@ -1,6 +1,5 @@
 """The algorithm as a whole: it is PPO at α = 0, it follows the equations, it keeps SB3's contract."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,49 +17,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sbx_deepspi import DeepSPI
-from sbx_deepspi.networks import backend
-from sbx_deepspi.rollout import automatic_n_steps, microbatches, share_observations, to_transitions
-from sbx_deepspi.update import Hyperparameters, loss, loss_gradients, update
-
-# a constant rate: the default schedule has come down to 0 when a run's last update is made
-TINY_RUN: dict[str, Any] = dict(learning_rate=1e-3, n_steps=8, batch_size=8, n_epochs=2, seed=0)
-
-
-class ToyEnv(gym.Env):
-    """Random observations, reward 1 for every step, episodes of ``length`` steps cut by a time limit."""
-
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, length: int = 5):
-        self.observation_space, self.action_space, self.length = observation_space, action_space, length
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self.steps = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        self.steps += 1
-        return self.observation_space.sample(), 1.0, False, self.steps >= self.length, {}
-
-
-VECTOR = spaces.Box(-1, 1, (3,), np.float32)
-IMAGE = spaces.Box(0, 255, (2, 44, 48), np.uint8)  # a latent map of 2 x 2, on which convolutions are more than dense
-CHANNELS_FIRST, CHANNELS_LAST = spaces.Box(0, 255, (2, 36, 40), np.uint8), spaces.Box(0, 255, (40, 36, 2), np.uint8)
-
-
-def params(model: DeepSPI) -> Any:
-    return jax.device_get(model.policy.state.params)
-
-
-def same(first: Any, second: Any) -> bool:
-    return all(jax.tree.leaves(jax.tree.map(np.array_equal, first, second)))
-
+from sbx_deepspi import DeepMDP, DeepSPI, agent, deepmdp
+from sbx_deepspi.deepspi import loss, update
+from sbx_deepspi.rollout import to_transitions
+from tests.helpers import CHANNELS_FIRST, CHANNELS_LAST, TINY_RUN, VECTOR, ToyEnv, collected, params, same, updated
 
 ACTION_SPACES = [
     spaces.Discrete(3),
@@ -118,11 +80,11 @@ def test_every_world_model_runs(policy: str, density: str, lipschitz_constant: f
         ),
         **TINY_RUN,
     )
-    before = params(model)["params"]
+    before = params(model)
     model.learn(8)
-    after = params(model)["params"]
-    assert set(after) - {"torso"} == {"encoder", "actor", "critic", "transition_model", "reward_model"}
-    for part in after:
+    after = params(model)
+    assert set(after) == {"encoder", "torso", "actor", "critic", "transition_model", "reward_model"}
+    for part in after.keys() - ({"torso"} if policy == "MlpPolicy" else set()):  # where it has no parameters
         assert not same(before[part], after[part]), f"{part} did not learn"
 
 
@@ -146,24 +108,24 @@ def test_float_images_and_images_that_are_not_divided() -> None:
 
 def test_mlp_policy_divides_images() -> None:
     model = DeepSPI("MlpPolicy", ToyEnv(CHANNELS_FIRST, spaces.Discrete(2)), **TINY_RUN)
-    latents = model.policy.networks.apply(
-        model.policy.state.params, CHANNELS_FIRST.sample()[None], method=lambda networks, image: networks.encoder(image)
-    )
+    latents = agent.encode(model.policy.programs.networks, params(model), CHANNELS_FIRST.sample()[None])
     assert np.abs(latents).max() < 0.999  # else tanh is saturated
 
 
-def collected(model: DeepSPI) -> tuple[Any, Any]:
-    """A rollout from the model's environment, and the hyperparameters of its update."""
-    _, callback = model._setup_learn(10_000)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    hyperparameters = Hyperparameters(
-        learning_rate=1e-3, max_grad_norm=0.5, gamma=0.9, gae_lambda=0.8, clip_range=0.1, clip_range_vf=None,
-        ent_coef=0.01, vf_coef=0.5,
-        reward_loss_coef=0.0, transition_loss_coef=0.0, target_kl=None, gradient_penalty_coef=None, batch_size=16,
-        n_epochs=3, normalize_advantage=True, microbatch_size=2**31, segment_length=1,
-        clips_model_losses=model.clips_model_losses,
-    )  # fmt: skip
-    return model.rollout_buffer, hyperparameters
+def n_steps_of(model: DeepSPI) -> int:
+    """How many steps its optimiser has made."""
+    return int(model.policy.learner.optimizer_state[1].count)
+
+
+def policy_and_values_of(model: DeepSPI, parameters: Any, observations: Any) -> tuple[Any, jax.Array]:
+    networks = model.policy.programs.networks
+    return agent.policy_and_values(networks, parameters, agent.encode(networks, parameters, observations))
+
+
+def model_losses_of(model: DeepSPI, parameters: Any, transitions: Any, key: jax.Array) -> agent.ModelLosses:
+    networks, t = model.policy.programs.networks, transitions
+    latents, next_latents = (agent.encode(networks, parameters, o) for o in (t.observations, t.next_observations))
+    return agent.model_losses(networks, parameters, latents, t.actions, t.rewards, next_latents, key)
 
 
 @pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)], ids=str)
@@ -172,11 +134,12 @@ def test_update_at_alpha_zero_is_ppo(action_space: spaces.Space) -> None:
     env = DummyVecEnv([lambda: ToyEnv(VECTOR, action_space, length=4)] * 2)
     model = DeepSPI("MlpPolicy", env, n_steps=8, batch_size=16, seed=1)
     rollout, h = collected(model)
-    state = model.policy.state
-    new_state = update(state, rollout, model._last_obs, jax.random.PRNGKey(0), h).state
+    parameters = model.policy.learner.parameters
+    policy_and_values = partial(policy_and_values_of, model)
+    learner, _ = updated(model, rollout, h)
 
     advantages, last = np.zeros((8, 2)), 0.0
-    next_values = np.asarray(state.apply_fn(state.params, model._last_obs)[1])
+    next_values = np.asarray(policy_and_values(parameters, model._last_obs)[1])
     for t in reversed(range(8)):
         following = np.where(rollout.dones[t], rollout.truncated_values[t], next_values)
         delta = rollout.rewards[t] + 0.9 * following - rollout.values[t]
@@ -188,13 +151,13 @@ def test_update_at_alpha_zero_is_ppo(action_space: spaces.Space) -> None:
     advantages = (flat(advantages) - advantages.mean()) / (advantages.std() + 1e-8)
 
     def ppo_loss(parameters: Any) -> jax.Array:
-        distribution, values = state.apply_fn(parameters, observations)
+        distribution, values = policy_and_values(parameters, observations)
         ratio = jnp.exp(distribution.log_prob(actions) - old)
         surrogate = jnp.minimum(ratio * advantages, jnp.clip(ratio, 0.9, 1.1) * advantages).mean()
         return -surrogate - 0.01 * distribution.entropy().mean() + 0.5 * (0.5 * (values - returns) ** 2).mean()
 
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3, eps=1e-5))
-    expected, opt_state = state.params, optimizer.init(state.params)
+    expected, opt_state = parameters, optimizer.init(parameters)
 
     @jax.jit
     def step(parameters: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -204,8 +167,8 @@ def test_update_at_alpha_zero_is_ppo(action_space: spaces.Space) -> None:
     for _ in range(3):
         expected, opt_state = step(expected, opt_state)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new_state.params, expected)
-    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), state.params, new_state.params)["params"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), learner.parameters, expected)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), parameters, learner.parameters)
     assert not any(jax.tree.leaves((moved["transition_model"], moved["reward_model"])))
 
 
@@ -214,98 +177,74 @@ def test_gradient_of_the_losses_is_scaled_by_the_clipped_ratio() -> None:
     env = DummyVecEnv([lambda: ToyEnv(VECTOR, spaces.Discrete(3))] * 2)
     model = DeepSPI("MlpPolicy", env, n_steps=8, batch_size=16, seed=1)
     rollout, h = collected(model)
-    state = model.policy.state
+    networks, parameters = model.policy.programs.networks, model.policy.learner.parameters
     transitions = to_transitions(rollout, np.zeros(2, np.float32), 0.9, 0.8)
     # ratios of 0.7, 1.0 and 1.5: beyond, inside and beyond the neighbourhood
     shifts = np.log(np.resize([0.7, 1.0, 1.5], 16)).astype(np.float32)
     transitions = transitions.replace(log_probs=transitions.log_probs - shifts)
     h = h.replace(reward_loss_coef=0.3, transition_loss_coef=0.2, normalize_advantage=False)
     key = jax.random.PRNGKey(0)
-    gradient = jax.jit(jax.grad(lambda p: loss(p, state, transitions, key, h)[0]))(state.params)["params"]
+    gradient = jax.jit(jax.grad(lambda p: loss(networks, p, transitions, key, h)[0]))(parameters)
 
-    evaluation = jax.jit(lambda p: state.apply_fn(p, transitions, key, method="evaluate"))(state.params)
-    utilities = transitions.advantages - 0.3 * evaluation.reward_losses - 0.2 * evaluation.transition_losses
+    model_losses = jax.jit(partial(model_losses_of, model, transitions=transitions, key=key))
+    of_model = model_losses(parameters)
+    utilities = transitions.advantages - 0.3 * of_model.reward - 0.2 * of_model.transition
     ratio = np.resize([0.7, 1.0, 1.5], 16)
     clipped = np.clip(ratio, 0.9, 1.1)
     weight = np.where(ratio * utilities <= clipped * utilities, ratio, clipped)
     assert len(set(weight.round(3))) > 2
 
     def weighted(parameters: Any) -> jax.Array:
-        e = state.apply_fn(parameters, transitions, key, method="evaluate")
-        return (weight * (0.3 * e.reward_losses + 0.2 * e.transition_losses)).mean()
+        of_model = model_losses(parameters)
+        return (weight * (0.3 * of_model.reward + 0.2 * of_model.transition)).mean()
 
-    expected = jax.jit(jax.grad(weighted))(state.params)["params"]
+    expected = jax.jit(jax.grad(weighted))(parameters)
     for part in ("reward_model", "transition_model"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient[part], expected[part]
         )
 
 
-def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Sums over parts of a minibatch, pulled back through the kernels' normalisation, against plain autodiff; encoder and
-    transition model in yet smaller parts.
-    """
-    env = DummyVecEnv([lambda: ToyEnv(IMAGE, spaces.Discrete(3))] * 2)
-    kwargs = dict(transition_density="deterministic", features_extractor_kwargs=dict(features_dim=8))
-    model = DeepSPI("CnnPolicy", env, n_steps=6, batch_size=12, seed=1, policy_kwargs=kwargs)
+def test_deepmdps_loss_is_its_formula() -> None:
+    """PPO's clipped objective, entropy, values, and the world model's losses outside the clip, by NumPy."""
+    model = DeepMDP("MlpPolicy", DummyVecEnv([lambda: ToyEnv(VECTOR, spaces.Discrete(3))] * 2), **TINY_RUN)
     rollout, h = collected(model)
-    h = h.replace(reward_loss_coef=1.0, transition_loss_coef=1.0)
-    state, key = model.policy.state, jax.random.PRNGKey(0)
-    transitions = to_transitions(rollout, np.zeros(2, np.float32), 0.9, 0.8)
-    advantages = transitions.advantages
-    normalized = transitions.replace(advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8))
+    h = h.replace(reward_loss_coef=0.3, transition_loss_coef=0.2)
+    t = to_transitions(rollout, np.zeros(2, np.float32), 0.9, 0.8)
+    t = t.replace(log_probs=t.log_probs - np.log(np.resize([0.7, 1.0, 1.5], 16)).astype(np.float32))
+    networks, parameters, key = model.policy.programs.networks, params(model), jax.random.PRNGKey(0)
+    total, metrics = jax.jit(partial(deepmdp.loss, networks))(parameters, t, key, h)
 
-    def whole(params: Any) -> jax.Array:
-        return loss(state.apply_fn(params, method="constrain"), state, normalized, key, h)[0]
-
-    expected_loss, expected = jax.jit(jax.value_and_grad(whole))(state.params)
-    norms = jax.jit(partial(state.apply_fn, method="norms"))(state.params)
-    monkeypatch.setattr(backend, "CPU_PIECE", 5)
-    for size in (5, 99):  # parts of 4, since 5 does not divide 12, and one part, of which three are made
-        in_parts = jax.jit(lambda *arguments: loss_gradients(*arguments))  # another model may have other pieces
-        gradients, metrics = in_parts(state, norms, transitions, key, h.replace(microbatch_size=size))
-        assert metrics.loss == pytest.approx(float(expected_loss), rel=1e-4)
-        for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-9)
-
-
-@pytest.mark.parametrize("action_space", [spaces.Discrete(1), spaces.Discrete(18), spaces.Box(-1, 1, (2,))], ids=str)
-def test_sharing_observations_changes_nothing(action_space: spaces.Space) -> None:
-    """Loss and every gradient against the plain form; also where episodes end too often for it."""
-    env = DummyVecEnv([lambda: ToyEnv(IMAGE, action_space, length=5)] * 3)
-    kwargs = dict(transition_density="deterministic", features_extractor_kwargs=dict(features_dim=8))
-    model = DeepSPI("CnnPolicy", env, n_steps=8, batch_size=24, seed=1, policy_kwargs=kwargs)
-    rollout, h = collected(model)
-    h = h.replace(reward_loss_coef=1.0, transition_loss_coef=1.0, microbatch_size=16)
-    state, key = model.policy.state, jax.random.PRNGKey(0)
-    norms = jax.jit(partial(state.apply_fn, method="norms"))(state.params)
-    of_minibatch = jax.jit(loss_gradients)
-    for dones, fits in ((rollout.dones, True), (np.ones_like(rollout.dones), False)):
-        plain = to_transitions(rollout.replace(dones=dones), np.zeros(3, np.float32), 0.9, 0.8)
-        segments = plain.replace(segment_length=4)
-        assert segments.dones.any()
-        parts_fit = jax.vmap(share_observations)(microbatches(segments, h.microbatch_size)).fits
-        assert (parts_fit == fits).all() and len(parts_fit) == 2
-        expected, expected_metrics = of_minibatch(state, norms, plain, key, h)
-        gradients, metrics = of_minibatch(state, norms, segments, key, h)
-        assert metrics.loss == pytest.approx(float(expected_metrics.loss), rel=1e-4)
-        for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-9)
+    policy = agent.policy_terms(networks, parameters, agent.encode(networks, parameters, t.observations), t.actions)
+    policy = jax.device_get(policy)
+    of_model, t = jax.device_get((model_losses_of(model, parameters, t, key), t))
+    ratio = np.exp(policy.log_probs - t.log_probs)
+    surrogate = np.minimum(ratio * t.advantages, np.clip(ratio, 0.9, 1.1) * t.advantages).mean()
+    model_loss = 0.3 * of_model.reward.mean() + 0.2 * of_model.transition.mean()
+    value_loss = 0.5 * ((policy.values - t.returns) ** 2).mean()
+    expected = -surrogate + model_loss - 0.01 * policy.entropies.mean() + 0.5 * value_loss
+    assert model_loss > 0.01
+    assert float(total) == pytest.approx(expected, rel=1e-4)
+    assert float(metrics.policy_gradient_loss) == pytest.approx(-surrogate + model_loss, rel=1e-4)
 
 
-def test_gradient_flows_through_both_latents() -> None:
-    model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, spaces.Discrete(2)), **TINY_RUN)
-    rollout, _ = collected(model)
-    transitions = to_transitions(rollout, np.zeros(1, np.float32), 0.9, 0.8)
-    state = model.policy.state
-
-    def transition_loss(observations: jax.Array, next_observations: jax.Array) -> jax.Array:
-        moved = transitions.replace(observations=observations, next_observations=next_observations)
-        return state.apply_fn(state.params, moved, jax.random.PRNGKey(0), method="evaluate").transition_losses.sum()
-
-    for gradient in jax.jit(jax.grad(transition_loss, (0, 1)))(transitions.observations, transitions.next_observations):
-        assert jnp.abs(gradient).min(axis=-1).max() > 0
+def test_without_losses_there_is_no_world_model(tmp_path: Path) -> None:
+    env = ToyEnv(VECTOR, spaces.Discrete(3))
+    model = DeepSPI("MlpPolicy", env, reward_loss_coef=0, transition_loss_coef=0, **TINY_RUN)
+    before = params(model)
+    assert set(before) == {"encoder", "torso", "actor", "critic"}
+    model.learn(16)
+    for part in ("encoder", "actor", "critic"):
+        assert not same(before[part], params(model)[part]), f"{part} did not learn"
+    model.save(tmp_path / "model")
+    loaded = DeepSPI.load(tmp_path / "model", env)
+    assert same(params(model), params(loaded))
+    loaded.learn(8, reset_num_timesteps=False)
+    for changed in (model, loaded):
+        changed.transition_loss_coef = 0.1
+        with pytest.raises(ValueError, match=r"DeepSPI was made without a world model.*transition_loss_coef=0\.1") as e:
+            changed.learn(8)
+        assert "\n" not in str(e.value)
 
 
 def test_next_observations_are_the_true_ones_and_rewards_the_given_ones() -> None:
@@ -332,17 +271,10 @@ def test_next_observations_are_the_true_ones_and_rewards_the_given_ones() -> Non
     assert rollout.next_observations[:, 0, 0].tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
     assert rollout.rewards[:, 0].tolist() == [11, 12, 13, 11, 12, 13, 11, 12]
     assert rollout.dones[:, 0].tolist() == [False, False, True] * 2 + [False, False]
-    state = model.policy.state
-    value_at_the_limit = float(state.apply_fn(state.params, np.array([[3.0]], np.float32))[1][0])
+    assert rollout.terminated[:, 0].tolist() == [False] * 5 + [True] + [False] * 2
+    assert rollout.truncated[:, 0].tolist() == [False] * 2 + [True] + [False] * 5
+    value_at_the_limit = float(model.policy.predict_values(np.array([[3.0]], np.float32))[0])
     np.testing.assert_allclose(rollout.truncated_values[:, 0], [0, 0, value_at_the_limit, 0, 0, 0, 0, 0], rtol=1e-5)
-
-
-def test_n_steps_spreads_about_1024_transitions() -> None:
-    for n_envs, n_steps in ((1, 1024), (8, 128), (128, 8), (6, 128), (3, 256), (4096, 1)):
-        assert automatic_n_steps(n_envs, batch_size=256) == n_steps
-    assert DeepSPI("MlpPolicy", make_vec_env("CartPole-v1", 8)).n_steps == 128
-    model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32)
-    assert model.n_steps == 64
 
 
 def test_automatic_n_steps_follows_the_environments_at_load(tmp_path: Any) -> None:
@@ -358,7 +290,7 @@ def test_batch_size_that_does_not_divide_the_rollout(batch_size: int, minibatche
     with pytest.warns(UserWarning, match="truncated mini-batch"):
         model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=batch_size, n_epochs=3)
     model.learn(16)
-    assert model.policy.state.step == 3 * minibatches
+    assert n_steps_of(model) == 3 * minibatches
 
 
 def test_target_kl_stops_the_update(capsys: pytest.CaptureFixture) -> None:
@@ -370,7 +302,7 @@ def test_target_kl_stops_the_update(capsys: pytest.CaptureFixture) -> None:
 
     free, loose, tight = run(None), run(1e9), run(1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), params(free), params(loose))
-    assert 0 < tight.policy.state.step < 4
+    assert 0 < n_steps_of(tight) < 4
     assert tight._n_updates == 1
     assert "Early stopping at step 0" in capsys.readouterr().out
     DeepSPI(
@@ -415,95 +347,6 @@ def test_log_keys_and_schedules() -> None:
     assert keys.seen["spi/importance_ratio_inf_sampled"] <= 1 <= keys.seen["spi/importance_ratio_sup_sampled"]
 
 
-@pytest.mark.parametrize(
-    ("policy", "observation_space", "neighbourhood"),
-    [("MlpPolicy", VECTOR, "clip"), ("MlpPolicy", VECTOR, "project"), ("CnnPolicy", CHANNELS_FIRST, "clip")],
-)
-def test_nothing_compiles_again_after_the_first_update(
-    policy: str, observation_space: spaces.Box, neighbourhood: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Not for another learning rate or clip range, nor when an episode is cut short for the first time."""
-
-    def compiled() -> list[str]:
-        return [record.message for record in caplog.records if "Compiling" in record.message]
-
-    jax.clear_caches()  # of other tests' models of the same kind
-    env = ToyEnv(observation_space, spaces.Discrete(5), length=20)
-    model = DeepSPI(policy, env, neighbourhood=neighbourhood, **TINY_RUN)
-    with jax.log_compiles():
-        model.learn(8)
-        assert any("update" in message for message in compiled())
-        caplog.clear()
-        model.learn(16, reset_num_timesteps=False)
-        model.learning_rate, model.clip_range_schedule, model.ent_coef = 0.5, FloatSchedule(0.3), 0.2
-        model._setup_lr_schedule()
-        model.learn(16)
-    assert model.average_episode_length == 20
-    assert not compiled()
-
-
-@pytest.mark.parametrize("action_space", [spaces.Discrete(7), spaces.Box(-2, 2, (7,))], ids=str)
-def test_a_second_model_of_the_same_kind_compiles_nothing(
-    action_space: spaces.Space, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nor one that is loaded; other numbers are no other kind, but another activation is one."""
-    env = ToyEnv(VECTOR, action_space)
-    DeepSPI("MlpPolicy", env, **TINY_RUN).learn(16).save(tmp_path / "model")
-
-    def compiled() -> set[str]:
-        found = (re.search(r"Compiling jit\(([^)]+)\)", record.message) for record in caplog.records)
-        names = {match[1] for match in found if match}
-        caplog.clear()
-        return names
-
-    with jax.log_compiles():
-        numbers = TINY_RUN | dict(seed=5, learning_rate=0.1, gamma=0, ent_coef=1, max_grad_norm=7)
-        DeepSPI("MlpPolicy", env, **numbers).learn(16)
-        assert compiled() == set()
-        DeepSPI.load(tmp_path / "model", env).learn(16)
-        assert compiled() <= {"convert_element_type", "stage", "_threefry_fold_in"}  # a new random key
-        DeepSPI("MlpPolicy", env, **TINY_RUN, policy_kwargs=dict(activation_fn=lambda x: jax.nn.silu(x))).learn(8)
-        assert {"create_state", "decide", "update", "certify"} <= compiled()
-
-
-def test_what_differs_is_not_shared() -> None:
-    """Neither where Python takes two values for equal, nor bounds, of which SBX's actor knows nothing."""
-    box = spaces.Box(-1, 1, (2,), np.float32)
-    kinds = [
-        (box, {}),
-        (spaces.Box(-1, 2, (2,), np.float32), {}),
-        (box, dict(log_std_init=-1.0)),
-        (box, dict(optimizer_class=optax.rmsprop)),
-        (box, dict(optimizer_kwargs=dict(eps_root=0))),
-        (box, dict(optimizer_kwargs=dict(eps_root=0.0))),
-        (box, dict(optimizer_kwargs=dict(nesterov=True))),
-        (box, dict(optimizer_kwargs=dict(nesterov=1))),
-    ]
-    states = [
-        DeepSPI("MlpPolicy", ToyEnv(VECTOR, space), **TINY_RUN, policy_kwargs=kwargs).policy.state
-        for space, kwargs in (*kinds, kinds[0])
-    ]
-    assert len({(state.apply_fn, state.tx) for state in states}) == len(kinds)
-
-
-def test_an_optimisers_first_state_knows_the_learning_rate_and_the_norm() -> None:
-    kwargs = dict(optimizer_class=optax.rprop)  # whose step sizes begin with it
-    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN, policy_kwargs=kwargs, max_grad_norm=7)
-    get = lambda name: optax.tree_utils.tree_get(model.policy.state.opt_state, name)  # noqa: E731
-    assert (get("learning_rate"), get("max_norm")) == (pytest.approx(1e-3), 7)
-    assert all((sizes == np.float32(1e-3)).all() for sizes in jax.tree.leaves(get("step_sizes")))
-
-
-def test_no_host_transfer_inside_an_update() -> None:
-    """The whole update is one compiled program: its inputs go in, its results come out."""
-    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN).learn(8)
-    rollout, h = collected(model)
-    arguments = jax.device_put((model.policy.state, rollout, model._last_obs, jax.random.PRNGKey(0), h))
-    update(*arguments)
-    with jax.transfer_guard("disallow"):
-        update(*arguments)
-
-
 def test_a_rollout_goes_to_the_device_once_and_an_update_comes_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not finite, too, is noticed with what is logged."""
     model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN).learn(8)
@@ -525,7 +368,9 @@ def test_images_stay_bytes_and_no_slow_convolution_is_left() -> None:
     model = DeepSPI("CnnPolicy", ToyEnv(CHANNELS_FIRST, spaces.Discrete(2)), **TINY_RUN)
     rollout, h = collected(model)
     assert rollout.observations.dtype == rollout.next_observations.dtype == np.uint8
-    program = update.lower(model.policy.state, rollout, model._last_obs, jax.random.PRNGKey(0), h).as_text()
+    programs = model.policy.programs
+    program = jax.jit(partial(update, DeepSPI.step, programs.networks, programs.optimizer))
+    program = program.lower(model.policy.learner, rollout, model._last_obs, jax.random.PRNGKey(0), h).as_text()
     assert "stablehlo.dot_general" in program
     assert "stablehlo.convolution" not in program
 
@@ -558,7 +403,7 @@ def test_callback_can_stop() -> None:
 
     model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN).learn(100, callback=Stop())
     assert model.num_timesteps == 3
-    assert model.policy.state.step == 0
+    assert n_steps_of(model) == 0
 
 
 class Faulty(ToyEnv):
@@ -600,7 +445,7 @@ def test_non_finite_numbers_name_environment_and_step(fault: str) -> None:
         (dict(clip_range_vf=-1.0), "clip_range_vf must be positive, but got -1.0"),
         (dict(max_grad_norm=0.0), "max_grad_norm must be positive"),
         (dict(device="cuda:7"), "JAX has no device 'cuda:7'"),
-        (dict(policy_kwargs=dict(transition_density="gaussian")), "must be one of 'mixture', 'normal', 'determ"),
+        (dict(policy_kwargs=dict(transition_density="gaussian")), "must be one of 'deterministic', 'normal', 'mix"),
         (dict(policy_kwargs=dict(n_components=0)), "n_components must be a whole number"),
         (dict(policy_kwargs=dict(lipschitz_constant=-1.0)), "lipschitz_constant must be positive"),
         (dict(policy_kwargs=dict(net_archs=[])), "'net_archs': did you mean 'net_arch'"),

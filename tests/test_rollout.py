@@ -1,40 +1,41 @@
 """Advantages against SB3's own buffer, and s' and r as the environment gave them."""
 
+from typing import Any
+
 import jax
 import numpy as np
-import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
 
-from sbx_deepspi.networks.backend import segment_length
-from sbx_deepspi.rollout import (
-    Rollout,
-    generalized_advantages,
-    microbatches,
-    share_observations,
-    spread_ends,
-    to_transitions,
-)
+from sbx_deepspi import DeepSPI
+from sbx_deepspi.rollout import Rollout, automatic_n_steps, generalized_advantages, to_transitions
 
 GAMMA, GAE_LAMBDA = 0.9, 0.8
 
 
+def empty(n_steps: int, n_envs: int, shape: tuple[int, ...] = (), dtype: Any = np.float32) -> Rollout:
+    observation, action = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), np.int32)
+    return Rollout.empty(n_steps, n_envs, observation, action, log_policy=(2,))
+
+
 def random_rollout(n_steps: int, n_envs: int) -> tuple[Rollout, np.ndarray]:
     rng = np.random.default_rng(0)
-    rollout = Rollout.empty(n_steps, n_envs, observation=((3,), np.float32), action=((), np.int32), log_policy=(2,))
+    rollout = empty(n_steps, n_envs, (3,))
     rollout = jax.tree.map(
         lambda a: (rng.random(a.shape) < 0.3 if a.dtype == bool else rng.normal(size=a.shape) * 3).astype(a.dtype),
         rollout,
     )
-    truncated = rollout.dones & (rng.random(rollout.dones.shape) < 0.5)
-    rollout = rollout.replace(truncated_values=np.where(truncated, rollout.truncated_values, 0).astype(np.float32))
+    rollout = rollout.replace(terminated=rollout.terminated & ~rollout.truncated)
+    values = np.where(rollout.truncated, rollout.truncated_values, 0).astype(np.float32)
+    rollout = rollout.replace(truncated_values=values)
     return rollout, rng.normal(size=n_envs).astype(np.float32)
 
 
 def test_advantages_equal_sb3s() -> None:
     rollout, last_values = random_rollout(n_steps=11, n_envs=5)
-    assert rollout.dones.any() and rollout.truncated_values.any()
+    assert rollout.terminated.any() and rollout.truncated_values.any()
     buffer = RolloutBuffer(
         11, spaces.Box(-1, 1, (3,)), spaces.Discrete(2), gamma=GAMMA, gae_lambda=GAE_LAMBDA, n_envs=5
     )
@@ -56,70 +57,41 @@ def test_advantages_equal_sb3s() -> None:
 
 def test_advantages_by_hand() -> None:
     """Two steps, then a terminal state: δ = (1 + 0.9·2 - 1, 3 - 2) and Â_0 = δ_0 + 0.72 δ_1."""
-    rollout = Rollout.empty(2, 1, observation=((), np.float32), action=((), np.int32), log_policy=(2,))
+    rollout = empty(2, 1, ())
     rollout.rewards[:, 0] = 1, 3
     rollout.values[:, 0] = 1, 2
-    rollout.dones[1] = True
+    rollout.terminated[1] = True
     advantages = generalized_advantages(rollout, np.array([100.0]), GAMMA, GAE_LAMBDA)
     np.testing.assert_allclose(advantages[:, 0], [1.8 + 0.72, 1.0], rtol=1e-6)
 
 
-def test_observations_are_shared_within_segments_unless_the_episode_ended() -> None:
-    """Two segments of four steps; the second episode of the first one ends at its third step."""
-    rollout = Rollout.empty(4, 2, observation=((), np.int32), action=((), np.int32), log_policy=(2,))
-    rollout.observations[:] = np.transpose([[10, 11, 12, 0], [20, 21, 22, 23]])
-    rollout.next_observations[:] = np.transpose([[11, 12, 13, 1], [21, 22, 23, 24]])
-    rollout.dones[2, 0] = True
-    transitions = to_transitions(rollout, np.zeros(2, np.float32), GAMMA, GAE_LAMBDA).replace(segment_length=4)
-    shared = share_observations(transitions)
-    # 13 ends an episode; 1 and 24 end the segments; that is all there is room for
-    np.testing.assert_array_equal(shared.observations, [10, 11, 12, 0, 20, 21, 22, 23, 13, 1, 24])
-    np.testing.assert_array_equal(shared.observations[shared.following], transitions.next_observations)
-    assert shared.fits
+def test_dictionaries_of_observations_are_flattened_leaf_by_leaf() -> None:
+    observation = {"image": jax.ShapeDtypeStruct((2, 3), np.uint8), "vector": jax.ShapeDtypeStruct((), np.float32)}
+    rollout = Rollout.empty(4, 2, observation, jax.ShapeDtypeStruct((), np.int32), log_policy=(2,))
+    assert rollout.observations["image"].shape == (4, 2, 2, 3) and rollout.observations["image"].dtype == np.uint8
+    for observations in (rollout.observations, rollout.next_observations):
+        observations["image"][:] = np.arange(8).reshape(4, 2, 1, 1)
+        observations["vector"][:] = np.arange(8).reshape(4, 2)
+    transitions = to_transitions(rollout, np.zeros(2, np.float32), GAMMA, GAE_LAMBDA)
+    order = [0, 2, 4, 6, 1, 3, 5, 7]  # one environment's after the other's
+    for observations in (transitions.observations, transitions.next_observations):
+        assert observations["image"].dtype == np.uint8 and observations["image"].shape == (8, 2, 3)
+        np.testing.assert_array_equal(observations["image"][:, 1, 2], order)
+        np.testing.assert_array_equal(observations["vector"], order)
 
 
-@pytest.mark.parametrize("p_done", [0.0, 0.1, 0.3, 1.0])
-def test_shared_observations_give_back_every_next_one(p_done: float) -> None:
-    rng = np.random.default_rng(0)
-    for length in (2, 3, 8):
-        rollout = Rollout.empty(3 * length, 5, observation=((2,), np.float32), action=((), np.int32), log_policy=(2,))
-        rollout.dones[:] = rng.random(rollout.dones.shape) < p_done
-        rollout.observations[:] = rng.random(rollout.observations.shape)
-        rollout.next_observations[:] = rng.random(rollout.observations.shape)
-        goes_on = ~rollout.dones[:-1]
-        rollout.next_observations[:-1][goes_on] = rollout.observations[1:][goes_on]
-        transitions = to_transitions(rollout, np.zeros(5, np.float32), GAMMA, GAE_LAMBDA).replace(segment_length=length)
-        shared = share_observations(transitions)
-        n_inner_ends = rollout.dones.reshape(3, length, 5)[:, :-1].sum()
-        assert shared.fits == (n_inner_ends <= 8)  # 15 segments
-        if shared.fits:
-            np.testing.assert_array_equal(shared.observations[shared.following], transitions.next_observations)
+def test_an_episode_ends_for_either_reason() -> None:
+    rollout = empty(3, 1)
+    rollout.terminated[0], rollout.truncated[1] = True, True
+    assert rollout.dones[:, 0].tolist() == [True, True, False]
+    transitions = to_transitions(rollout, np.zeros(1, np.float32), GAMMA, GAE_LAMBDA)
+    assert transitions.dones.tolist() == [True, True, False]
+    assert transitions.terminated.tolist() == [True, False, False]
 
 
-def test_microbatches_keep_segments_whole() -> None:
-    rollout = Rollout.empty(4, 6, observation=((), np.float32), action=((), np.int32), log_policy=(2,))
-    rollout.rewards[:] = np.arange(24).reshape(6, 4).T
-    transitions = to_transitions(rollout, np.zeros(6, np.float32), GAMMA, GAE_LAMBDA)
-    parts = microbatches(transitions.replace(segment_length=4), microbatch_size=10)
-    np.testing.assert_array_equal(parts.rewards, np.arange(24).reshape(3, 8))
-    np.testing.assert_array_equal(microbatches(transitions, 10).rewards, np.arange(24).reshape(3, 8))
-
-
-@pytest.mark.parametrize("n_parts", [1, 3, 4])
-@pytest.mark.parametrize("p_done", [0.0, 0.05, 0.5])
-def test_ends_of_episodes_are_spread_over_the_parts(p_done: float, n_parts: int) -> None:
-    rng = np.random.default_rng(0)
-    dones = rng.random(100 * 5) < p_done
-    segments = rng.choice(100, 24, replace=False)
-    indices = (5 * segments[:, None] + np.arange(5)).reshape(-1)
-    dealt = np.asarray(spread_ends(indices, dones, 5, len(indices) // n_parts)).reshape(n_parts, -1, 5)
-    np.testing.assert_array_equal(dealt % 5, np.broadcast_to(np.arange(5), dealt.shape))  # segments stay whole
-    np.testing.assert_array_equal(np.sort(dealt.reshape(-1)), np.sort(indices))
-    n_ends = dones[dealt[..., :-1]].sum(axis=(1, 2))
-    assert n_ends.max() - n_ends.min() <= dones[indices.reshape(-1, 5)[:, :-1]].sum(axis=1).max()
-
-
-def test_segments_divide_rollouts_and_minibatches() -> None:
-    for n_steps, batch_size, length in ((8, 256, 8), (128, 256, 8), (6, 256, 1), (5, 256, 1), (1, 256, 1), (12, 24, 6)):
-        assert segment_length(True, n_steps, batch_size) == length
-        assert segment_length(False, n_steps, batch_size) == 1
+def test_n_steps_spreads_about_1024_transitions() -> None:
+    for n_envs, n_steps in ((1, 1024), (8, 128), (128, 8), (6, 128), (3, 256), (4096, 1)):
+        assert automatic_n_steps(n_envs, batch_size=256) == n_steps
+    assert DeepSPI("MlpPolicy", make_vec_env("CartPole-v1", 8)).n_steps == 128
+    model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32)
+    assert model.n_steps == 64

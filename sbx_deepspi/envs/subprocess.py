@@ -13,7 +13,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sbx_deepspi.sb3 import checks
+from sbx_deepspi.collect.vec_env import check_shape
 
 
 class TimeoutSubprocVecEnv(SubprocVecEnv):
@@ -78,7 +78,7 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
         for i, (observation, _, done, info, _) in enumerate(results):
             # At the end of an episode there are two observations: its last one, and the first of the next episode
             for value in (observation, info["terminal_observation"]) if done else (observation,):
-                checks.shape_of_observation("an observation", i, value, self.observation_space.shape)
+                check_shape("an observation", i, value, self.observation_space.shape)
         observations, rewards, dones, infos, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
         return np.stack(observations), np.stack(rewards), np.stack(dones), list(infos)
 

@@ -147,7 +147,7 @@ def importance_ratios(networks: Networks, updated: Parameters, rollout: Rollout)
     flat = rollout.flat()
     latents = agent.encode(networks, updated, flat.observations)
     distribution, _ = agent.policy_and_values(networks, updated, latents)
-    return importance_ratio_range(agent.log_policy(distribution, flat.actions), flat.log_policy)
+    return importance_ratio_range(agent.log_policy(distribution, jnp.asarray(flat.actions)), flat.log_policy)
 
 
 def measure(networks: Networks, parameters: Parameters, rollout: Rollout, key: jax.Array, gamma: Scalar) -> Measurement:

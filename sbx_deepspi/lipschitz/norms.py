@@ -2,8 +2,8 @@
 Upper bounds of operator norms.
 
 They come from Gram iteration (Delattre et al., ICML 2023): squaring the Gram matrix G = M*M n times gives
-‖M‖₂ ≤ tr(G^(2ⁿ) G)^(1/(2ⁿ⁺¹+2)), which holds at every n and tightens fast. Unlike power iteration it never falls below the
-true norm, if products are as exact as float32 is: GPUs would round their factors.
+‖M‖₂ ≤ tr(G^(2ⁿ) G)^(1/(2ⁿ⁺¹+2)), which holds at every n and tightens fast. Unlike power iteration it never falls
+below the true norm, if products are as exact as float32 is: GPUs would round their factors.
 """
 
 import math

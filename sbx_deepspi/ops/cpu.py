@@ -1,6 +1,6 @@
 """
-The forms that suit CPUs: XLA's convolutions are slow there, and slower still inside loops (jax issue 12868), while matrix
-products run near the machine's peak; JAX's random bits cost more than what is done with them.
+The forms that suit CPUs: XLA's convolutions are slow there, and slower still inside loops (jax issue 12868), while
+matrix products run near the machine's peak; JAX's random bits cost more than what is done with them.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Noise for the latent samples: standard normals cut to [-1, 1], as cheap as they can be made.
 
 A minibatch of Atari needs four million of them. Cutting first means that only the middle of the inverse
-normal distribution is ever needed, which is a short polynomial. On CPUs, a hash of a counter, two rounds of a 32-bit integer
-mixer (constants: C. Wellons' lowbias32), makes bits with far less work than JAX's threefry.
+normal distribution is ever needed, which is a short polynomial. On CPUs, a hash of a counter, two rounds of a 32-bit
+integer mixer (constants: C. Wellons' lowbias32), makes bits with far less work than JAX's threefry.
 """
 
 import jax

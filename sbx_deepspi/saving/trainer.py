@@ -2,8 +2,8 @@
 What a model's file holds, and how a model is made from it.
 
 Its tensors are :class:`~sbx_deepspi.state.TrainerState`, everything that an iteration changes, and the key of
-predictions. Its attributes are the configuration (the arguments of the constructor, by their names), SB3's progress, and
-what the user has set.
+predictions. Its attributes are the configuration (the arguments of the constructor, by their names), SB3's
+progress, and what the user has set.
 """
 
 import inspect
@@ -49,7 +49,7 @@ def configuration(algorithm: type) -> list[str]:
             "builtins",
             "abc",
         ):
-            names |= dict.fromkeys(inspect.signature(cls.__init__).parameters)
+            names |= dict.fromkeys(inspect.signature(vars(cls)["__init__"]).parameters)
     return [RENAMED.get(name, name) for name in names if name not in NOT_CONFIGURATION]
 
 

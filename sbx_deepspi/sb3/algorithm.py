@@ -89,8 +89,8 @@ class DeepSPI(PPO):
     :param neighbourhood: ``"clip"``: the objective's clip alone keeps the policy near the one that collected the data;
         ``"project"``: after each update the parameters are drawn back until every importance ratio on the rollout's
         states (over all actions; for Box, over the sampled ones) lies in [1 - ε, 1 + ε]
-    :param certificate_freq: updates from one certificate to the next, of which the first update has one. A callback that
-        requires conditions gets one for each update
+    :param certificate_freq: updates from one certificate to the next; the first update has one. A callback that requires
+        conditions gets one for each update
     :param _init_setup_model: whether to build the networks at once
     :raises ValueError: an argument, a space or the device is not supported
     """
@@ -191,7 +191,7 @@ class DeepSPI(PPO):
         self._faulty_updates = 0
         self._last_verdict = ""
         self._updates_since_certificate = 0
-        self._set_by_constructor = frozenset()
+        self._set_by_constructor: frozenset[str] = frozenset()
         if _init_setup_model:
             self._setup_model()
         self._set_by_constructor = frozenset(vars(self))
@@ -315,7 +315,7 @@ class DeepSPI(PPO):
                     env, clipped_actions, self.num_timesteps // env.num_envs + 1
                 )
                 self.num_timesteps += env.num_envs
-                self.episodes = self.episodes.after_step(self._last_episode_starts, dones)
+                self.episodes = self.episodes.after_step(np.asarray(self._last_episode_starts), dones)
                 callback.update_locals(locals())
                 if not callback.on_step():
                     # this step is not learned from, but the next rollout begins where it led
@@ -408,7 +408,7 @@ class DeepSPI(PPO):
         before = self.state
         arguments = jax.device_put((before, self.rollout_buffer, self._last_obs), self.jax_device)
         state, report, kept = self.policy.programs.iteration(
-            *arguments, hyperparameters, step=self.step, projects=projects
+            *arguments, hyperparameters, step=type(self).step, projects=projects
         )
         parameters, certificate = state.learner.parameters, None
         if self._is_certified():

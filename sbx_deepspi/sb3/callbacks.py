@@ -30,8 +30,9 @@ class SPICertificateCallback(BaseCallback):
     In a list of callbacks it stands before those that save the model: they should find the parameters that it leaves.
 
     :param path: of the CSV file, one row per update; rows are added to a file that exists. ``None``: no file
-    :param require: conditions, or one, that every update must meet, of :data:`~sbx_deepspi.guarantee.conditions.CONDITIONS` and
-        ``"neighbourhood"``, every importance ratio within [1 - ε, 1 + ε] (for Box, of the sampled actions)
+    :param require: conditions, or one, that every update must meet: of
+        :data:`~sbx_deepspi.guarantee.conditions.CONDITIONS`, and ``"neighbourhood"``, every importance ratio within
+        [1 - ε, 1 + ε] (for Box, of the sampled actions)
     :param on_violation: ``"stop"`` training, or ``"restore"`` the last parameters that met the conditions (at first
         those before training) and go on from there
     :param verbose: 1 prints a line at each violation
@@ -66,8 +67,8 @@ class SPICertificateCallback(BaseCallback):
         policy, gamma = self.model.policy, self.model.gamma
         if not policy.world_model:
             raise ValueError(
-                "SPICertificateCallback needs a world model, but reward_loss_coef and transition_loss_coef are 0: there "
-                "is nothing to certify."
+                "SPICertificateCallback needs a world model, but reward_loss_coef and transition_loss_coef are 0: "
+                "there is nothing to certify."
             )
         self._last_good: Learner = policy.learner
         self.model.certifies_each_update |= bool(self.require)

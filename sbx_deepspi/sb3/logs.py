@@ -1,4 +1,4 @@
-"""What an update writes into SB3's logger. Everything is ASCII, so that no terminal, file or code page can end a run."""
+"""What an update writes into SB3's logger. All of it is ASCII: no terminal, file or code page can end a run."""
 
 import numpy as np
 from stable_baselines3.common.logger import Logger
@@ -7,6 +7,7 @@ from sbx_deepspi.deepspi import UpdateReport
 from sbx_deepspi.guarantee.conditions import numbers, verdict, violations
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
+from sbx_deepspi.optimizer import StepSize
 
 
 def record_update(
@@ -26,6 +27,7 @@ def record_update(
     :param n_epochs: passes over rollouts made so far, which SB3 calls updates
     """
     h, metrics, record = hyperparameters, report.epochs.metrics, logger.record
+    assert isinstance(h.step_sizes, StepSize)
     record("train/learning_rate", h.step_sizes.learning_rate)
     record("train/entropy_loss", metrics.entropy_loss.item())
     record("train/policy_gradient_loss", metrics.policy_gradient_loss.item())

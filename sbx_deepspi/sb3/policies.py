@@ -294,9 +294,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         learner, key = jax.eval_shape(build, jax.ShapeDtypeStruct((2,), jnp.uint32))
         own = {name: array for name, array in tensors.items() if name != "prediction_key"}
         learner = checkpoint.unflatten(own, learner, STATE)
-        (key,) = checkpoint.unflatten(
-            {"prediction_key": tensors.get("prediction_key")}, {"prediction_key": key}
-        ).values()
+        prediction = {name: array for name, array in tensors.items() if name == "prediction_key"}
+        key = checkpoint.unflatten(prediction, {"prediction_key": key})["prediction_key"]
         checkpoint.finite(
             checkpoint.subtree(tensors, f"{STATE}parameters/"), checkpoint.subtree(tensors, f"{STATE}optimizer_state/")
         )

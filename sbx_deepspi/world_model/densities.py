@@ -163,8 +163,8 @@ class Normal(LatentDensity):
 @dataclass(frozen=True)
 class Mixture(Normal):
     """
-    A mixture of K such normals: ẑ' = Σ_k softmax(logits)_k (location_k + scale_k ε_k), DeepSPI's. Its weights are shared
-    by the latent dimensions of a cell, and depend on z, so that nothing is proven of its Lipschitz constant.
+    A mixture of K such normals: ẑ' = Σ_k softmax(logits)_k (location_k + scale_k ε_k), DeepSPI's. Its weights are
+    shared by the latent dimensions of a cell, and depend on z, so that nothing is proven of its Lipschitz constant.
 
     :param n_components: K
     """

@@ -24,8 +24,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper
 from test_deepspi import TINY_RUN, VECTOR, ToyEnv, params, same
 
-from sbx_deepspi import CheckpointCallback, DeepSPI, checkpoint, make_envpool_env
-from sbx_deepspi.deepspi import FAULTY_UPDATES_IN_A_ROW
+from sbx_deepspi import CheckpointCallback, DeepSPI, make_envpool_env
+from sbx_deepspi.saving import format as checkpoint
+from sbx_deepspi.sb3.algorithm import FAULTY_UPDATES_IN_A_ROW
 
 FAST = TINY_RUN | dict(policy_kwargs=dict(net_arch=[], transition_density="deterministic", lipschitz_constant=None))
 """Little to compile."""
@@ -436,8 +437,8 @@ def test_faulty_updates_are_not_applied_and_three_stop_training(target_kl: float
     assert model.num_timesteps == 16 + FAULTY_UPDATES_IN_A_ROW * 8
     assert same(params(model), params(good))
     assert same(
-        jax.device_get(model.policy.state.opt_state[1].inner_state),
-        jax.device_get(good.policy.state.opt_state[1].inner_state),
+        jax.device_get(model.policy.learner.optimizer_state[1].inner_state),
+        jax.device_get(good.policy.learner.optimizer_state[1].inner_state),
     )
     assert same(params(DeepSPI.load(tmp_path / "rl_model_latest")), params(good))
 

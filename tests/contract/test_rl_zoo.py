@@ -9,6 +9,7 @@ from argparse import Namespace
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import gymnasium as gym
 import numpy as np
@@ -18,16 +19,17 @@ import yaml
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
 
 from sbx_deepspi import CnnPolicy, DeepMDP, DeepSPI
-from sbx_deepspi.envs import EnvPoolVecEnv
+from sbx_deepspi.envs import EnvPoolVecEnv, TimeoutSubprocVecEnv
 from sbx_deepspi.zoo import hook, repairs, search_space
 from sbx_deepspi.zoo import registration as zoo
 
 TRAIN = "-m rl_zoo3.train --algo deepspi"
 ENJOY = "-m rl_zoo3.enjoy --algo deepspi -f logs --no-render"
 SMALL = "-params n_envs:2 n_steps:64 batch_size:64 n_epochs:1"
+CARTPOLE = f"{TRAIN} --env CartPole-v1 -n 128 --eval-freq 64 --eval-episodes 2 {SMALL}"
 BREAKOUT = "BreakoutNoFrameskip-v4"
 
 
@@ -69,11 +71,16 @@ def manager(algo: str = "deepspi", env_id: str = BREAKOUT, **kwargs: Any) -> zoo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two runs of DeepSPI on CartPole; the second one continues the first."""
+    """A folder with a run of DeepSPI on CartPole."""
     folder = tmp_path_factory.mktemp("anywhere")
-    train = f"{TRAIN} --env CartPole-v1 -n 128 --eval-freq 64 --eval-episodes 2 {SMALL}"
-    python(f"{train} --save-freq 64 -tb tensorboard -P", folder)
-    python(f"{train} -i logs/deepspi/CartPole-v1_1/CartPole-v1.zip", folder)
+    python(f"{CARTPOLE} --save-freq 64 -tb tensorboard -P", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def continued(folder: Path) -> Path:
+    """The same folder, with a second run that continues the first."""
+    python(f"{CARTPOLE} -i logs/deepspi/CartPole-v1_1/CartPole-v1.zip", folder)
     return folder
 
 
@@ -89,11 +96,13 @@ def test_train(folder: Path) -> None:
     assert config["gae_lambda"] == 0.8  # by rl_zoo_hyperparams/deepspi.yml
 
 
-def test_continue_training(folder: Path) -> None:
-    first, second = (DeepSPI.load(folder / f"logs/deepspi/CartPole-v1_{run}/CartPole-v1.zip") for run in (1, 2))
+@pytest.mark.slow
+def test_continue_training(continued: Path) -> None:
+    first, second = (DeepSPI.load(continued / f"logs/deepspi/CartPole-v1_{run}/CartPole-v1.zip") for run in (1, 2))
     assert (first._n_updates, second._n_updates) == (1, 2)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_parameters(folder: Path, tmp_path: Path) -> None:
     command = f"{TRAIN} --env CartPole-v1 -n 128 --eval-freq -1 {SMALL} --seed "
     for seed in (3, 3):
@@ -105,7 +114,9 @@ def test_the_same_seed_gives_the_same_parameters(folder: Path, tmp_path: Path) -
     assert same == [True, True, False]
 
 
-@pytest.mark.parametrize("which", ["--load-best --custom-objects", "--load-last-checkpoint --exp-id 1"])
+@pytest.mark.parametrize(
+    "which", ["--load-best --custom-objects", pytest.param("--load-last-checkpoint --exp-id 1", marks=pytest.mark.slow)]
+)
 def test_enjoy(folder: Path, which: str) -> None:
     output, _ = python(f"{ENJOY} --env CartPole-v1 -n 501 {which}", folder)
     assert "Mean reward" in output
@@ -145,6 +156,7 @@ def test_push_to_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "deepspi" in (pushed / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_push_to_hub_gets_as_far_as_the_network(folder: Path) -> None:
     command = "-m rl_zoo3.push_to_hub --algo deepspi --env CartPole-v1 -f logs -orga nobody --no-render"
     process = subprocess.run(
@@ -158,19 +170,35 @@ def test_push_to_hub_gets_as_far_as_the_network(folder: Path) -> None:
     assert "create_repo" in process.stderr
 
 
+@pytest.mark.slow
 def test_benchmark(folder: Path, tmp_path: Path) -> None:
     python(f"-m rl_zoo3.benchmark --log-dir {folder}/logs --no-hub -n 501", tmp_path)
     assert "|deepspi|CartPole-v1|" in (tmp_path / "benchmark.md").read_text()
 
 
-def test_plots(folder: Path) -> None:
-    python("-m rl_zoo3.plots.plot_train -a deepspi -e CartPole-v1 -f logs -w 2", folder)
-    output, _ = python("-m rl_zoo3.plots.all_plots -a deepspi -e CartPole-v1 -f logs -o results", folder)
+def test_benchmark_runs_enjoy_as_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands: list[list[str]] = []
+    patched_call = repairs.run_enjoy_from_any_folder(lambda command: commands.append(command) or 0)
+    patched_call(["python", "enjoy.py", "--algo", "deepspi"])
+    patched_call(["python", "train.py"])
+    (tmp_path / "enjoy.py").touch()
+    patched_call(["python", "enjoy.py"])
+    module = [sys.executable, "-m", "rl_zoo3.enjoy", "--algo", "deepspi"]
+    assert commands == [module, ["python", "train.py"], ["python", "enjoy.py"]]
+
+
+@pytest.mark.slow
+def test_plots(continued: Path) -> None:
+    """Plots of two runs."""
+    python("-m rl_zoo3.plots.plot_train -a deepspi -e CartPole-v1 -f logs -w 2", continued)
+    output, _ = python("-m rl_zoo3.plots.all_plots -a deepspi -e CartPole-v1 -f logs -o results", continued)
     assert "|CartPole-v1 |" in output
-    python("-m rl_zoo3.plots.plot_from_file -i results -b -o results.svg", folder)
-    assert (folder / "results.svg").is_file()
+    python("-m rl_zoo3.plots.plot_from_file -i results -b -o results.svg", continued)
+    assert (continued / "results.svg").is_file()
 
 
+@pytest.mark.slow
 def test_optimize(tmp_path: Path) -> None:
     train = f"{TRAIN} --env CartPole-v1 -n 256 --storage sqlite:///study.db --study-name s"
     small = "--seed 48 -params n_envs:2"  # a seed with which both trials have short rollouts
@@ -185,6 +213,7 @@ def test_optimize(tmp_path: Path) -> None:
     assert model.policy_kwargs["net_arch"] == search_space.NET_ARCHS[trial.params["net_arch"]]
 
 
+@pytest.mark.slow
 def test_atari(tmp_path: Path) -> None:
     """Training and evaluation on EnvPool; the model plays on ALE."""
     small = "-params n_envs:4 n_steps:8 batch_size:16"  # the sizes in test_envpool.py: may be compiled already
@@ -198,15 +227,43 @@ def test_atari(tmp_path: Path) -> None:
     assert "Atari Episode Score" in output
 
 
-@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), [("deepspi", DeepSPI, 5e-4), ("deepmdp", DeepMDP, 1)])
-def test_confounding_grid(algo: str, algorithm: type[DeepSPI], coefficient: float, tmp_path: Path) -> None:
+BOTH_ALGORITHMS = [("deepspi", DeepSPI, 5e-4), ("deepmdp", DeepMDP, 1)]
+
+
+@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), BOTH_ALGORITHMS)
+def test_models_have_their_hyperparameters(
+    algo: str, algorithm: type[DeepSPI], coefficient: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """RL Zoo finds our environment and both algorithms by name, and has hyperparameters for both."""
+    monkeypatch.chdir(tmp_path)
+    model, _ = manager(algo, "ConfoundingGrid-v0", hyperparams={"n_envs": 4}, eval_freq=-1).setup_experiment()
+    assert type(model) is algorithm
+    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepspi.yml
+    assert model.n_steps == 64  # likewise
+    assert model.transition_loss_coef == coefficient  # by default
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), BOTH_ALGORITHMS)
+def test_train_on_the_confounding_grid(algo: str, algorithm: type[DeepSPI], coefficient: float, tmp_path: Path) -> None:
     small = "-params n_envs:2 n_steps:8 batch_size:16 n_epochs:1"
     python(f"-m rl_zoo3.train --algo {algo} --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
     model = algorithm.load(tmp_path / f"logs/{algo}/ConfoundingGrid-v0_1/ConfoundingGrid-v0.zip")
     assert model.observation_space.shape == (1, 84, 84)
-    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepspi.yml
+    assert isinstance(model.policy, CnnPolicy)
     assert model.transition_loss_coef == coefficient
+
+
+@pytest.mark.parametrize("algo", ["deepspi", "ppo"])
+def test_a_run_that_fails_keeps_its_model(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only our algorithms: for others, RL Zoo decides, and saves nothing."""
+    monkeypatch.chdir(tmp_path)
+    model = Mock()
+    model.learn.side_effect = RuntimeError("on purpose")
+    with pytest.raises(RuntimeError, match="on purpose"):
+        manager(algo, "CartPole-v1").learn(model)
+    saved = [call(f"logs/{algo}/CartPole-v1_1/CartPole-v1")]
+    assert model.save.call_args_list == (saved if algo == "deepspi" else [])
 
 
 class TestEnvPool:
@@ -331,10 +388,13 @@ class TestHook:
         assert modules == modules_without
         assert not errors
 
-    def test_off_switch(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("environ", "found"),
+        [pytest.param({}, True, marks=pytest.mark.slow), ({"SBX_DEEPSPI_NO_ZOO_HOOK": "1"}, False)],
+    )
+    def test_off_switch(self, environ: dict[str, str], found: bool, tmp_path: Path) -> None:
         command = "-c \"import rl_zoo3, sys; print('deepspi' in rl_zoo3.ALGOS, 'jax' in sys.modules)\""
-        assert python(command, tmp_path) == ("True True\n", "")
-        assert python(command, tmp_path, SBX_DEEPSPI_NO_ZOO_HOOK="1") == ("False False\n", "")
+        assert python(command, tmp_path, **environ) == (f"{found} {found}\n", "")
 
     def test_survives_a_broken_rl_zoo(self, tmp_path: Path) -> None:
         (tmp_path / "rl_zoo3").mkdir()
@@ -357,7 +417,16 @@ class TestHook:
         assert installed_hook.read_text() == Path(hook.__file__).read_text(), "pip install -e . --no-deps"
 
 
-def test_other_algorithms_are_untouched(tmp_path: Path) -> None:
+def test_other_algorithms_have_rl_zoos_environments_and_hyperparameters(capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = manager("ppo", env_id="CartPole-v1")
+    assert str(zoo.HYPERPARAMS_FILE) not in capsys.readouterr().out
+    assert isinstance(experiment.create_envs(1, no_log=True), DummyVecEnv)
+    assert manager("ppo", env_id="CartPole-v1", vec_env_type="subproc").vec_env_class is SubprocVecEnv
+    assert manager("deepspi", env_id="CartPole-v1", vec_env_type="subproc").vec_env_class is TimeoutSubprocVecEnv
+
+
+@pytest.mark.slow
+def test_training_other_algorithms_is_the_same_without_the_hook(tmp_path: Path) -> None:
     command = (
         "-m rl_zoo3.train --algo ppo --env CartPole-v1 -n 64 --eval-freq -1 --seed 0 "
         "-params n_envs:2 n_steps:32 batch_size:32 n_epochs:1 -f "
@@ -370,6 +439,3 @@ def test_other_algorithms_are_untouched(tmp_path: Path) -> None:
         read_from = next(line for line in output.splitlines() if line.startswith("Loading hyperparameters from"))
         runs.append((read_from, (run / "CartPole-v1/config.yml").read_text(), episodes))
     assert runs[0] == runs[1]
-
-    experiment = manager("ppo", env_id="CartPole-v1")
-    assert isinstance(experiment.create_envs(1, no_log=True), DummyVecEnv)

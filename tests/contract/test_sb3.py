@@ -188,7 +188,7 @@ def test_policies_save_and_load_alone(kind: str, model: DeepSPI, tmp_path: Path)
     model.policy.save(tmp_path / "policy")
     policy_class = {"MlpPolicy": MlpPolicy, "CnnPolicy": CnnPolicy}[KINDS[kind][0]]
     policy = policy_class.load(tmp_path / "policy", device="cpu")
-    assert equal(policy.state.params, model.policy.state.params)
+    assert equal(policy.learner.parameters, model.policy.learner.parameters)
     observations = np.stack([KINDS[kind][1].sample() for _ in range(3)])
     for deterministic in (True, False):  # the same key draws the same actions
         policy.key = model.policy.key
@@ -477,7 +477,7 @@ def test_devices(device: Any, fast: DeepSPI) -> None:
     fast.save(loaded_from)
     loaded = DeepSPI.load(loaded_from, device=device)
     assert loaded.jax_device in jax.devices()
-    assert all(leaf.devices() == {loaded.jax_device} for leaf in jax.tree.leaves(loaded.policy.state.params))
+    assert all(leaf.devices() == {loaded.jax_device} for leaf in jax.tree.leaves(loaded.policy.learner.parameters))
     with pytest.raises(ValueError, match="JAX has no device 'tpu:9'"):
         DeepSPI.load(loaded_from, device="tpu:9")
 

@@ -1,4 +1,4 @@
-"""The confounding grid: its rules against a second statement of them, its values by hand, its two forms as one."""
+"""The confounding grid: its rules, its exact values, and that its two forms agree."""
 
 import time
 import warnings
@@ -30,14 +30,14 @@ from sbx_deepspi.envs.confounding_grid import (
     make_maze,
     policy_value,
 )
-from sbx_deepspi.networks.actor_critic import CnnEncoder
+from sbx_deepspi.networks.encoders import CnnEncoder
 
 Cell = tuple[int, int]
 MAZES = [(5, 0.2, 0.99), (2, 0.5, 0.9), (9, 0.01, 0.95), (1, 0.7, 0.8)]
 
 
 def rules(cell: Cell, action: int, n: int, epsilon: float, gamma: float) -> tuple[dict[Cell, float], float]:
-    """The grid's rules, a second time: where the action leads from the cell, with what probability and reward."""
+    """The grid's rules, written independently: the next cells of an action with their probabilities, and its reward."""
     row, column = cell
     if cell == (2, 1):
         return {(1, 1): 1 - epsilon, (3, 1): epsilon}, 0
@@ -53,7 +53,7 @@ def rules(cell: Cell, action: int, n: int, epsilon: float, gamma: float) -> tupl
 
 
 def right_but_up(n: int, up_in_top: bool, up_in_bottom: bool) -> np.ndarray:
-    """Always right, but for the cells ! where it is up."""
+    """The policy that goes right everywhere, except for the cells ! in which it goes up as asked."""
     policy = np.zeros((2 * n + 6, 4))
     policy[:, RIGHT] = 1
     for row, up in ((1, up_in_top), (3, up_in_bottom)):
@@ -76,7 +76,7 @@ def test_tables_follow_the_rules(n: int, epsilon: float, gamma: float) -> None:
     assert len(maze.cells) == 2 * n + 6
     ends = {(0, n), (2, n), (1, n + 1), (3, n + 1)}
     for state, cell in enumerate(maze.cells):
-        # with one step, @ and F lie in the same cell, and @ comes first
+        # with n = 1, F lies in the cell of @, which is state 1
         assert maze.mdp.terminal[state] == (tuple(cell) in ends and state != 1)
         for action in range(4):
             if maze.mdp.terminal[state]:
@@ -111,8 +111,9 @@ def test_going_up_at_the_top_alone_is_optimal() -> None:
     assert values[mdp.initial] == pytest.approx(8.0103, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_many_grids_are_never_the_bottleneck() -> None:
-    """A step of all of them takes less time than encoding what they show, which is the least that training does."""
+    """A step of all copies takes less than half the time of encoding their observations, which training does anyway."""
     env = ConfoundingGridVecEnv(128, seed=0)
     encoder = CnnEncoder(channels_first=True, normalize_images=True, activation_fn=nn.relu, ortho_init=False)
     frames, rng = env.reset(), np.random.default_rng(0)
@@ -120,7 +121,7 @@ def test_many_grids_are_never_the_bottleneck() -> None:
     encode = jax.jit(encoder.apply)
     times: list[tuple[float, float]] = []
     for _ in range(50):
-        actions = rng.choice(4, size=128, p=[0.2, 0.1, 0.1, 0.6])  # most reach an exit
+        actions = rng.choice(4, size=128, p=[0.2, 0.1, 0.1, 0.6])  # most episodes reach an exit
         start = time.perf_counter()
         env.step(actions)
         middle = time.perf_counter()
@@ -132,7 +133,7 @@ def test_many_grids_are_never_the_bottleneck() -> None:
 
 @pytest.mark.parametrize(("n", "epsilon", "gamma"), MAZES)
 def test_values_by_hand(n: int, epsilon: float, gamma: float) -> None:
-    """Two steps to the corridor, then geometric series; the exits' rewards come n + 1 steps after the start."""
+    """Two steps lead to the corridor, whose rewards form a geometric series; going up at ! comes after n + 1 steps."""
     to_the_end = gamma**2 * (1 - gamma**n) / (1 - gamma)
     to_the_choice = gamma**2 * (1 - gamma ** (n - 1)) / (1 - gamma)
     up_in_top = to_the_choice + gamma * n
@@ -148,7 +149,7 @@ def test_values_by_hand(n: int, epsilon: float, gamma: float) -> None:
 
 
 def test_values_are_mean_returns() -> None:
-    """A policy that wanders, played many times."""
+    """The exact value of a random policy is the mean return of many episodes."""
     n, epsilon, gamma = 3, 0.3, 0.95
     env = ConfoundingGridVecEnv(4000, n, epsilon, gamma, seed=0)
     rng = np.random.default_rng(0)
@@ -166,7 +167,7 @@ def test_values_are_mean_returns() -> None:
 
 
 def test_the_solver_on_a_loop() -> None:
-    """One state that pays 2 and is left with probability 1/4; what a terminal state pays counts for nothing."""
+    """One state pays 2 and is left with probability 1/4. Rewards in a terminal state do not count."""
     transitions = np.array([[[0.75, 0.25]], [[0.0, 1.0]]])
     mdp = TabularMDP(transitions, np.array([[2.0], [9.0]]), np.array([False, True]), 0)
     assert policy_value(mdp, np.ones((2, 1)), 0.8) == pytest.approx([2 / (1 - 0.8 * 0.75), 0])
@@ -182,7 +183,7 @@ def test_draws_have_their_probabilities() -> None:
         assert abs(counts[8] - 6000) < 3 * np.sqrt(20_000 * 0.3 * 0.7)
 
 
-# --- what is seen
+# --- observations and pictures
 
 
 def test_frames() -> None:
@@ -235,7 +236,7 @@ def test_picture() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"n_path": 1, "epsilon": 0.9}])
-def test_checkers_are_content(kwargs: dict[str, Any]) -> None:
+def test_environment_checkers_find_nothing(kwargs: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gym.make("ConfoundingGrid-v0", **kwargs).unwrapped)
@@ -259,7 +260,7 @@ def test_the_time_limit() -> None:
     assert ends == [(False, False)] * 199 + [(False, True)]
 
 
-def test_observations_stay_what_they_were() -> None:
+def test_returned_observations_are_not_overwritten() -> None:
     for env in (ConfoundingGrid(), ConfoundingGridVecEnv(2, seed=0)):
         first = env.reset()[0]
         before = first.copy()
@@ -267,11 +268,11 @@ def test_observations_stay_what_they_were() -> None:
         np.testing.assert_array_equal(env.reset()[0], before)
 
 
-def test_states_stay_what_they_were() -> None:
+def test_states_are_not_overwritten() -> None:
     env = ConfoundingGridVecEnv(2, n_path=1, seed=0)
     env.reset()
     kept = [env.states]
-    for _ in range(7):  # two episodes, and a step into a third one
+    for _ in range(7):  # two episodes and one step of a third
         env.step(np.full(2, RIGHT))
         kept.append(env.states)
     copies = np.array(kept)
@@ -284,7 +285,7 @@ def test_states_stay_what_they_were() -> None:
 
 
 def gymnasium_copies(n_envs: int, seed: int) -> DummyVecEnv:
-    """Copies of the Gymnasium environment that share a generator."""
+    """Copies of the Gymnasium environment that share one random generator."""
     env = DummyVecEnv([lambda: Monitor(gym.make("ConfoundingGrid-v0"))] * n_envs)
     env.reset()
     random = np.random.default_rng(seed)
@@ -293,8 +294,8 @@ def gymnasium_copies(n_envs: int, seed: int) -> DummyVecEnv:
     return env
 
 
-def test_both_forms_tell_the_same_story() -> None:
-    """Step by step, through every exit, the time limit and a reset."""
+def test_both_forms_agree() -> None:
+    """They return the same at every step, through every exit, the time limit and a reset."""
     ours, theirs = ConfoundingGridVecEnv(5, seed=3), gymnasium_copies(5, seed=3)
     assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
     np.testing.assert_array_equal(ours.reset(), theirs.reset())
@@ -302,7 +303,7 @@ def test_both_forms_tell_the_same_story() -> None:
     all_rewards: set[float] = set()
     n_truncated = 0
     for step in range(1000):
-        # stand still for a while, so that the limit ends all episodes
+        # stand still for a while, so that all episodes reach the time limit
         actions = np.full(5, LEFT) if 400 <= step < 620 else rng.choice(4, size=5, p=[0.2, 0.1, 0.1, 0.6])
         obs, rewards, dones, infos = ours.step(actions)
         their_obs, their_rewards, their_dones, their_infos = theirs.step(actions)
@@ -349,12 +350,12 @@ def test_a_seed_decides_everything() -> None:
     assert (first != second).any()
     np.testing.assert_array_equal(states(ConfoundingGridVecEnv(20, seed=7)), first)
     assert env.seed(7) == list(range(7, 27))
-    env.step(np.full(20, RIGHT))  # the seed waits for the reset
+    env.step(np.full(20, RIGHT))  # a seed takes effect at the next reset
     np.testing.assert_array_equal(states(env), first)
     assert (states(ConfoundingGridVecEnv(20)) != first).any()
 
 
-def test_what_the_copies_show() -> None:
+def test_attributes_methods_and_pictures() -> None:
     env = ConfoundingGridVecEnv(3, n_path=4)
     assert env.get_attr("mdp", indices=[0, 2]) == [env.mdp, env.mdp]
     assert env.has_attr("render_mode") and not env.has_attr("spec")
@@ -366,7 +367,7 @@ def test_what_the_copies_show() -> None:
     assert env.env_is_wrapped(gym.wrappers.TimeLimit, indices=0) == [False]
     env.reset()
     picture = env.render()
-    assert picture is not None and picture.shape == (2 * 5 * 24, 2 * 7 * 24, 3)  # tiles, one of them empty
+    assert picture is not None and picture.shape == (2 * 5 * 24, 2 * 7 * 24, 3)  # 2 x 2 tiles, one of them empty
 
 
 def test_other_observations() -> None:
@@ -384,7 +385,7 @@ def test_other_observations() -> None:
     for _ in range(6):
         obs, _, dones, infos = env.step(np.array([RIGHT, LEFT]))
     assert obs.tolist() == [0, 0] and dones.tolist() == [True, False]
-    assert infos[0]["terminal_observation"] in (7, 13)  # one of the two W
+    assert infos[0]["terminal_observation"] in (7, 13)  # the two cells W
 
 
 def test_evaluation() -> None:

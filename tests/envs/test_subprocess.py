@@ -1,5 +1,6 @@
-"""Environments in processes of their own: what fails there is said here, and nothing hangs."""
+"""Environments in processes of their own: failures there become errors here, and nothing hangs."""
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -15,9 +16,13 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from sbx_deepspi import DeepSPI
 from sbx_deepspi.envs import TimeoutSubprocVecEnv
 
+# SB3 starts processes with forkserver, which takes milliseconds instead of seconds if the server has already imported
+# SB3, and RL Zoo: where other tests have imported RL Zoo, environments have its TimeLimit wrapper.
+multiprocessing.set_forkserver_preload(["stable_baselines3.common.vec_env.subproc_vec_env", "rl_zoo3"])
+
 
 def failing(fault: str) -> gym.Env:
-    """An environment that fails at its third step; a local class, so that its process need not import this module."""
+    """An environment that fails at its third step. Its class is local, so its process need not import this module."""
 
     class Failing(gym.Wrapper):
         steps = 0
@@ -58,14 +63,14 @@ def test_faults(fault: str, error: type[Exception], sentence: str) -> None:
     handles = len(os.listdir("/proc/self/fd"))
     pids = [process.pid for process in env.processes]
     env.reset()
-    for remote in env.remotes:  # now that both processes run
+    for remote in env.remotes:  # both processes run by now
         remote.timeout = 0.5
     actions = np.zeros(2, int)
     env.step(actions)
     env.step(actions)
     with pytest.raises(error, match=sentence):
         env.step(actions)
-    if error is not ValueError:  # nor is a late answer taken for that to another question
+    if error is not ValueError:  # a late answer must not be taken for the answer to a later question
         with pytest.raises(error, match=sentence):
             env.get_attr("spec")
     start = time.monotonic()
@@ -89,7 +94,7 @@ def test_environments_that_cannot_be_made_or_closed() -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_it_is_sb3s_otherwise() -> None:
+def test_without_faults_it_behaves_as_sb3s() -> None:
     kwargs: dict[str, Any] = dict(n_envs=2, seed=0)
     ours = make_vec_env("CartPole-v1", vec_env_cls=TimeoutSubprocVecEnv, vec_env_kwargs=dict(timeout=60), **kwargs)
     theirs = make_vec_env("CartPole-v1", vec_env_cls=SubprocVecEnv, **kwargs)
@@ -103,7 +108,7 @@ def test_it_is_sb3s_otherwise() -> None:
     theirs.close()
 
 
-def test_an_evaluation_environment_that_dies_is_said_to_have() -> None:
+def test_the_end_of_an_evaluation_environment_is_reported() -> None:
     bad = failing("raise")
     model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, n_epochs=1)
     with pytest.raises(ConnectionError, match="process of an environment, for training or for evaluation, has ended"):

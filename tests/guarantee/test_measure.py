@@ -24,10 +24,10 @@ from sbx_deepspi.networks import lipschitz
 from sbx_deepspi.networks.agent import Evaluation
 from sbx_deepspi.networks.lipschitz import lipschitz_bound
 from sbx_deepspi.objective import CATEGORICAL_COSTS
-from sbx_deepspi.policies import action_distance
+from sbx_deepspi.sb3.spaces import action_distance
 from sbx_deepspi.rollout import Rollout, to_transitions
 from sbx_deepspi.update import loss, policy_loss, update
-from tests.test_deepspi import IMAGE, TINY_RUN, VECTOR, ToyEnv, collected, params, same
+from tests.helpers import IMAGE, TINY_RUN, VECTOR, ToyEnv, collected, params, same
 
 DISCRETE = spaces.Discrete(3)
 CERTIFIABLE: dict[str, Any] = dict(
@@ -398,7 +398,7 @@ def test_no_slope_is_above_its_bound(
             )
         return {"params": params}
 
-    cases = [model.policy.state.params for model in models]
+    cases = [model.policy.learner.parameters for model in models]
     is_tight = density == "deterministic"
     for variables in [*cases, *([tightest(cases[0])] if is_tight else [])]:
         constrained = ask(networks.apply, variables, method="constrain")
@@ -423,7 +423,7 @@ def test_action_bounds_hold_for_every_pair_of_actions() -> None:
     for policy, kwargs in (("MlpPolicy", CERTIFIABLE["policy_kwargs"]), ("CnnPolicy", CNN)):
         model = trained(policy=policy, policy_kwargs=kwargs, learning_rate=1e-2)
         networks = model.policy.networks
-        constrained = ask(networks.apply, model.policy.state.params, method="constrain")
+        constrained = ask(networks.apply, model.policy.learner.parameters, method="constrain")
         bounds = ask(networks.apply, constrained, method="lipschitz_bounds")
         latents = 5 * jax.random.normal(jax.random.key(0), (64, *model.policy.latent_shape))
         key = jax.random.key(1)  # the same noise for every action
@@ -693,7 +693,7 @@ def test_categorical_latents(policy: str, cost: str) -> None:
     kwargs = dict(transition_density="categorical", n_variables=3, n_classes=4, categorical_cost=cost)
     model = trained(policy=policy, policy_kwargs=kwargs, reward_loss_coef=1.0, transition_loss_coef=1.0)
     observations = np.array([model.observation_space.sample() for _ in range(6)])
-    networks, variables = model.policy.networks, model.policy.state.params
+    networks, variables = model.policy.networks, model.policy.learner.parameters
     latents = ask(networks.apply, variables, observations, method="encode")
     assert latents.shape == (6, 3, 4)
     np.testing.assert_array_equal(latents.sum(axis=-1), 1)
@@ -719,7 +719,7 @@ def test_gradient_penalty_by_finite_differences() -> None:
     model = trained(policy_kwargs=kwargs, gradient_penalty_coef=1.0)
     networks = model.policy.networks
     # steep enough for the penalty to be there
-    variables = jax.tree.map(lambda leaf: 3 * leaf, model.policy.state.params)
+    variables = jax.tree.map(lambda leaf: 3 * leaf, model.policy.learner.parameters)
     latents, actions, key = jax.random.normal(jax.random.key(0), (5, 3)), jnp.array([0, 1, 2, 0, 1]), jax.random.key(1)
     ours = ask(networks.apply, variables, latents, actions, key, method="gradient_penalties")
 

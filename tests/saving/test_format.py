@@ -31,9 +31,10 @@ from stable_baselines3.common.save_util import save_to_zip_file
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sbx_deepspi import CnnPolicy, DeepSPI, MlpPolicy, checkpoint
-from sbx_deepspi.checkpoint import JSON, SYSTEM_INFO, TENSORS, CheckpointError
-from sbx_deepspi.environment import load_normalization
+from sbx_deepspi import CnnPolicy, DeepSPI, MlpPolicy
+from sbx_deepspi.saving import format as checkpoint
+from sbx_deepspi.saving.format import JSON, SYSTEM_INFO, TENSORS, CheckpointError
+from sbx_deepspi.saving.environment import load_normalization
 
 TINY: dict[str, Any] = dict(
     n_steps=8, batch_size=8, n_epochs=1, seed=0,
@@ -158,7 +159,7 @@ def test_a_file_is_plain(saved: bytes) -> None:
     assert (plain["version"], plain["written_by"]) == (1, "DeepSPI")
     assert plain["attributes"]["policy_class"] == {"$named": "sbx_deepspi.policies.MlpPolicy"}
     assert b"pickle" not in contents[JSON]
-    assert "policy/state/params/params/encoder/Dense_0/kernel" in safetensors.numpy.load(contents[TENSORS])
+    assert "state/learner/parameters/encoder/Dense_0/kernel" in safetensors.numpy.load(contents[TENSORS])
 
 
 def test_every_optimiser_that_is_stored_by_name_has_a_state_that_is() -> None:
@@ -754,7 +755,7 @@ def test_a_rollout_takes_memory_when_learning_starts(saved: bytes) -> None:
 def test_parameters_that_are_not_finite_are_refused(saved: bytes) -> None:
     name = "encoder/Dense_0/kernel"
     for value in (np.nan, np.inf):
-        path = f"policy/state/params/params/{name}"
+        path = f"state/learner/parameters/{name}"
         data = with_tensors(saved, lambda tensors, path=path, value=value: poison(tensors, path, value))
         with pytest.raises(CheckpointError, match=f"The parameter '{name}' is not finite"):
             load(data)

@@ -14,7 +14,7 @@ from sbx_deepspi import DeepSPI
 
 ROOT = Path(__file__).parents[2]
 
-# test_rl_zoo.py has the same sizes, and test_envpool.py those of SMOKE_TEST: the compilation cache may have these programs
+# The sizes here are those in test_rl_zoo.py, and in SMOKE_TEST those in test_envpool.py: they may be compiled already
 TRAIN = "-m rl_zoo3.train --algo deepspi --env CartPole-v1 -params n_envs:2 n_steps:64 batch_size:64 n_epochs:1"
 SMOKE_TEST = """
 import rl_zoo3, sbx_deepspi
@@ -53,6 +53,7 @@ def test_the_wheel_trains(wheel_python: Path, tmp_path: Path) -> None:
     assert (tmp_path / "logs/deepspi/CartPole-v1_1/CartPole-v1.zip").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "vec_env"), [(signal.SIGINT, "subproc"), (signal.SIGTERM, "dummy")])
 def test_a_signal_keeps_the_model_and_training_goes_on(number: signal.Signals, vec_env: str, tmp_path: Path) -> None:
     """The signal goes to the whole process group, as Ctrl-C does, so that the environments' processes get it, too."""
@@ -83,6 +84,7 @@ def test_a_signal_keeps_the_model_and_training_goes_on(number: signal.Signals, v
         assert DeepSPI.load(tmp_path / path.replace("_1", "_2"))._n_updates == model._n_updates + model.n_epochs
 
 
+@pytest.mark.slow
 def test_a_failing_environment_keeps_the_model(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     train = TRAIN.replace("CartPole-v1", "Failing-v0 --gym-packages failing").replace(
