@@ -120,6 +120,7 @@ def load(
         world_model = saved.pop("learns_model")
         if type(world_model) is not bool:
             raise ValueError(f"learns_model must be a bool, but got {world_model!r:.80}.")
+        n_envs = saved["n_envs"]
     if env is not None:
         env = cls._wrap_env(env, saved.get("verbose", 0))
         check_for_correct_spaces(env, saved["observation_space"], saved["action_space"])
@@ -136,7 +137,7 @@ def load(
         state = {name: tensors.pop(name) for name in list(tensors) if not name.startswith(("state/learner/", "pred"))}
         model.policy.restore(tensors)
         vars(model).update(changes)
-        key, prediction_key = restored_state(model, state), model.policy.key
+        key, prediction_key = restored_state(model, state, n_envs), model.policy.key
         model._setup_model()  # draws new keys from the seed
         for name in ("lr_schedule", "clip_range_schedule", "clip_range_vf_schedule"):
             if (schedule := getattr(model, name)) is not None:
@@ -152,22 +153,29 @@ def load(
     return model
 
 
-def restored_state(model: Any, tensors: dict[str, np.ndarray]) -> Any:
+def restored_state(model: Any, tensors: dict[str, np.ndarray], n_envs: int) -> Any:
     """
     Put all of a trainer's state but parameters and optimiser into a model.
 
     :param model: gets it
     :param tensors: by name
+    :param n_envs: number of environments that the model was saved with
     :return: the key of training
-    :raises CheckpointError: names, shapes or dtypes are not the model's
+    :raises CheckpointError: names, shapes or dtypes are not the model's, or a number is negative
     """
-    n_envs = tensors[f"{STATE}episodes/steps"].size
+
+    def integers(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.int32)
+
     like = {
         "key": jax.ShapeDtypeStruct((2,), np.uint32),
-        "episodes": EpisodeStatistics.empty(n_envs, tensors[f"{STATE}episodes/lengths"].size),
-        "n_epochs": np.int32(0),
+        "episodes": EpisodeStatistics(integers(n_envs), integers(model._stats_window_size), integers()),
+        "n_epochs": integers(),
     }
     state = checkpoint.unflatten(tensors, like, STATE)
+    for name, tensor in tensors.items():
+        if (tensor < 0).any() or tensor.size == 0:
+            raise checkpoint.CheckpointError(f"The checkpoint's {name!r} must be numbers of at least 0.")
     if model.env is None or n_envs == model.env.num_envs:
         model.episodes = state["episodes"]
     else:

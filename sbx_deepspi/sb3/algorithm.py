@@ -146,7 +146,7 @@ class DeepSPI(PPO):
             rollout_buffer_class=(rollout_buffer_class, None),
             rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
         )
-        checks.positive_integer(batch_size=batch_size)
+        checks.positive_integer(batch_size=batch_size, stats_window_size=stats_window_size)
         ops.keep_compiled_programs()
         self.jax_device = checks.jax_device(device)
         n_envs = env.num_envs if isinstance(env, VecEnv) else 1

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -30,7 +31,7 @@ from sbx_deepspi.networks.encoders import (
 )
 from sbx_deepspi.networks.heads import CnnTorso, Critic, MlpTorso
 from sbx_deepspi.optimizer import Learner, Optimizer, StepSize
-from sbx_deepspi.programs import Programs
+from sbx_deepspi.programs import Programs, create
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.sb3 import checks
 from sbx_deepspi.sb3.spaces import action_distance, action_dtype, action_encoder, action_shape, actor_kwargs
@@ -256,16 +257,23 @@ class DeepSPIPolicy(BaseJaxPolicy):
         :return: a fresh key
         """
         key, init_key, self.key = jax.random.split(key, 3)
-        self.programs = Programs.of(self.make_networks(), Optimizer.create(self.optimizer_class, self.optimizer_kwargs))
+        self.programs = self._make_programs()
         # not jnp.zeros, which would be compiled
-        zeros = lambda shape, dtype: jnp.asarray(np.zeros((1, *shape), dtype))  # noqa: E731
-        self.learner: Learner = self.programs.create(
-            init_key,
-            zeros(self.observation_space.shape or (), self.observation_space.dtype),
-            zeros(action_shape(self.action_space), action_dtype(self.action_space)),
-            jax.tree.map(np.float32, step_size),
-        )
+        examples = (jnp.asarray(np.zeros(example.shape, example.dtype)) for example in self._examples())
+        self.learner: Learner = self.programs.create(init_key, *examples, jax.tree.map(np.float32, step_size))
         return key
+
+    def _make_programs(self) -> Programs:
+        return Programs.of(self.make_networks(), Optimizer.create(self.optimizer_class, self.optimizer_kwargs))
+
+    def _examples(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Of an observation and an action, the shapes and dtypes."""
+        observations, actions = self.observation_space, self.action_space
+        dtype = jax.dtypes.canonicalize_dtype(observations.dtype)
+        return (
+            jax.ShapeDtypeStruct((1, *(observations.shape or ())), dtype),
+            jax.ShapeDtypeStruct((1, *action_shape(actions)), action_dtype(actions)),
+        )
 
     def tensors(self) -> dict[str, np.ndarray]:
         """
@@ -281,17 +289,14 @@ class DeepSPIPolicy(BaseJaxPolicy):
         :param tensors: what :meth:`tensors` returned
         :raises CheckpointError: names, shapes or dtypes are not this policy's, or parameters are not finite
         """
-
-        def build(key: jax.Array) -> tuple[Learner, jax.Array]:
-            # learning rate and norm are numbers of the optimiser's state: those of the checkpoint follow
-            self.build(key, StepSize(1.0, 1.0))
-            return self.learner, self.key
-
         # what takes memory or time before there are shapes to compare
         n_layers, n_actions = sum(map(len, self.net_arch.values())), np.prod(self.action_space.shape or ())
         if n_layers > len(tensors) or n_actions > sum(tensor.size for tensor in tensors.values()):
             raise checkpoint.CheckpointError("The checkpoint describes more layers or actions than it has tensors for.")
-        learner, key = jax.eval_shape(build, jax.ShapeDtypeStruct((2,), jnp.uint32))
+        self.programs = self._make_programs()
+        key, number = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
+        make = partial(create, self.programs.networks, self.programs.optimizer)
+        learner = jax.eval_shape(make, key, *self._examples(), StepSize(number, number))  # type: ignore[arg-type]
         own = {name: array for name, array in tensors.items() if name != "prediction_key"}
         learner = checkpoint.unflatten(own, learner, STATE)
         prediction = {name: array for name, array in tensors.items() if name == "prediction_key"}

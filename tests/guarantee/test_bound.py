@@ -1,17 +1,26 @@
 """The theorem of docs/guarantee.md on random finite MDPs, where every quantity is exact: no bound is ever broken."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis.extra.numpy import arrays
 
-from sbx_deepspi.certificate import LatentModel, paper_return_gap, return_gap, value_lipschitz
+from sbx_deepspi.guarantee.bound import (
+    ModelErrors,
+    end_value_bound,
+    importance_ratio_range,
+    paper_return_gap,
+    return_gap,
+    value_lipschitz,
+)
 
 N_ENDS = 2  # terminal states
 
@@ -94,7 +103,7 @@ def under(policy: np.ndarray, table: np.ndarray) -> np.ndarray:
 class Comparison(NamedTuple):
     """One latent MDP beside the real one, under the states of a behaviour policy."""
 
-    model: LatentModel
+    model: ModelErrors
     real_return: float
     latent_return: float
     latent_values: np.ndarray
@@ -118,7 +127,7 @@ def compare(real: RealMDP, latent: LatentMDP, behaviour: np.ndarray) -> tuple[Co
     distances = np.abs(latent.positions[:, None] - latent.positions) + np.diag(np.full(len(latent.positions), np.inf))
     pairs = wasserstein(latent_transitions[:, None], latent_transitions[None], latent.positions)
     ends = np.einsum("sa,sae->e", occupancy, real.transitions[..., n_states:])
-    model = LatentModel(
+    model = ModelErrors(
         reward_error=(occupancy * np.abs(real.rewards - latent.rewards[latent.encoder[:n_states]])).sum(),
         transition_error=(occupancy * wasserstein(encoded, predicted, latent.positions)).sum(),
         end_value=(ends * np.abs(latent_values[latent.encoder[n_states:]])).sum() / ends.sum(),
@@ -129,7 +138,7 @@ def compare(real: RealMDP, latent: LatentMDP, behaviour: np.ndarray) -> tuple[Co
     return Comparison(model, real_values[0], latent_return, latent_values), visits.sum()
 
 
-Gap = Callable[[LatentModel, float, float, float], object]
+Gap = Callable[[ModelErrors, float, float, float], object]
 
 
 def check_bounds(real: RealMDP, new: LatentMDP, old: LatentMDP, gap: Gap = return_gap) -> set[str]:
@@ -305,7 +314,7 @@ def test_a_wrong_constant_breaks_a_tight_case(wrong: str) -> None:
 
 
 def test_gap_by_hand() -> None:
-    model = LatentModel(0.1, 0.2, 3.0, reward_lipschitz=1.0, transition_lipschitz=0.5)
+    model = ModelErrors(0.1, 0.2, 3.0, reward_lipschitz=1.0, transition_lipschitz=0.5)
     assert float(value_lipschitz(1.0, 0.5, 0.9)) == pytest.approx(1 / 0.55)
     error = 0.1 + 0.9 / 0.55 * 0.2
     assert float(return_gap(model, 10.0, 1.1, 0.9)) == pytest.approx(1.1 * 10 * error + 3)
@@ -317,3 +326,41 @@ def test_gap_by_hand() -> None:
         unbounded = model.replace(reward_lipschitz=np.inf, transition_lipschitz=np.inf)
         assert float(gap(unbounded, 10.0, 1.0, 0.9)) == np.inf
         assert np.isfinite(float(gap(unbounded, 10.0, 1.0, 0.0)))  # what follows counts for nothing
+
+
+def test_importance_ratio_range_by_numpy() -> None:
+    random = np.random.default_rng(0)
+    old, new = (np.log(random.dirichlet(np.ones(3), 5)) for _ in range(2))
+    ratio = importance_ratio_range(jnp.array(new), jnp.array(old))
+    assert float(ratio.sup) == pytest.approx(np.exp(new - old).max(), rel=1e-5)
+    assert float(ratio.inf) == pytest.approx(np.exp(new - old).min(), rel=1e-5)
+    # two choices at once: every pair of actions, one by one
+    old, new = (np.log(random.dirichlet(np.ones(3), (4, 2))) for _ in range(2))
+    pairs = [
+        np.exp(new[s, 0, a] + new[s, 1, b] - old[s, 0, a] - old[s, 1, b])
+        for s, a, b in itertools.product(range(4), range(3), range(3))
+    ]
+    ratio = importance_ratio_range(jnp.array(new), jnp.array(old))
+    assert float(ratio.sup) == pytest.approx(max(pairs), rel=1e-5)
+    assert float(ratio.inf) == pytest.approx(min(pairs), rel=1e-5)
+
+
+def test_end_value_bounds_the_latent_value() -> None:
+    """On a latent MDP of three states on a line, whose values are exact."""
+    random = np.random.default_rng(0)
+    for gamma in (0.0, 0.5, 0.9):
+        positions, rewards = np.array([0.0, 1.0, 3.0]), random.normal(size=3)
+        transitions = 0.7 * random.dirichlet(np.ones(3)) + 0.3 * random.dirichlet(np.ones(3), 3)
+        values = np.linalg.solve(np.eye(3) - gamma * transitions, rewards)
+        distances = np.abs(positions[:, None] - positions)
+        k_reward = (np.abs(rewards[:, None] - rewards) / (distances + np.diag([np.inf] * 3))).max()
+        cumulative = np.cumsum(transitions[:, None] - transitions[None], axis=-1)[..., :-1]
+        apart = (np.abs(cumulative) * np.diff(positions)).sum(axis=-1)
+        k_transition = (apart / (distances + np.diag([np.inf] * 3))).max()
+        model = ModelErrors(0.0, 0.0, 0.0, k_reward, k_transition)
+        moved = (transitions * distances).sum(axis=1)
+        for state in range(3):
+            bound = end_value_bound(model, abs(rewards[state]), moved[state], gamma)
+            assert abs(values[state]) <= float(bound) * (1 + 1e-5)
+            assert gamma > 0 or float(bound) == pytest.approx(abs(values[state]))
+    assert end_value_bound(model, 1.0, 1.0, 1.0) == np.inf

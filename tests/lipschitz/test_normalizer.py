@@ -100,7 +100,10 @@ def test_norms_are_computed_anew_when_distances_are_looked_at() -> None:
 
 
 def test_only_kernels_are_divided_and_zeros_stay_zeros() -> None:
-    parameters = {"a": {"kernel": jnp.zeros((3, 2)), "bias": jnp.ones(2)}, "b": {"actions": {"embedding": normal(1, 4, 2)}}}
+    parameters = {
+        "a": {"kernel": jnp.zeros((3, 2)), "bias": jnp.ones(2)},
+        "b": {"actions": {"embedding": normal(1, 4, 2)}},
+    }
     normalized = normalizer.normalize(parameters, ())
     jax.tree.map(np.testing.assert_array_equal, normalized, parameters)
 

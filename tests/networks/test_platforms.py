@@ -39,9 +39,7 @@ def test_networks_are_the_same_function_on_cpus_and_elsewhere(
             networks, parameters, latents, transitions.actions, transitions.rewards, next_latents, KEY
         )
         terms = [getattr(of, field.name) for of in (policy, model_losses) for field in dataclasses.fields(of)]
-        return jnp.stack(
-            [*terms, agent.gradient_penalties(networks, parameters, latents, transitions.actions, KEY)]
-        )
+        return jnp.stack([*terms, agent.gradient_penalties(networks, parameters, latents, transitions.actions, KEY)])
 
     def elsewhere(parameters: Parameters) -> jax.Array:
         with monkeypatch.context() as patch:
