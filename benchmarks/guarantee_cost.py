@@ -12,6 +12,7 @@ compilation excluded, and prints medians, and medians of the shares round by rou
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,9 +20,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from update_parts import in_turn, prepared
 
 from sbx_deepspi import DeepSPI, make_envpool_env
-from sbx_deepspi.certificate import certify, importance_ratios
 from sbx_deepspi.envs.envpool import import_envpool
-from sbx_deepspi.update import update
 
 
 def main() -> None:
@@ -37,15 +36,17 @@ def main() -> None:
     key = jax.random.PRNGKey(0)
 
     def update_of(model: DeepSPI) -> Callable[[], Any]:
-        arguments = jax.device_put((model.policy.state, model.rollout_buffer, model._last_obs, key))
-        return lambda: update(*arguments, model.hyperparameters())
+        arguments = jax.device_put((model.state, model.rollout_buffer, model._last_obs))
+        iteration = partial(model.policy.programs.iteration, step=type(model).step, projects=False)
+        return lambda: iteration(*arguments, model.hyperparameters())
 
-    result = update_of(lipschitz)()
+    programs, before = lipschitz.policy.programs, lipschitz.policy.learner.parameters
+    after = update_of(lipschitz)()[0].learner.parameters
     rollout = jax.device_put(lipschitz.rollout_buffer)
     calls = {
         "update": update_of(lipschitz),  # what follows it finds the caches as in training
-        "certificate": lambda: certify(result.before, result.after, rollout, 100.0, key, lipschitz.gamma),
-        "importance ratios": lambda: importance_ratios(result.after, rollout),
+        "certificate": lambda: programs.certify(before, after, rollout, 100.0, key, lipschitz.gamma),
+        "importance ratios": lambda: programs.importance_ratios(after, rollout),
         "update, plain layers": update_of(plain),
     }
     times = in_turn(calls, arguments.rounds)
@@ -58,6 +59,8 @@ def main() -> None:
     shares["Lipschitz layers"] = [1 - share for share in shares.pop("update, plain layers")]
     for name in ("certificate", "importance ratios", "Lipschitz layers"):
         print(f"  {name:22} {statistics.median(shares[name]):9.1%} of an update")
+    share = statistics.median(shares["certificate"]) / lipschitz.certificate_freq
+    print(f"  one certificate in {lipschitz.certificate_freq} updates: {share:.1%} of training's updates")
 
 
 if __name__ == "__main__":

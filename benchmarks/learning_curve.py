@@ -26,19 +26,17 @@ both.
 import argparse
 import csv
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 import pandas as pd
 import sbx
 import stable_baselines3
 import torch
-from flax.training.train_state import TrainState
 from sbx.common import jax_layers
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -46,8 +44,12 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from throughput import HYPERPARAMETERS
 
-from sbx_deepspi import DeepSPI, make_envpool_env, update
-from sbx_deepspi.networks.backend import convolution
+from sbx_deepspi import DeepSPI, make_envpool_env
+from sbx_deepspi.agent import Networks
+from sbx_deepspi.deepspi import Carry, gradient, loss
+from sbx_deepspi.hyperparameters import Hyperparameters, Metrics
+from sbx_deepspi.ops import convolution
+from sbx_deepspi.optimizer import Learner, Optimizer
 from sbx_deepspi.rollout import Transitions
 
 matplotlib.use("Agg")
@@ -180,41 +182,60 @@ def make_deepspi_flax_init(env: VecEnv, seed: int, learning_rate: LinearSchedule
     return DeepSPI("CnnPolicy", env, learning_rate, seed=seed, policy_kwargs={"ortho_init": False})
 
 
+def two_steps(
+    networks: Networks,
+    optimizer: Optimizer,
+    hyperparameters: Hyperparameters,
+    carry: Carry,
+    minibatch: Transitions,
+    key: jax.Array,
+) -> tuple[Carry, Metrics]:
+    """
+    SBX's steps: first by all but the values' loss, then by that, each with a clip and an Adam of its own.
+
+    :param networks: without parameters
+    :param optimizer: used twice, with two states, ``"actor"`` and ``"critic"``
+    :param hyperparameters: of DeepSPI
+    :param carry: before the steps
+    :param minibatch: B transitions
+    :param key: randomness of the latent samples
+    :return: after both steps, and what the first one tells
+    """
+    parameters, states, h = carry.learner.parameters, carry.learner.optimizer_state, hyperparameters
+    policy_alone = h.replace(vf_coef=0.0)
+    gradients, norms, metrics = gradient(loss, networks, parameters, carry.norms, minibatch, key, policy_alone)
+    between = optimizer.step(Learner(parameters, states["actor"]), gradients, h.step_sizes)
+
+    values_alone = h.replace(ent_coef=0.0, reward_loss_coef=0.0, transition_loss_coef=0.0)
+    minibatch = minibatch.replace(advantages=jnp.zeros_like(minibatch.advantages))
+    gradients, norms, of_values = gradient(loss, networks, between.parameters, norms, minibatch, key, values_alone)
+    after = optimizer.step(Learner(between.parameters, states["critic"]), gradients, h.step_sizes)
+    states = {"actor": between.optimizer_state, "critic": after.optimizer_state}
+    # a fault in either gradient counts
+    metrics = metrics.replace(gradient_norm=metrics.gradient_norm + of_values.gradient_norm)
+    return Carry(Learner(after.parameters, states), norms), metrics
+
+
+class TwoStepDeepSPI(DeepSPI):
+    """DeepSPI that steps as SBX's PPO does; see :func:`two_steps`."""
+
+    step = staticmethod(two_steps)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        learner = self.policy.learner
+        states = {"actor": learner.optimizer_state, "critic": learner.optimizer_state}
+        self.policy.learner = learner.replace(optimizer_state=states)
+
+
 def make_deepspi_as_sbx(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
     """
     :param env: Atari
     :param seed: of everything
     :param learning_rate: its schedule
-    :return: DeepSPI with SBX's initialisation and SBX's steps: first by all but the values' loss, then by that, each
-        with a clip and an Adam of its own. Replaces ``update.loss_gradients``: make no other DeepSPI in this process
+    :return: DeepSPI with SBX's initialisation and SBX's steps
     """
-    model = make_deepspi_flax_init(env, seed, learning_rate)
-    one_step, one_loss_gradients = model.policy.state.tx, update.loss_gradients
-
-    def init(params: Any) -> dict[str, Any]:
-        return {"actor": one_step.init(params), "critic": one_step.init(params)}
-
-    def both_steps(gradients: dict[str, Any], states: dict[str, Any], params: Any) -> tuple[Any, dict[str, Any]]:
-        actor, actor_state = one_step.update(gradients["actor"], states["actor"], params)
-        critic, critic_state = one_step.update(gradients["critic"], states["critic"], params)
-        return jax.tree.map(jnp.add, actor, critic), {"actor": actor_state, "critic": critic_state}
-
-    def loss_gradients(
-        state: TrainState, norms: Any, minibatch: Transitions, key: jax.Array, h: update.Hyperparameters
-    ) -> tuple[dict[str, Any], update.Metrics]:
-        gradients, metrics = one_loss_gradients(state, norms, minibatch, key, h.replace(vf_coef=0.0))
-        actor, _ = one_step.update(gradients, state.opt_state["actor"], state.params)
-        between = state.replace(params=optax.apply_updates(state.params, actor))
-        minibatch = minibatch.replace(advantages=jnp.zeros_like(minibatch.advantages))
-        values_alone = h.replace(ent_coef=0.0, reward_loss_coef=0.0, transition_loss_coef=0.0)
-        critic_gradients, _ = one_loss_gradients(between, norms, minibatch, key, values_alone)
-        return {"actor": gradients, "critic": critic_gradients}, metrics
-
-    update.loss_gradients = loss_gradients
-    two_steps = optax.GradientTransformation(init, both_steps)
-    state = model.policy.state
-    model.policy.state = state.replace(tx=two_steps, opt_state=jax.jit(two_steps.init)(state.params))
-    return model
+    return TwoStepDeepSPI("CnnPolicy", env, learning_rate, seed=seed, policy_kwargs={"ortho_init": False})
 
 
 def make_alpha_0(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepSPI:
@@ -222,7 +243,7 @@ def make_alpha_0(env: VecEnv, seed: int, learning_rate: LinearSchedule) -> DeepS
     :param env: Atari
     :param seed: of everything
     :param learning_rate: its schedule
-    :return: DeepSPI whose world model counts for nothing
+    :return: DeepSPI without a world model, which is PPO
     """
     return DeepSPI("CnnPolicy", env, learning_rate, reward_loss_coef=0.0, transition_loss_coef=0.0, seed=seed)
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 
 from sbx_deepspi import DeepSPI
-from sbx_deepspi.neighbourhood import outside_neighbourhood
+from sbx_deepspi.guarantee.neighbourhood import outside_neighbourhood
 
 
 class Watch(BaseCallback):
@@ -69,7 +69,7 @@ def train(neighbourhood: str, seed: int, steps: int) -> Result:
     model = DeepSPI(
         "MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), LinearSchedule(1e-3, 0.0, 1.0), n_steps=32,
         n_epochs=20, gamma=0.98, gae_lambda=0.8, clip_range=LinearSchedule(0.2, 0.0, 1.0), ent_coef=0.0, seed=seed,
-        neighbourhood=neighbourhood,
+        neighbourhood=neighbourhood, certificate_freq=1,
     )  # fmt: skip
     watch = Watch()
     start = time.perf_counter()

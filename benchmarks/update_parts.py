@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,13 +21,12 @@ import numpy as np
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from sbx_deepspi import DeepSPI, make_envpool_env, objective
-from sbx_deepspi.certificate import certify
-from sbx_deepspi.networks.agent import Networks
-from sbx_deepspi.networks.backend import clipped_normal
-from sbx_deepspi.policies import decide
-from sbx_deepspi.rollout import Transitions, microbatches, to_transitions
-from sbx_deepspi.update import update
+from sbx_deepspi import DeepSPI, agent, make_envpool_env
+from sbx_deepspi.lipschitz import normalizer
+from sbx_deepspi.ops import clipped_normal
+from sbx_deepspi.optimizer import Parameters
+from sbx_deepspi.rollout import Transitions, to_transitions
+from sbx_deepspi.segments import encode_pairs, microbatches
 
 
 def prepared(env: VecEnv, n_steps: int | None = None, n_updates: int = 0, **policy_kwargs: Any) -> DeepSPI:
@@ -70,51 +70,52 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
     :param model: whose rollout is full
     :return: name → what to time, for one whole iteration
     """
-    h, state, networks, env = model.hyperparameters(), model.policy.state, model.policy.networks, model.env
+    h, programs, env = model.hyperparameters(), model.policy.programs, model.env
+    networks, optimizer = programs.networks, programs.optimizer
     key = jax.random.PRNGKey(0)
-    rollout, last_observations = jax.device_put((model.rollout_buffer, model._last_obs))
-    result = update(state, rollout, last_observations, key, h)
+    state, rollout, last_observations = jax.device_put((model.state, model.rollout_buffer, model._last_obs))
+    parameters = state.learner.parameters
+    iteration = partial(programs.iteration, state, rollout, last_observations, h, step=type(model).step, projects=False)
+    updated = iteration()[0].learner.parameters
     transitions = to_transitions(rollout, np.zeros(model.n_envs, np.float32), h.gamma, h.gae_lambda)
     transitions = transitions.replace(segment_length=h.segment_length)
     batches = microbatches(transitions, min(h.microbatch_size, h.batch_size))
-    constrained = state.apply_fn(state.params, method="constrain")
-    encode = jax.jit(lambda part: state.apply_fn(constrained, part, method="encode_both"))
-    latents = jax.lax.map(encode, batches)
+    normalized = jax.jit(partial(agent.normalized, networks))(parameters)
+    encode = partial(agent.encode, networks)
+    latents = jax.lax.map(jax.jit(lambda part: encode_pairs(partial(encode, normalized), part)), batches)
     n_minibatches = len(transitions.rewards) // h.batch_size * h.n_epochs
 
     def in_microbatches(loss: Callable[..., jax.Array]) -> Callable[[], Any]:
         """The gradients of a loss by parameters and latents, summed over an iteration's microbatches."""
 
         @jax.jit
-        def run(constrained: Any, batches: Transitions, latents: Any) -> Any:
+        def run(normalized: Any, batches: Transitions, latents: Any) -> Any:
             def add(total: Any, part: Any) -> tuple[Any, Any]:
-                gradients, by_latents = jax.grad(
-                    lambda params, latents: state.apply_fn(params, part[0], latents, method=loss), argnums=(0, 1)
-                )(constrained, part[1])
+                gradients, by_latents = jax.grad(loss, argnums=(0, 2))(normalized, *part)
                 return jax.tree.map(jnp.add, total, gradients), by_latents
 
             def epoch(total: Any, _: None) -> tuple[Any, None]:
                 return jax.lax.scan(add, total, (batches, latents))[0], None
 
-            return jax.lax.scan(epoch, jax.tree.map(jnp.zeros_like, constrained), None, length=h.n_epochs)[0]
+            return jax.lax.scan(epoch, jax.tree.map(jnp.zeros_like, normalized), None, length=h.n_epochs)[0]
 
-        return lambda: run(constrained, batches, latents)
+        return lambda: run(normalized, batches, latents)
 
-    def encoder(networks: Networks, part: Transitions, _: Any) -> jax.Array:
-        return sum((latents**2).sum() for latents in networks.encode_both(part))  # type: ignore[return-value]
+    def encoder(parameters: Parameters, part: Transitions, _: Any) -> jax.Array:
+        return sum((z**2).sum() for z in encode_pairs(partial(encode, parameters), part))  # type: ignore[return-value]
 
-    def heads(networks: Networks, part: Transitions, latents: Any) -> jax.Array:
-        features = networks.torso(latents[0])
-        distribution = networks.actor(features)
-        return (distribution.log_prob(part.actions) + distribution.entropy() + networks.critic(features)).sum()
+    def heads(parameters: Parameters, part: Transitions, latents: Any) -> jax.Array:
+        terms = agent.policy_terms(networks, parameters, latents[0], part.actions)
+        return (terms.log_probs + terms.entropies + terms.values).sum()
 
-    def rewards(networks: Networks, part: Transitions, latents: Any) -> jax.Array:
-        actions = networks.encode_actions(part.actions)
-        return objective.reward_loss(networks.reward_model(latents[0], actions), part.rewards).sum()
+    def losses_of(parameters: Parameters, part: Transitions, latents: Any) -> agent.ModelLosses:
+        return agent.model_losses(networks, parameters, latents[0], part.actions, part.rewards, latents[1], key)
 
-    def next_latents(networks: Networks, part: Transitions, latents: Any) -> jax.Array:
-        actions = networks.encode_actions(part.actions)
-        return networks.transition_losses(latents[0], actions, latents[1], key).sum()
+    def rewards(parameters: Parameters, part: Transitions, latents: Any) -> jax.Array:
+        return losses_of(parameters, part, latents).reward.sum()
+
+    def next_latents(parameters: Parameters, part: Transitions, latents: Any) -> jax.Array:
+        return losses_of(parameters, part, latents).transition.sum()
 
     def environment() -> None:
         for _ in range(model.n_steps):
@@ -122,26 +123,31 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
 
     def inference() -> None:
         for _ in range(model.n_steps):
-            jax.device_get(decide(state, model._last_obs, key))
+            jax.device_get(programs.decide(parameters, model._last_obs, key))
 
-    noise_shape = (*model.policy.latent_shape, model.policy.n_components)
+    noise_shape = (*networks.latent_shape, model.policy.n_components)
 
     @jax.jit
     def noise(keys: jax.Array) -> jax.Array:
         return jax.lax.map(lambda key: clipped_normal(key, (len(batches.rewards[0]), *noise_shape)), keys)
 
     noise_keys = jax.random.split(key, len(batches.rewards))
-    norms = jax.jit(lambda params: networks.apply(params, method="norms"))
+    lipschitz = {name: parameters[name] for name in networks.lipschitz_parts}
 
     @jax.jit
-    def normalize(params: Any, norms: Any) -> Any:
-        return jax.vjp(lambda params: networks.apply(params, norms, method="constrain"), params)[1](params)
+    def normalize(lipschitz: Any) -> Any:
+        cache = normalizer.init(lipschitz, networks.latent_map)
 
-    def lipschitz() -> list[Any]:
-        known = norms(state.params)
-        return [normalize(state.params, known) for _ in range(n_minibatches)]
+        def step(cache: Any, _: None) -> tuple[Any, Any]:
+            def normalized(lipschitz: Any) -> Any:
+                return normalizer.apply(cache, lipschitz, networks.latent_map)
 
-    optimiser = jax.jit(lambda state: state.apply_gradients(grads=state.params))
+            _, pull_back, cache = jax.vjp(normalized, lipschitz, has_aux=True)
+            return cache, pull_back(lipschitz)
+
+        return jax.lax.scan(step, cache, None, length=n_minibatches)
+
+    optimiser = jax.jit(lambda learner: optimizer.step(learner, learner.parameters, h.step_sizes))
 
     def times(n: int, call: Callable[[], Any]) -> Callable[[], Any]:
         return lambda: [call() for _ in range(n)]
@@ -155,10 +161,10 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
         "reward model": in_microbatches(rewards),
         "transition model, with its noise": in_microbatches(next_latents),
         "  of which noise": times(h.n_epochs, lambda: noise(noise_keys)),
-        "Lipschitz norms": lipschitz,
-        "optimiser": times(n_minibatches, lambda: optimiser(state)),
-        "certificate": lambda: certify(result.before, result.after, rollout, 100.0, key, h.gamma),
-        "the whole update": lambda: update(state, rollout, last_observations, key, h),
+        "Lipschitz norms": lambda: normalize(lipschitz),
+        "optimiser": times(n_minibatches, lambda: optimiser(state.learner)),
+        "certificate": lambda: programs.certify(parameters, updated, rollout, 100.0, key, h.gamma),
+        "the whole update": iteration,
     }
 
 

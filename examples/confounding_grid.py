@@ -15,6 +15,7 @@ its latent state is picked by the state's number, which is exact and saves half 
 import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +26,15 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pandas as pd
-from flax.training.train_state import TrainState
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
-from sbx_deepspi import CnnPolicy, ConfoundingGridVecEnv, DeepMDP, DeepSPI
+from sbx_deepspi import CnnPolicy, ConfoundingGridVecEnv, DeepMDP, DeepSPI, agent
+from sbx_deepspi.agent import Networks
 from sbx_deepspi.envs.confounding_grid import make_frames, make_maze, policy_value
-from sbx_deepspi.networks.actor_critic import CnnEncoder
+from sbx_deepspi.networks.encoders import CnnEncoder
+from sbx_deepspi.optimizer import Parameters
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -86,15 +88,16 @@ class GridPolicy(CnnPolicy):
         return FrameEncoder(CnnEncoder(True, True, self.activation_fn, self.ortho_init))
 
 
-@jax.jit
-def look(state: TrainState) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnums=0)
+def look(networks: Networks, parameters: Parameters) -> tuple[jax.Array, jax.Array]:
     """
-    :param state: of the policy
+    :param networks: of the policy
+    :param parameters: of all of them
     :return: log π(·|s) in every state, and the latent states of the two choice cells
     """
-    numbers = STATES[:, None].astype(np.int32)
-    log_policy = state.apply_fn(state.params, numbers, np.zeros(len(STATES), np.int32), method="log_policy")
-    return log_policy, state.apply_fn(state.params, numbers[CHOICES], method="encode")
+    latents = agent.encode(networks, parameters, STATES[:, None].astype(np.int32))
+    distribution, _ = agent.policy_and_values(networks, parameters, latents)
+    return agent.log_policy(distribution, jnp.zeros(len(STATES), jnp.int32)), latents[CHOICES]
 
 
 class Watch(BaseCallback):
@@ -105,7 +108,8 @@ class Watch(BaseCallback):
         self.rows: list[dict[str, float]] = []
 
     def _on_rollout_start(self) -> None:
-        log_policy, latents = jax.device_get(look(self.model.policy.state))
+        policy = self.model.policy
+        log_policy, latents = jax.device_get(look(policy.programs.networks, policy.learner.parameters))
         policy = np.exp(log_policy.astype(np.float64))
         policy /= policy.sum(axis=1, keepdims=True)
         certificate = self.model.certificate

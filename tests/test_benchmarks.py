@@ -19,11 +19,12 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, objective, update
+from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, agent, deepspi, losses
 from sbx_deepspi.envs.confounding_grid import make_frames
-from sbx_deepspi.networks import backend
+from sbx_deepspi.lipschitz import normalizer
+from sbx_deepspi.ops import parts
 from sbx_deepspi.rollout import to_transitions
-from tests.helpers import CHANNELS_FIRST, ToyEnv, collected
+from tests.helpers import CHANNELS_FIRST, ToyEnv, collected, updated
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -33,6 +34,7 @@ def run(script: str, *arguments: str, folder: Path = BENCHMARKS) -> subprocess.C
     return subprocess.run([sys.executable, folder / script, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["Pendulum-v1"])
 def test_learns_trains_scores_and_fails_below_the_target(env: str) -> None:
     process = run("learns.py", env, "--steps", "64", "--seeds", "5", "--episodes", "2")
@@ -41,6 +43,7 @@ def test_learns_trains_scores_and_fails_below_the_target(env: str) -> None:
     assert "stayed below" in process.stderr
 
 
+@pytest.mark.slow
 def test_soak_survives_faults_and_draws(tmp_path: Path) -> None:
     # the first environments of this seed return NaN and raise; to wait for one that hangs would take ten seconds
     short = ["--minutes", "0.2", "--mean-delay", "4", "--seed", "111", "--games", "CartPole-v1"]
@@ -61,6 +64,7 @@ def test_costs_of_the_guarantee_are_told() -> None:
         assert re.search(rf"{name} +-?\d+\.\d% of an update", costs.stdout), costs.stdout
 
 
+@pytest.mark.slow
 def test_throughput_compares_and_draws(tmp_path: Path) -> None:
     """Without DeepSPI, whose Breakout takes long to compile; the parts of its iteration are tested below."""
     short = ["--settings", "4x64", "--rounds", "1", "--algorithms", "sb3_ppo"]
@@ -77,7 +81,7 @@ def test_the_parts_of_an_iteration_all_run(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import update_parts
 
-    monkeypatch.setattr(backend, "CPU_MICROBATCH", 16)  # fewer pieces to compile
+    monkeypatch.setattr(parts, "CPU_MICROBATCH", 16)  # fewer pieces to compile
     env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 8)
     times = update_parts.in_turn(update_parts.parts(update_parts.prepared(env, 32)), rounds=1)
     seconds = {name: values[0] for name, values in times.items()}
@@ -102,6 +106,7 @@ def test_scaling_times_random_images_and_draws(monkeypatch: pytest.MonkeyPatch, 
     assert (tmp_path / "short.png").is_file()
 
 
+@pytest.mark.slow
 def test_example_of_the_grid_trains_and_draws(tmp_path: Path) -> None:
     short = ["--latent", "4x2", "--seeds", "1", "--steps", "1024", "--algorithms", "DeepSPI", "--processes", "1"]
     process = run("confounding_grid.py", *short, "--name", "short", "--results", str(tmp_path), folder=EXAMPLES)
@@ -117,15 +122,16 @@ def test_example_of_the_grid_encodes_the_frames_of_the_states(monkeypatch: pytes
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import confounding_grid as example
 
-    numbered = DeepSPI(example.GridPolicy, example.NumberedGrid(2, seed=0), seed=0).policy.state
-    frames = DeepSPI("CnnPolicy", ConfoundingGridVecEnv(2), seed=1).policy.state
-    params = jax.tree.unflatten(jax.tree.structure(frames.params), jax.tree.leaves(numbered.params))
+    numbered = DeepSPI(example.GridPolicy, example.NumberedGrid(2, seed=0), seed=0).policy
+    frames = DeepSPI("CnnPolicy", ConfoundingGridVecEnv(2), seed=1).policy
+    theirs_like = jax.tree.structure(frames.learner.parameters["encoder"])
+    parameters = jax.tree.unflatten(theirs_like, jax.tree.leaves(numbered.learner.parameters["encoder"]))
     numbers = np.array([[3], [0], [15], [3]], np.int32)
     ours, theirs = (
-        np.asarray(jax.jit(state.apply_fn, static_argnames="method")(params, observations, method="encode"))
-        for state, params, observations in (
-            (numbered, numbered.params, numbers),
-            (frames, params, make_frames(example.MAZE)[numbers[:, 0]]),
+        np.asarray(jax.jit(partial(agent.encode, policy.programs.networks))({"encoder": encoder}, observations))
+        for policy, encoder, observations in (
+            (numbered, numbered.learner.parameters["encoder"], numbers),
+            (frames, parameters, make_frames(example.MAZE)[numbers[:, 0]]),
         )
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -230,25 +236,33 @@ def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import learning_curve
 
-    monkeypatch.setattr(update, "loss_gradients", update.loss_gradients)  # the script replaces it
-    monkeypatch.setattr(learning_curve, "DeepSPI", partial(DeepSPI, n_steps=5))
     env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 4)
-    model = learning_curve.make_deepspi_as_sbx(env, 3, LinearSchedule(1e-3, 1e-3, 1.0))
+    schedule = LinearSchedule(1e-3, 1e-3, 1.0)
+    model = learning_curve.TwoStepDeepSPI("CnnPolicy", env, schedule, n_steps=5, seed=3)
     model.batch_size, model.n_epochs, model.transition_loss_coef = 20, 2, 0.0  # without noise
     model.max_grad_norm = 0.01  # clips both, so far that Adam's epsilon counts
     rollout, _ = collected(model)
-    state, h = model.policy.state, model.hyperparameters()
+    learner, networks, h = model.policy.learner, model.policy.programs.networks, model.hyperparameters()
     last_values = model.policy.predict_values(model._last_obs)
     transitions = jax.jit(to_transitions)(rollout, last_values, h.gamma, h.gae_lambda)
-    transitions = transitions.replace(advantages=jax.jit(objective.normalize)(transitions.advantages))
-    norms = jax.jit(partial(state.apply_fn, method="norms"))(state.params)
+    transitions = transitions.replace(advantages=jax.jit(losses.normalize)(transitions.advantages))
 
-    def loss(params: dict, of_values: bool) -> jax.Array:
-        params = state.apply_fn(params, norms, method="constrain")
-        total, metrics = update.loss(params, state, transitions, jax.random.PRNGKey(0), h)
+    def lipschitz(parameters: dict) -> dict:
+        return {name: parameters[name] for name in networks.lipschitz_parts}
+
+    @jax.jit
+    def norms_of(parameters: dict) -> Any:
+        cache = normalizer.init(lipschitz(parameters), networks.latent_map)
+        return normalizer.apply(cache, lipschitz(parameters), networks.latent_map)[1]
+
+    norms = norms_of(learner.parameters)
+
+    def loss(parameters: dict, of_values: bool) -> jax.Array:
+        normalized, _ = normalizer.apply(norms, lipschitz(parameters), networks.latent_map)
+        total, metrics = deepspi.loss(networks, parameters | normalized, transitions, jax.random.PRNGKey(0), h)
         return h.vf_coef * metrics.value_loss if of_values else total - h.vf_coef * metrics.value_loss
 
-    adam = optax.chain(optax.clip_by_global_norm(h.max_grad_norm), optax.adam(1e-3, eps=1e-5))
+    adam = optax.chain(optax.clip_by_global_norm(h.step_sizes.max_grad_norm), optax.adam(1e-3, eps=1e-5))
 
     @partial(jax.jit, static_argnums=2)
     def take_step(params: dict, adam_state: Any, of_values: bool) -> tuple[dict, Any, jax.Array]:
@@ -256,13 +270,13 @@ def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.Monk
         step, adam_state = adam.update(gradient, adam_state)
         return optax.apply_updates(params, step), adam_state, optax.tree.norm(gradient)
 
-    params, states = state.params, [jax.jit(adam.init)(state.params)] * 2
+    params, states = learner.parameters, [jax.jit(adam.init)(learner.parameters)] * 2
     for of_values in (False, True) * 2:
         params, states[of_values], norm = take_step(params, states[of_values], of_values)
         assert norm > 1.5 * model.max_grad_norm
 
-    trained = update.update(state, rollout, model._last_obs, jax.random.PRNGKey(1), h).state.params
-    for before, ours, theirs in zip(*map(jax.tree.leaves, (state.params, trained, params)), strict=True):
+    trained = updated(model, rollout, h, seed=1)[0].parameters
+    for before, ours, theirs in zip(*map(jax.tree.leaves, (learner.parameters, trained, params)), strict=True):
         moved = float(jnp.abs(theirs - before).max())
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * moved)
 
@@ -291,16 +305,3 @@ def test_initialisation_of_the_learning_curve_is_sbxs(monkeypatch: pytest.Monkey
             assert our.size == their.size
             assert our.std() == pytest.approx(their.std(), rel=0.1)  # the smallest has 1,500 numbers
             assert np.abs(our).max() == pytest.approx(np.abs(their).max(), rel=0.02)
-
-
-@pytest.mark.parametrize("algorithm", ["deepspi", "sbx_ppo"])
-def test_committed_learning_curves_are_of_long_runs(algorithm: str) -> None:
-    games = pd.read_csv(BENCHMARKS.parent / "docs" / "results" / f"breakout_{algorithm}.csv")
-    assert games["step"].is_monotonic_increasing
-    assert games["step"].iloc[-1] >= 999_000
-
-
-def test_no_placeholder_is_left_in_the_documents() -> None:
-    for document in (BENCHMARKS.parent / "README.md", BENCHMARKS.parent / "docs" / "results" / "README.md"):
-        for placeholder in ("SPEED", "CARTPOLE", "PENDULUM", "BREAKOUT", "TODO"):
-            assert placeholder not in document.read_text(), f"{placeholder} in {document}"

@@ -22,11 +22,11 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper
-from test_deepspi import TINY_RUN, VECTOR, ToyEnv, params, same
 
 from sbx_deepspi import CheckpointCallback, DeepSPI, make_envpool_env
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.sb3.algorithm import FAULTY_UPDATES_IN_A_ROW
+from tests.helpers import TINY_RUN, VECTOR, ToyEnv, params, same
 
 FAST = TINY_RUN | dict(policy_kwargs=dict(net_arch=[], transition_density="deterministic", lipschitz_constant=None))
 """Little to compile."""
@@ -66,8 +66,9 @@ if sys.argv[1] == "straight":
     model = DeepSPI(
         "MlpPolicy", environment(0), n_steps=16, batch_size=8, n_epochs=2, seed=1,
         learning_rate=LinearSchedule(1e-2, 1e-3, 0.9), clip_range=LinearSchedule(0.3, 0.1, 1.0), stats_window_size=3,
+        certificate_freq=2,
     )
-    learn(model, 160, "straight")
+    learn(model, 192, "straight")
 else:
     for folder, force_reset in ("resumed", False), ("reset", True):
         # of other seeds, and already running: nothing of it may show
@@ -75,7 +76,7 @@ else:
         env.reset()
         env.step([0, 1])
         model = DeepSPI.load("straight/rl_model_96_steps", env=env, force_reset=force_reset)
-        learn(model, 64, folder)
+        learn(model, 96, folder)
 """
 
 
@@ -123,11 +124,16 @@ def test_a_resumed_run_is_the_run(runs: Path) -> None:
 
 def test_a_resumed_run_logs_what_the_run_logged(runs: Path) -> None:
     logs = {name: pd.read_csv(runs / name / "progress.csv") for name in ("straight", "resumed")}
-    assert logs["resumed"]["time/total_timesteps"].tolist() == [128, 160]
+    assert logs["resumed"]["time/total_timesteps"].tolist() == [128, 160, 192]
     # SB3 logs an update in the table after it: that of the update at 96 steps went with the old process
-    rows = {name: log.iloc[-1].drop(["time/fps", "time/time_elapsed", "time/iterations"]) for name, log in logs.items()}
-    assert rows["straight"].to_dict() == rows["resumed"].to_dict()
-    assert {"train/loss", "spi/zeta", "rollout/ep_rew_mean"} <= set(rows["straight"].index)
+    rows = {
+        name: log.tail(2).drop(columns=["time/fps", "time/time_elapsed", "time/iterations"]).reset_index(drop=True)
+        for name, log in logs.items()
+    }
+    pd.testing.assert_frame_equal(rows["straight"], rows["resumed"], check_like=True, check_exact=True)
+    assert {"train/loss", "spi/zeta", "rollout/ep_rew_mean"} <= set(rows["straight"])
+    # every second update has a certificate: the fourth, the first after the checkpoint, has none, the fifth has
+    assert rows["resumed"]["spi/zeta"].notna().tolist() == [False, True]
 
 
 def test_without_the_environments_state_it_is_another_run(runs: Path) -> None:
@@ -458,7 +464,7 @@ def test_only_the_minibatches_at_fault_are_left_out() -> None:
     model = DeepSPI("MlpPolicy", Exploding(5, 6), **run, gamma=0.0, gae_lambda=0.0, normalize_advantage=False)
     with pytest.warns(RuntimeWarning, match="non-finite loss in 1 of 4 minibatches"):
         model.learn(16)
-    assert model.policy.state.step == 3
+    assert model.policy.learner.optimizer_state[1].count == 3
     assert np.isfinite(model.logger.name_to_value["train/loss"])
 
 

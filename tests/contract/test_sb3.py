@@ -41,9 +41,9 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
     VecTransposeImage,
 )
-from test_deepspi import VECTOR, ToyEnv
 
 from sbx_deepspi import CnnPolicy, DeepSPI, MlpPolicy
+from tests.helpers import VECTOR, ToyEnv
 
 IMAGE = spaces.Box(0, 255, (36, 40, 1), np.uint8)
 DISCRETE, BOX = spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)

@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import inspect
 import io
 import json
 import os
@@ -156,25 +157,62 @@ def test_a_file_is_plain(saved: bytes) -> None:
     contents = members(saved)
     assert set(contents) == {JSON, TENSORS, SYSTEM_INFO}
     plain = json.loads(contents[JSON])
-    assert (plain["version"], plain["written_by"]) == (1, "DeepSPI")
-    assert plain["attributes"]["policy_class"] == {"$named": "sbx_deepspi.policies.MlpPolicy"}
+    assert (plain["version"], plain["written_by"]) == (2, "DeepSPI")
+    assert plain["attributes"]["policy_class"] == {"$named": "sbx_deepspi.sb3.policies.MlpPolicy"}
+    assert plain["attributes"]["learns_model"] is True
     assert b"pickle" not in contents[JSON]
-    assert "state/learner/parameters/encoder/Dense_0/kernel" in safetensors.numpy.load(contents[TENSORS])
+    tensors = safetensors.numpy.load(contents[TENSORS])
+    assert {
+        "state/learner/parameters/encoder/Dense_0/kernel", "state/learner/parameters/reward_model/hidden_0/kernel",
+        "state/learner/optimizer_state/1/inner_state/0/nu/critic/Dense_0/bias", "state/key", "state/n_epochs",
+        "state/episodes/steps", "state/episodes/lengths", "state/episodes/n_ended", "prediction_key",
+    } <= tensors.keys()  # fmt: skip
+    assert all(name.startswith(("state/", "attributes/", "prediction_key")) for name in tensors)
+
+
+def test_a_file_says_whether_there_is_a_world_model() -> None:
+    file = io.BytesIO()
+    ppo = DeepSPI("MlpPolicy", "CartPole-v1", **TINY, reward_loss_coef=0.0, transition_loss_coef=0.0)
+    ppo.save(file)
+    contents = members(file.getvalue())
+    assert json.loads(contents[JSON])["attributes"]["learns_model"] is False
+    assert not any("_model" in name for name in safetensors.numpy.load(contents[TENSORS]))
+    loaded = load(file.getvalue())
+    assert not loaded.policy.world_model
+    assert_same(ppo, loaded)
+    with pytest.raises(CheckpointError, match="not those that its attributes describe"):
+        load(with_attribute(file.getvalue(), "learns_model", True))
+
+
+def test_what_is_saved_is_the_configuration_the_progress_and_what_the_user_set(saved: bytes, model: DeepSPI) -> None:
+    names = json.loads(members(saved)[JSON])["attributes"].keys()
+    arguments = inspect.signature(DeepSPI.__init__).parameters.keys() - {"self", "policy", "env", "device"}
+    not_saved = {"_init_setup_model", "use_sde", "sde_sample_freq", "rollout_buffer_class", "rollout_buffer_kwargs"}
+    expected = {{"stats_window_size": "_stats_window_size"}.get(name, name) for name in arguments - not_saved}
+    assert expected <= names
+    assert not names & {"policy", "env", "key", "episodes", "rollout_buffer", "lr_schedule", "logger", "device"}
+    model.note = 1
+    try:
+        file = io.BytesIO()
+        model.save(file)
+    finally:
+        del model.note
+    assert json.loads(members(file.getvalue())[JSON])["attributes"].keys() - names == {"note"}
 
 
 def test_every_optimiser_that_is_stored_by_name_has_a_state_that_is() -> None:
     parameters = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
     for name in checkpoint.NAMED["optax"]:
         state = optax.inject_hyperparams(getattr(optax, name))(learning_rate=0.1).init(parameters)
-        contents = checkpoint.Checkpoint("Test", {}, None, checkpoint.flatten(state, "policy/"))
+        contents = checkpoint.Checkpoint("Test", {}, None, checkpoint.flatten(state, "state/"))
         read = checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {})
-        restored = checkpoint.unflatten(read.tensors, jax.eval_shape(lambda state=state: state), "policy/")
+        restored = checkpoint.unflatten(read.tensors, jax.eval_shape(lambda state=state: state), "state/")
         jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
 
 
 def test_dtypes_that_could_not_be_read_are_refused_where_they_are_saved() -> None:
-    tensors = checkpoint.flatten(optax.adam(0.1, mu_dtype="bfloat16").init({"kernel": jnp.ones(3)}), "policy/")
-    with pytest.raises(CheckpointError, match=r"policy/0/mu/kernel is of dtype bfloat16, .* use one of bool, int8"):
+    tensors = checkpoint.flatten(optax.adam(0.1, mu_dtype="bfloat16").init({"kernel": jnp.ones(3)}), "state/")
+    with pytest.raises(CheckpointError, match=r"state/0/mu/kernel is of dtype bfloat16, .* use one of bool, int8"):
         checkpoint.to_bytes(checkpoint.Checkpoint("Test", {}, None, tensors))
     for value in (np.longdouble(1), np.zeros(2, np.longdouble), jnp.zeros(2, jnp.bfloat16), np.zeros(2, complex)):
         with pytest.raises(CheckpointError, match=r"^value/0 = .* has no plain form"):
@@ -373,13 +411,13 @@ def drop(tensors: dict[str, np.ndarray], *parts: str) -> None:
 SAVE_UNTIL_KILLED = """
 import os, random, signal, sys, time
 import numpy as np
-from sbx_deepspi import checkpoint
+from sbx_deepspi.saving import format as checkpoint
 
 path, n_kills = sys.argv[1], int(sys.argv[2])
 dice = random.Random(0)
 
 def contents(number):
-    tensors = {f"policy/{i}": np.full(50_000, number, np.float32) for i in range(4)}
+    tensors = {f"state/{i}": np.full(50_000, number, np.float32) for i in range(4)}
     return checkpoint.Checkpoint("Test", {"number": number}, None, tensors)
 
 start = time.perf_counter()
@@ -409,14 +447,28 @@ print(changes, newest)
 """
 
 
-def test_a_killed_process_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_UNTIL_KILLED, str(tmp_path / "model.zip"), "300"]
+def kill_while_it_writes(path: Path, n_kills: int) -> tuple[int, int]:
+    """How often what was killed had written something new, and how many writes there were."""
+    arguments = [sys.executable, "-W", "ignore", "-c", SAVE_UNTIL_KILLED, str(path), str(n_kills)]
     process = subprocess.run(arguments, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     changes, newest = map(int, process.stdout.split())
+    return changes, newest
+
+
+def test_a_killed_process_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
+    changes, newest = kill_while_it_writes(tmp_path / "model.zip", 30)
+    assert changes >= 15
+    assert newest >= 15
+    assert list(tmp_path.glob(".model.zip.*.tmp"))  # the kills did come while files were written
+
+
+@pytest.mark.slow
+def test_a_process_killed_300_times_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
+    changes, newest = kill_while_it_writes(tmp_path / "model.zip", 300)
     assert changes >= 150
     assert newest >= 150
-    assert len(list(tmp_path.glob(".model.zip.*.tmp"))) > 20  # the kills did come while files were written
+    assert len(list(tmp_path.glob(".model.zip.*.tmp"))) > 20
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(model: DeepSPI, tmp_path: Path) -> None:
@@ -571,11 +623,23 @@ def test_hostile_archives(saved: bytes, model: DeepSPI, harmless: Path) -> None:
 
 
 def test_a_newer_format_is_refused(saved: bytes) -> None:
-    with pytest.raises(CheckpointError, match="format version 2, this sbx-deepspi reads up to 1: install a newer one"):
-        load(with_json(saved, lambda plain: plain.update(version=2)))
+    with pytest.raises(CheckpointError, match="format version 3, this sbx-deepspi reads up to 2: install a newer one"):
+        load(with_json(saved, lambda plain: plain.update(version=3)))
     for version in ("1", None, 0, -1, 1.5, [1]):
         with pytest.raises(CheckpointError, match="does not say that it is one"):
             load(with_json(saved, lambda plain, version=version: plain.update(version=version)))
+
+
+def test_an_older_format_is_refused(saved: bytes, tmp_path: Path) -> None:
+    data = with_json(saved, lambda plain: plain.update(version=1))
+    (tmp_path / "old.zip").write_bytes(data)
+    sentence = r"^The checkpoint was saved by an earlier development version of sbx-deepspi \(format 1\), which .*\.$"
+    model = load(saved)
+    for read in (load, lambda _: model.set_parameters(tmp_path / "old"), lambda _: MlpPolicy.load(tmp_path / "old.zip")):
+        with pytest.raises(CheckpointError, match=sentence) as error:
+            read(data)
+        assert "\n" not in str(error.value)
+    assert_same(model, load(saved))
 
 
 def test_files_of_sb3_are_refused(model: DeepSPI, harmless: Path) -> None:
@@ -648,7 +712,7 @@ def test_sentences_about_a_file_are_short_and_printable(saved: bytes) -> None:
         with_json(saved, lambda plain: plain.update(written_by="x" * 10**6)),
         with_attribute(saved, "\x1b[2J" * 10**5, {"$unknown": 1}),
         with_attribute(saved, "note", {"$named": "\x1b[2J" * 10**5}),
-        with_tensors(saved, lambda tensors: tensors.update({"policy/\x1b" + "x" * 10**5: np.zeros(1)})),
+        with_tensors(saved, lambda tensors: tensors.update({"state/\x1b" + "x" * 10**5: np.zeros(1)})),
         with_tensors(saved, lambda tensors: tensors.update({"\x1b" + "x" * 10**5: np.zeros(1)})),
     ):
         with pytest.raises(CheckpointError) as error:
@@ -678,21 +742,23 @@ NOT_A_MODEL = {
         {"$object": ["gymnasium.spaces.box.Box", {"low": -1, "high": 1, "dtype": {"$dtype": "float32"}}]},
         {"$object": ["gymnasium.spaces.box.Box", {"low": 2, "high": 1, "dtype": {"$dtype": "float32"}}]},
     ],
-    "policy_class": [None, "MlpPolicy", {"$named": "sbx_deepspi.policies.CnnPolicy"}, {"$named": "jax.nn.relu"}],
+    "policy_class": [None, "MlpPolicy", {"$named": "sbx_deepspi.sb3.policies.CnnPolicy"}, {"$named": "jax.nn.relu"}],
     "n_steps": [HUGE**2, -1, 0, "8", 1.5, None], "n_envs": [HUGE**2, -1, "1", [1]], "batch_size": [0, "8", {}],
     "target_kl": ["x", {"$float": "nan"}, [], {"$named": "jax.nn.relu"}],
     "gradient_penalty_coef": ["x", {"$float": "inf"}, -1.0],
-    "_episode_lengths": [None, [1], "x"], "ep_info_buffer": [3, [], {}], "ep_success_buffer": ["x"],
-    "_episode_steps": [3, [0], {"$deque": [None, []]}],
+    "ep_info_buffer": [3, [], {}], "ep_success_buffer": ["x"],
+    "_stats_window_size": [0, -1, "x", 1.5, HUGE, HUGE**2, None], "_updates_since_certificate": ["x", None],
+    "certificate_freq": [0, "x", 1.5], "neighbourhood": ["x", None], "learns_model": [False, 1, "x", None],
     "gamma": [2.0, "x", {"$float": "nan"}, {}, True + 1], "gae_lambda": [-1, []], "max_grad_norm": [-1.0, "x"],
     "ent_coef": ["x", None, [], {"$named": "jax.nn.relu"}, {"$float": "inf"}],
     "vf_coef": ["x"], "clip_range": [-1.0, "x"],
     "clip_range_vf": ["x", -1.0, {"$float": "nan"}],
     "learning_rate": ["x", None, {"$named": "torch.nn.Tanh"}, []], "key": [3, {"$array": "attributes/_last_obs"}, None],
     "seed": ["x", -1, 2**80], "num_timesteps": ["x", None, {"$named": "jax.nn.relu"}],
-    "_n_updates": ["x"], "reward_loss_coef": [2, "x"],
+    "reward_loss_coef": [2, "x"],
     "learn": [1], "save": [None], "__class__": ["x"], "logger": [0], "env": [None], "policy": [0], "_logger": [0],
-    "clips_model_losses": [False, []], "policy_aliases": [{}],
+    "step": [None, {"$named": "jax.nn.relu"}], "state": [0], "certificate": [None], "certifies_each_update": [True],
+    "episodes": [0], "_set_by_constructor": [[]], "interruption": [0], "policy_aliases": [{}],
 }  # fmt: skip
 
 
@@ -711,9 +777,9 @@ def test_numbers_that_make_no_model(saved: bytes, harmless: Path) -> None:
 
 def test_an_optimiser_that_is_not_finite_is_refused(saved: bytes, model: DeepSPI) -> None:
     state = model.get_parameters()
-    (name,) = (name for name in state["policy.optimizer"] if name.endswith("nu/params/critic/Dense_0/bias"))
+    (name,) = (name for name in state["policy.optimizer"] if name.endswith("nu/critic/Dense_0/bias"))
     poisoned = np.full_like(state["policy.optimizer"][name], np.nan)
-    with pytest.raises(ValueError, match=r"The optimiser's '.*nu/params/critic/Dense_0/bias' is not finite"):
+    with pytest.raises(ValueError, match=r"The optimiser's '.*nu/critic/Dense_0/bias' is not finite"):
         model.set_parameters({"policy": {}, "policy.optimizer": {name: poisoned}}, exact_match=False)
 
 
@@ -746,6 +812,7 @@ def test_hostile_environments(saved: bytes, harmless: Path) -> None:
 
 
 def test_a_rollout_takes_memory_when_learning_starts(saved: bytes) -> None:
+    saved = with_tensors(saved, lambda tensors: tensors.update({"state/episodes/steps": np.zeros(16, np.int32)}))
     loaded = load(with_json(saved, lambda plain: plain["attributes"].update(n_steps=2**26, n_envs=2**4)))
     assert "rollout_buffer" not in vars(loaded)
     with pytest.raises(CheckpointError, match=r"less than 2\^31 transitions, but got n_steps=134217728, n_envs=16"):
@@ -771,29 +838,63 @@ def poison(tensors: dict[str, np.ndarray], name: str, value: float) -> None:
     tensors[name] = np.full_like(tensors[name], value)
 
 
-def test_tensors_that_do_not_fit(saved: bytes, harmless: Path) -> None:
-    names = [name for name in safetensors.numpy.load(members(saved)[TENSORS]) if name.startswith("policy/")]
-    assert len(names) == 80
+def test_tensors_that_do_not_fit(saved: bytes, model: DeepSPI, harmless: Path) -> None:
+    tensors = safetensors.numpy.load(members(saved)[TENSORS])
+    names = [name for name in tensors if name.startswith(("state/learner/", "prediction_key"))]
+    assert len(names) == N_TENSORS
     for name in names:
-        for change in (
-            lambda tensors, name=name: tensors.pop(name),
-            lambda tensors, name=name: tensors.update({name: tensors[name].astype(np.float64)}),
-            lambda tensors, name=name: tensors.update({name: np.zeros((*tensors[name].shape, 2), tensors[name].dtype)}),
-        ):
-            data = with_tensors(saved, change)
-            with pytest.raises(CheckpointError, match=name):
-                checkpoint_fits(data)
-    with pytest.raises(CheckpointError, match="not among them"):
-        load(with_tensors(saved, lambda tensors: tensors.update({"policy/more": np.zeros(1)})))
+        for change in wrong_tensors(name):
+            with pytest.raises(CheckpointError, match=name) as error:
+                checkpoint_fits(with_tensors(saved, change), model)
+            assert "\n" not in str(error.value)
+    for name in ("state/learner/more", "state/learner/parameters/more", "state/more", "prediction_key/more"):
+        with pytest.raises(CheckpointError, match="not among them"):
+            load(with_tensors(saved, lambda tensors, name=name: tensors.update({name: np.zeros(1)})))
 
 
-SHAPES: dict[str, Any] = {}
+N_TENSORS = 79
+WRONG_DTYPE = {"f": np.float64, "i": np.int64, "u": np.int32}
 
 
-def checkpoint_fits(data: bytes) -> None:
+def wrong_tensors(name: str) -> list[Callable[[dict[str, np.ndarray]], Any]]:
+    """Changes that leave a tensor out, or give it another dtype or shape."""
+    return [
+        lambda tensors: tensors.pop(name),
+        lambda tensors: tensors.update({name: np.asarray(tensors[name], WRONG_DTYPE[tensors[name].dtype.kind])}),
+        lambda tensors: tensors.update({name: np.full(tensors[name].shape, np.nan, np.float32)}),
+        lambda tensors: tensors.update({name: np.zeros((*tensors[name].shape, 2), tensors[name].dtype)}),
+    ]
+
+
+def checkpoint_fits(data: bytes, model: DeepSPI) -> None:
     """What ``load`` compares, without tracing the networks again for each file."""
-    if not SHAPES:
-        model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY)
-        SHAPES.update(state=model.policy.state, key=model.policy.key)
-    contents = checkpoint.from_bytes(data, False, {})
-    checkpoint.unflatten(contents.tensors, jax.tree.map(jnp.asarray, SHAPES), "policy/")
+    tensors = checkpoint.from_bytes(data, False, {}).tensors
+    shapes = {"state": {"learner": model.policy.learner}, "prediction_key": model.policy.key}
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(("state/learner/", "prediction_key"))}
+    checkpoint.unflatten(own, shapes)
+    checkpoint.finite(
+        checkpoint.subtree(own, "state/learner/parameters/"), checkpoint.subtree(own, "state/learner/optimizer_state/")
+    )
+
+
+def test_a_trainers_state_that_does_not_fit(saved: bytes, harmless: Path) -> None:
+    def replaced(name: str, value: Any) -> Callable[[dict[str, np.ndarray]], Any]:
+        return lambda tensors: tensors.update({name: value})
+
+    names = "state/key", "state/n_epochs", "state/episodes/steps", "state/episodes/lengths", "state/episodes/n_ended"
+    changes = [(name, change) for name in names for change in wrong_tensors(name)]
+    for name in names[1:]:
+        changes.append((name, lambda tensors, name=name: tensors.update({name: np.asarray(-1 - tensors[name])})))
+    changes += [
+        ("state/episodes/lengths", replaced("state/episodes/lengths", np.zeros(0, np.int32))),
+        ("state/episodes/lengths", replaced("state/episodes/lengths", np.zeros(10**6, np.int32))),
+        ("state/episodes/steps", replaced("state/episodes/steps", np.zeros(10**6, np.int32))),
+        ("state/episodes/steps", replaced("state/episodes/steps", np.zeros(0, np.int32))),
+        ("state/key", replaced("state/key", np.zeros(4, np.uint32))),
+    ]
+    for i, (name, change) in enumerate(changes):
+        data = with_tensors(saved, change)
+        for env in (None, make_vec_env("CartPole-v1", 2)) if i % 4 == 0 else (None,):
+            with pytest.raises(CheckpointError, match=name) as error:
+                load(data, env=env)
+            assert "\n" not in str(error.value)
