@@ -165,7 +165,7 @@ def soak(
             # the checkpoint is from an earlier update; what was learned since is not lost, the model being whole
             latest = DeepSPI.load(folder / "rl_model_latest.zip")
             assert 0 < latest.num_timesteps <= model.num_timesteps
-            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(latest.policy.state.params))
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(latest.policy.learner.parameters))
             env = make_envs(game, dice, mean_delay)
             model.set_env(env)
     env.close()

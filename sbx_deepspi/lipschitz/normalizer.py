@@ -57,7 +57,7 @@ def init(parameters: Parameters, latent_map: tuple[int, ...]) -> NormCache:
 
     def unknown(kernel: jax.Array) -> KernelNorm:
         shape = jax.eval_shape(lambda kernel: kernel_norm_bound(kernel, *latent_map), kernel).shape
-        # infinitely far from any kernel, relative to a bound of 0
+        # no distance is within a part of a negative bound: the first look computes the norm
         return KernelNorm(jnp.zeros_like(kernel), jnp.full(shape, -1.0), jnp.zeros_like(kernel))
 
     return NormCache(tuple(map(unknown, kernels_of(parameters))), jnp.int32(RECHECK_AFTER))
@@ -99,14 +99,16 @@ def refreshed(cache: NormCache, kernels: list[jax.Array], latent_map: tuple[int,
     :param cache: what is known of the kernels' norms
     :param kernels: as they are now
     :param latent_map: rows and columns of the maps that convolutions see
-    :return: the same, or, where a kernel has moved too far, the norms of these kernels
+    :return: the same norms, a call older; or, if it is time to look and any kernel has moved too far, those of these
+        kernels
     """
 
     def compute() -> tuple[KernelNorm, ...]:
         return tuple(norm_of(kernel, latent_map) for kernel in kernels)
 
     def is_far(norm: KernelNorm, kernel: jax.Array) -> jax.Array:
-        return jnp.any(distance_bound(kernel, norm.kernel) > LOOSENESS * norm.bound)
+        # not near, rather than far: what is NaN is computed anew, too
+        return ~jnp.all(distance_bound(kernel, norm.kernel) <= LOOSENESS * norm.bound)
 
     is_due = cache.age >= RECHECK_AFTER
     moved = jnp.array([is_far(norm, kernel) for norm, kernel in zip(cache.norms, kernels, strict=True)]).any()

@@ -200,9 +200,10 @@ def _transform(kernel: jax.Array, frequency: jax.Array) -> jax.Array:
 
 def kernel_norm_bound(kernel: jax.Array, height: int = 1, width: int = 1) -> jax.Array:
     """
-    Upper bound of the operator norm of one of this module's layers.
+    Upper bound of the operator norm of a layer of :mod:`sbx_deepspi.lipschitz.layers`.
 
-    :param kernel: of any layer below
+    :param kernel: of a dense layer, shape (in, out), or (n_actions, in, out); of a convolution, shape (kernel height,
+        kernel width, in, out), or (n_actions, groups, kernel height, kernel width, in, out)
     :param height: rows of the maps that convolutions see
     :param width: their columns
     :return: scalar, or one number per action where the kernel has a slice for each: shape (n_actions,)
@@ -217,7 +218,7 @@ def kernel_norm_bound(kernel: jax.Array, height: int = 1, width: int = 1) -> jax
 
 def kernels_of(params: Mapping[str, Any]) -> list[jax.Array]:
     """
-    :param params: parameters of modules built from these layers
+    :param params: parameters of layers, nested as deep as wanted
     :return: all kernels, in the tree's order
     """
     leaves = jax.tree_util.tree_leaves_with_path(dict(params))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_first: bool = False) -> jax.Array:
     """
-    The same by space-to-depth, one matrix product, and a sum of shifted rows.
+    Convolution without padding, as space-to-depth, one matrix product, and a sum of shifted rows.
 
     Patches of columns go into the product and sums of shifted rows come out of it, which moves fewer bytes
     than patches of both or sums of both.

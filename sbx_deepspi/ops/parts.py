@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-CPU_MICROBATCH = 128  # fewer transitions, and the dense layers do little but read parameters and add up gradients
+CPU_MICROBATCH = 128  # with fewer transitions, dense layers spend their time reading parameters and adding gradients
 CPU_PIECE = 20  # images of 84 x 84, or latent maps of them, that stay in a core's cache
 CPU_CHUNK = 32  # images at a time in a loop, where there is no gradient to keep anything for
 EVERYTHING = 2**31

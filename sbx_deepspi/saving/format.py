@@ -597,10 +597,11 @@ def finite(parameters: dict[str, np.ndarray], optimizer: dict[str, np.ndarray]) 
     :param optimizer: its state by name
     :raises CheckpointError: a number in one of them is NaN or infinite
     """
-    moments = subtree(optimizer, "1/inner_state/")  # what is beside them, such as a largest norm, may be infinite
-    for what, arrays in (("parameter", parameters), ("optimiser's", moments)):
+    for what, arrays in (("parameter", parameters), ("optimiser's", optimizer)):
         for name, array in arrays.items():
-            if not np.isfinite(array).all():
+            # what is beside the optimiser's moments, such as a largest norm, may be infinite
+            may_be_infinite = arrays is optimizer and "1/inner_state/" not in name
+            if np.isnan(array).any() or not (may_be_infinite or np.isfinite(array).all()):
                 raise CheckpointError(f"The {what} {name!r} is not finite: these parameters are of no use.")
 
 

@@ -164,7 +164,7 @@ def restored_state(model: Any, tensors: dict[str, np.ndarray], n_envs: int) -> A
     :raises CheckpointError: names, shapes or dtypes are not the model's, or a number is negative
     """
 
-    def integers(*shape: int) -> jax.ShapeDtypeStruct:
+    def integers(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, np.int32)
 
     like = {

@@ -89,8 +89,8 @@ class DeepSPI(PPO):
     :param neighbourhood: ``"clip"``: the objective's clip alone keeps the policy near the one that collected the data;
         ``"project"``: after each update the parameters are drawn back until every importance ratio on the rollout's
         states (over all actions; for Box, over the sampled ones) lies in [1 - ε, 1 + ε]
-    :param certificate_freq: updates from one certificate to the next; the first update has one. A callback that requires
-        conditions gets one for each update
+    :param certificate_freq: updates from one certificate to the next; the first update has one. A callback that
+        requires conditions gets one for each update
     :param _init_setup_model: whether to build the networks at once
     :raises ValueError: an argument, a space or the device is not supported
     """

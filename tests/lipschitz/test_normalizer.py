@@ -99,6 +99,53 @@ def test_norms_are_computed_anew_when_distances_are_looked_at() -> None:
         np.testing.assert_array_equal(cache.norms[0].kernel, kernel_of(moved))
 
 
+def test_norms_of_kernels_that_were_nan_are_computed_anew() -> None:
+    """What is NaN is near nothing: it is replaced at the next look, not kept."""
+    apply = jax.jit(partial(normalizer.apply, latent_map=()))
+    finite, broken = tree(normal(1, 7, 5)), tree(jnp.full((7, 5), jnp.nan))
+    _, cache = apply(normalizer.init(finite, ()), broken)
+    for _ in range(normalizer.RECHECK_AFTER):
+        divided, cache = apply(cache, finite)
+    np.testing.assert_allclose(kernel_of(divided), kernel_of(normalizer.normalize(finite, ())), rtol=1e-6)
+
+
+def test_no_gradient_goes_through_the_cache_and_norms_are_compiled_once() -> None:
+    """As training uses it: the cache is an auxiliary value, and norms are computed in one branch and nowhere else."""
+    parameters = {"a": tree(normal(1, 7, 5))["part"], "b": tree(normal(2, 2, 2, 4, 6))["part"]}
+    cache = normalizer.init(parameters, (3, 4))
+    stale = jax.jit(partial(normalizer.apply, latent_map=(3, 4)))(cache, parameters)[1]
+
+    def gradient(cache: normalizer.NormCache, parameters: dict[str, Any]) -> tuple[Any, normalizer.NormCache]:
+        normalized, pull_back, cache = jax.vjp(
+            lambda parameters: normalizer.apply(cache, parameters, (3, 4)), parameters, has_aux=True
+        )
+        return pull_back(normalized)[0], cache
+
+    text = str(jax.make_jaxpr(gradient)(cache, parameters))
+    alone = sum(
+        str(jax.make_jaxpr(lambda kernel: normalizer.norm_of(kernel, (3, 4)))(kernel)).count("dot_general[")
+        for kernel in normalizer.kernels_of(parameters)
+    )
+    assert text.count(" cond[") == 1
+    assert text.count("dot_general[") == alone
+
+    # d(M / b) of a fresh bound b = <slope, M>: the kernel's part along itself is projected out
+    gradients, fresh = jax.jit(gradient)(cache, parameters)
+    for name, norm in zip("ab", fresh.norms, strict=True):
+        kernel = parameters[name]["layer"]["kernel"]
+        expected = kernel / norm.bound**2 - (kernel**2).sum() / norm.bound**3 * norm.slope
+        actual = gradients[name]["layer"]["kernel"]
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    # while norms are kept, the bound's slope is the one that is known
+    moved = jax.tree.map(lambda leaf: 1.5 * leaf, parameters)
+    gradients, kept = jax.jit(gradient)(stale, moved)
+    for name, norm in zip("ab", kept.norms, strict=True):
+        kernel = moved[name]["layer"]["kernel"]
+        bound = norm.bound + distance_bound(kernel, norm.kernel)
+        expected = kernel / bound**2 - (kernel**2).sum() / bound**3 * norm.slope
+        np.testing.assert_allclose(gradients[name]["layer"]["kernel"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_only_kernels_are_divided_and_zeros_stay_zeros() -> None:
     parameters = {
         "a": {"kernel": jnp.zeros((3, 2)), "bias": jnp.ones(2)},

@@ -90,3 +90,36 @@ def test_bounds_of_layers_per_action(layer: str) -> None:
     assert bounds.shape == (3,)
     assert (bounds >= true * (1 - 1e-5)).all()
     assert (bounds <= 1.2 * true).all()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 7, 5), (2, 2, 4, 6), (3, 2, 2, 2, 4, 6)])
+@pytest.mark.parametrize("latent_map", [(3, 4), (1, 4)], ids=str)
+def test_distance_bound_is_above_the_norm_of_the_difference(
+    shape: tuple[int, ...], latent_map: tuple[int, int]
+) -> None:
+    kernel, earlier = normal(1, *shape), normal(2, *shape)
+    difference = kernel - earlier
+    if len(shape) <= 3:
+        true = np.linalg.norm(difference, 2, axis=(-2, -1))
+    elif len(shape) == 4:
+        true = np.linalg.norm(unrolled(difference, *latent_map), 2)
+    else:
+        true = np.array([max(np.linalg.norm(unrolled(group, *latent_map), 2) for group in one) for one in difference])
+    bound = jax.jit(norms.distance_bound)(kernel, earlier)
+    assert bound.shape == true.shape
+    assert (bound >= true * (1 - 1e-5)).all()
+    assert (jax.jit(norms.distance_bound)(kernel, kernel) < 1e-6).all()
+
+
+def test_dense_kernels_are_limited_and_their_product_bounds_the_constant() -> None:
+    """Those above the limit come down to it, within the bound's tenth; others stay as they are, and so do biases."""
+    small, large = 0.1 * normal(1, 5, 4), normal(2, 4, 6)
+    params = {"first": {"kernel": small, "bias": jnp.ones(4)}, "second": {"kernel": large, "bias": 9 * jnp.ones(6)}}
+    limited = jax.jit(lambda params: norms.limit_kernels(params, 0.9))(params)
+    for name in ("first", "second"):
+        np.testing.assert_array_equal(limited[name]["bias"], params[name]["bias"])
+    np.testing.assert_array_equal(limited["first"]["kernel"], small)
+    assert 0.9 / 1.1 <= np.linalg.norm(limited["second"]["kernel"], 2) <= 0.9 * (1 + 1e-5)
+
+    true = np.linalg.norm(small, 2) * np.linalg.norm(large, 2)
+    assert true * (1 - 1e-5) <= float(jax.jit(norms.lipschitz_bound)(params)) <= 1.1**2 * true

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sbx_deepspi.ops import convolution, in_parts, parts
+from sbx_deepspi.ops import convolution, in_parts, microbatch_size, parts
 from sbx_deepspi.ops.convolution import plain_convolution
 from tests.numerics import assert_same_function, normal
 
@@ -32,3 +32,8 @@ def test_bytes_in_parts_are_encoded_as_one_by_one(n_images: int, monkeypatch: py
         normal(1, 8, 8, 3, 5),
         jnp.zeros(5),
     )
+
+
+def test_only_images_on_cpus_go_through_in_microbatches() -> None:
+    assert microbatch_size("cpu", True) == parts.CPU_MICROBATCH
+    assert microbatch_size("cpu", False) == microbatch_size("gpu", True) == parts.EVERYTHING

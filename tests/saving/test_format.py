@@ -34,8 +34,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sbx_deepspi import CnnPolicy, DeepSPI, MlpPolicy
 from sbx_deepspi.saving import format as checkpoint
-from sbx_deepspi.saving.format import JSON, SYSTEM_INFO, TENSORS, CheckpointError
 from sbx_deepspi.saving.environment import load_normalization
+from sbx_deepspi.saving.format import JSON, SYSTEM_INFO, TENSORS, CheckpointError
 
 TINY: dict[str, Any] = dict(
     n_steps=8, batch_size=8, n_epochs=1, seed=0,
@@ -635,7 +635,11 @@ def test_an_older_format_is_refused(saved: bytes, tmp_path: Path) -> None:
     (tmp_path / "old.zip").write_bytes(data)
     sentence = r"^The checkpoint was saved by an earlier development version of sbx-deepspi \(format 1\), which .*\.$"
     model = load(saved)
-    for read in (load, lambda _: model.set_parameters(tmp_path / "old"), lambda _: MlpPolicy.load(tmp_path / "old.zip")):
+    for read in (
+        load,
+        lambda _: model.set_parameters(tmp_path / "old"),
+        lambda _: MlpPolicy.load(tmp_path / "old.zip"),
+    ):
         with pytest.raises(CheckpointError, match=sentence) as error:
             read(data)
         assert "\n" not in str(error.value)
@@ -844,7 +848,9 @@ def test_tensors_that_do_not_fit(saved: bytes, model: DeepSPI, harmless: Path) -
     assert len(names) == N_TENSORS
     for name in names:
         for change in wrong_tensors(name):
-            with pytest.raises(CheckpointError, match=name) as error:
+            with pytest.raises(
+                CheckpointError, match=name.removeprefix("state/learner/parameters/").split("_state/")[-1]
+            ) as error:
                 checkpoint_fits(with_tensors(saved, change), model)
             assert "\n" not in str(error.value)
     for name in ("state/learner/more", "state/learner/parameters/more", "state/more", "prediction_key/more"):
