@@ -112,11 +112,14 @@ class Watch(BaseCallback):
         log_policy, latents = jax.device_get(look(policy.programs.networks, policy.learner.parameters))
         policy = np.exp(log_policy.astype(np.float64))
         policy /= policy.sum(axis=1, keepdims=True)
-        certificate = self.model.certificate
+        ratio_sup = 1.0
+        if self.num_timesteps:  # of the update that has just been made, whether it has a certificate or not
+            ratios = self.model.policy.programs.importance_ratios
+            ratio_sup = float(ratios(self.model.policy.learner.parameters, self.model.rollout_buffer).sup)
         self.rows.append(
             {
                 "step": self.num_timesteps,
-                "ratio_sup": 1.0 if certificate is None else float(certificate.importance_ratio.sup),
+                "ratio_sup": ratio_sup,
                 "value": policy_value(MAZE.mdp, policy, GAMMA)[MAZE.mdp.initial],
                 "distance": np.linalg.norm(latents[0] - latents[1]),
             }

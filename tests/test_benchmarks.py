@@ -108,12 +108,15 @@ def test_scaling_times_random_images_and_draws(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.slow
 def test_example_of_the_grid_trains_and_draws(tmp_path: Path) -> None:
-    short = ["--latent", "4x2", "--seeds", "1", "--steps", "1024", "--algorithms", "DeepSPI", "--processes", "1"]
+    short = ["--latent", "4x2", "--seeds", "1", "--steps", "2048", "--algorithms", "DeepSPI", "--processes", "1"]
     process = run("confounding_grid.py", *short, "--name", "short", "--results", str(tmp_path), folder=EXAMPLES)
     assert process.returncode == 0, process.stderr
     rows = pd.read_csv(tmp_path / "short.csv")
-    assert list(rows["step"]) == [0, 1024]
+    assert list(rows["step"]) == [0, 1024, 2048]
     assert rows["value"].between(-5, 8.0103).all()
+    none, first, second = rows["ratio_sup"]
+    assert none == 1 < first
+    assert second == pytest.approx(1, abs=1e-3)  # the learning rate has come down to 0
     assert (tmp_path / "short.png").is_file()
 
 

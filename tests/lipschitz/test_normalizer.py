@@ -99,13 +99,16 @@ def test_norms_are_computed_anew_when_distances_are_looked_at() -> None:
         np.testing.assert_array_equal(cache.norms[0].kernel, kernel_of(moved))
 
 
-def test_norms_of_kernels_that_were_nan_are_computed_anew() -> None:
-    """What is NaN is near nothing: it is replaced at the next look, not kept."""
+@pytest.mark.parametrize("broken", [jnp.nan, jnp.inf])
+def test_norms_of_broken_kernels_are_computed_anew_and_bound_nothing_before(broken: float) -> None:
+    """What is not finite is near nothing: it is replaced at the next look; until then results are NaN, or safe."""
     apply = jax.jit(partial(normalizer.apply, latent_map=()))
-    finite, broken = tree(normal(1, 7, 5)), tree(jnp.full((7, 5), jnp.nan))
-    _, cache = apply(normalizer.init(finite, ()), broken)
+    finite = tree(jnp.outer(normal(1, 7), normal(2, 5)))  # of one singular value: no slack in ||M - M0||
+    _, cache = apply(normalizer.init(finite, ()), tree(jnp.full((7, 5), broken)))
     for _ in range(normalizer.RECHECK_AFTER):
         divided, cache = apply(cache, finite)
+        norm = np.sqrt((np.asarray(kernel_of(divided)) ** 2).sum())
+        assert np.isnan(norm) or norm <= 1 + 1e-5
     np.testing.assert_allclose(kernel_of(divided), kernel_of(normalizer.normalize(finite, ())), rtol=1e-6)
 
 
