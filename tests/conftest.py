@@ -1,5 +1,6 @@
 """One compilation cache for the whole suite and the processes that it starts; no more compiled code than needed."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -24,14 +25,19 @@ os.environ.setdefault("SB3_LOGDIR", str(Path(tempfile.gettempdir()) / "sbx-deeps
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MANY_MEMORY_MAPS = 40_000  # Linux allows a process 65,530
+MUCH_MEMORY = 1.6e9  # bytes; one test may add almost a gigabyte
 
 
 @pytest.fixture(autouse=True)
 def forget_compiled_code() -> Iterator[None]:
-    """XLA crashes in a process that holds too many compiled programs, each with memory maps of its own."""
+    """Programs of tests that are over take memory, and XLA crashes in a process that holds too many of them."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MEMORY_MAPS:
+    maps, statm = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not maps.exists():
+        return
+    resident = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if maps.read_bytes().count(b"\n") > MANY_MEMORY_MAPS or resident > MUCH_MEMORY:
         import jax
 
         jax.clear_caches()
+        gc.collect()

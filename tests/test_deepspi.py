@@ -20,7 +20,9 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepMDP, DeepSPI, agent, deepmdp
-from sbx_deepspi.deepspi import loss, update
+from sbx_deepspi.deepspi import Carry, loss, update
+from sbx_deepspi.lipschitz import normalizer
+from sbx_deepspi.lipschitz.norms import kernels_of
 from sbx_deepspi.rollout import to_transitions
 from tests.helpers import CHANNELS_FIRST, CHANNELS_LAST, TINY_RUN, VECTOR, ToyEnv, collected, params, same, updated
 
@@ -245,6 +247,56 @@ def test_without_losses_there_is_no_world_model(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"DeepSPI was made without a world model.*transition_loss_coef=0\.1") as e:
             changed.learn(8)
         assert "\n" not in str(e.value)
+
+
+def test_a_world_model_stays_where_its_coefficients_are_set_to_zero(tmp_path: Path) -> None:
+    env = ToyEnv(VECTOR, spaces.Discrete(3))
+    model = DeepSPI("MlpPolicy", env, **TINY_RUN)
+    model.reward_loss_coef = model.transition_loss_coef = 0.0
+    model.learn(8)
+    model.save(tmp_path / "model")
+    loaded = DeepSPI.load(tmp_path / "model", env)
+    assert same(params(model), params(loaded))
+    loaded.reward_loss_coef = 0.1
+    loaded.learn(8, reset_num_timesteps=False)
+    assert not same(params(model)["reward_model"], params(loaded)["reward_model"])
+
+
+def test_deepmdps_defaults_are_the_published_ones_and_its_model_learns() -> None:
+    model = DeepMDP("MlpPolicy", ToyEnv(VECTOR, spaces.Discrete(3)), **TINY_RUN)
+    assert model.reward_loss_coef == model.transition_loss_coef == 1
+    assert (model.policy.transition_density, model.policy.lipschitz_constant) == ("deterministic", None)
+    before = params(model)
+    model.learn(8)
+    for part in ("transition_model", "reward_model"):
+        assert not same(before[part], params(model)[part]), f"{part} did not learn"
+
+
+def test_steps_take_norms_from_the_cache_and_its_gradient() -> None:
+    """The second step's bound is that of the first step's kernels plus the distance, and so is what it divides by."""
+    model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, spaces.Discrete(3)), **TINY_RUN)
+    rollout, h = collected(model)
+    h = h.replace(reward_loss_coef=0.5, transition_loss_coef=0.5)
+    networks, learner = model.policy.programs.networks, model.policy.learner
+    transitions = jax.jit(to_transitions)(rollout, model.policy.predict_values(model._last_obs), h.gamma, h.gae_lambda)
+    lipschitz = {name: learner.parameters[name] for name in networks.lipschitz_parts}
+    assert set(lipschitz) == {"transition_model", "reward_model"}
+    take_step = jax.jit(partial(type(model).step, networks, model.policy.programs.optimizer, h))
+    key, cache = jax.random.PRNGKey(0), normalizer.init(lipschitz, networks.latent_map)
+    first, _ = take_step(Carry(learner, cache), transitions, key)
+    moved = {name: first.learner.parameters[name] for name in lipschitz}
+    for norm, kernel, after in zip(first.norms.norms, kernels_of(lipschitz), kernels_of(moved), strict=True):
+        np.testing.assert_array_equal(norm.kernel, kernel)
+        assert np.abs(after - kernel).max() > 0
+
+    # the cache, and not the kernels, says the bound: one that is twice as large gives another loss and is handed on
+    larger = first.norms.replace(norms=tuple(norm.replace(bound=2 * norm.bound) for norm in first.norms.norms))
+    (second, metrics), (other, others) = (
+        take_step(Carry(first.learner, norms), transitions, key) for norms in (first.norms, larger)
+    )
+    assert abs(metrics.transition_loss - others.transition_loss) > 1e-6
+    jax.tree.map(np.testing.assert_array_equal, second.norms.norms, first.norms.norms)
+    jax.tree.map(np.testing.assert_array_equal, other.norms.norms, larger.norms)
 
 
 def test_next_observations_are_the_true_ones_and_rewards_the_given_ones() -> None:

@@ -7,6 +7,7 @@ progress, and what the user has set.
 """
 
 import inspect
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Collection
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from sbx import PPO
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -26,7 +28,8 @@ NOT_CONFIGURATION = ("self", "policy", "env", "device", "_init_setup_model", "ar
 """Arguments of constructors that are not saved, or under another name."""
 RENAMED = {"stats_window_size": "_stats_window_size"}
 """Arguments that SB3 keeps under another name."""
-MADE_FROM = ("policy_class", "observation_space", "action_space", "n_envs", "_automatic_n_steps", "learns_model")
+MADE_FROM = ("policy_class", "observation_space", "action_space", "n_envs", "_automatic_n_steps")
+"""What else a model is made from, beside whether its policy has a world model, ``world_model``."""
 PROGRESS = (
     "num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_current_progress_remaining", "_episode_num",
     "ep_info_buffer", "ep_success_buffer", "_last_obs", "_last_episode_starts", "_last_original_obs", "start_time",
@@ -42,13 +45,8 @@ def configuration(algorithm: type) -> list[str]:
     :return: names of the attributes that hold its constructors' arguments
     """
     names: dict[str, None] = {}
-    for cls in algorithm.__mro__:
-        if "__init__" in vars(cls) and cls.__module__.split(".")[0] not in (
-            "sbx",
-            "stable_baselines3",
-            "builtins",
-            "abc",
-        ):
+    for cls in itertools.takewhile(lambda cls: cls is not PPO, algorithm.__mro__):
+        if "__init__" in vars(cls):
             names |= dict.fromkeys(inspect.signature(vars(cls)["__init__"]).parameters)
     return [RENAMED.get(name, name) for name in names if name not in NOT_CONFIGURATION]
 
@@ -69,7 +67,8 @@ def contents_of(model: Any, exclude: set[str], include: set[str]) -> checkpoint.
     )
     return checkpoint.Checkpoint(
         written_by=type(model).__name__,
-        attributes={name: getattr(model, name) for name in sorted(names) if name in own or name == "learns_model"},
+        # not by the coefficients, which may have been changed since
+        attributes={name: own[name] for name in sorted(names & own.keys())} | {"world_model": model.policy.world_model},
         environment=None if model.env is None else environment.state_of(model.env, model._last_obs is not None),
         tensors=tensors,
     )
@@ -117,9 +116,9 @@ def load(
         )
     with checkpoint.building(cls.__name__):
         cls.check_spaces(saved["observation_space"], saved["action_space"])
-        world_model = saved.pop("learns_model")
+        world_model = saved.pop("world_model")
         if type(world_model) is not bool:
-            raise ValueError(f"learns_model must be a bool, but got {world_model!r:.80}.")
+            raise ValueError(f"world_model must be a bool, but got {world_model!r:.80}.")
         n_envs = saved["n_envs"]
     if env is not None:
         env = cls._wrap_env(env, saved.get("verbose", 0))

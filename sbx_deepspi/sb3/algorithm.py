@@ -376,9 +376,9 @@ class DeepSPI(PPO):
         progress, policy = self._current_progress_remaining, self.policy
         if self.learns_model and not policy.world_model:
             raise ValueError(
-                f"{type(self).__name__} was made without a world model, since both its coefficients were 0, but now "
-                f"reward_loss_coef={self.reward_loss_coef!r} and transition_loss_coef={self.transition_loss_coef!r}: "
-                "give them when it is made."
+                f"{type(self).__name__} was made without a world model (with both coefficients 0, or with "
+                f"world_model=False), but now reward_loss_coef={self.reward_loss_coef!r} and "
+                f"transition_loss_coef={self.transition_loss_coef!r}: give them when it is made."
             )
         images = policy.encodes_images
         given = Hyperparameters(

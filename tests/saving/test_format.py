@@ -159,7 +159,7 @@ def test_a_file_is_plain(saved: bytes) -> None:
     plain = json.loads(contents[JSON])
     assert (plain["version"], plain["written_by"]) == (2, "DeepSPI")
     assert plain["attributes"]["policy_class"] == {"$named": "sbx_deepspi.sb3.policies.MlpPolicy"}
-    assert plain["attributes"]["learns_model"] is True
+    assert plain["attributes"]["world_model"] is True
     assert b"pickle" not in contents[JSON]
     tensors = safetensors.numpy.load(contents[TENSORS])
     assert {
@@ -175,13 +175,13 @@ def test_a_file_says_whether_there_is_a_world_model() -> None:
     ppo = DeepSPI("MlpPolicy", "CartPole-v1", **TINY, reward_loss_coef=0.0, transition_loss_coef=0.0)
     ppo.save(file)
     contents = members(file.getvalue())
-    assert json.loads(contents[JSON])["attributes"]["learns_model"] is False
+    assert json.loads(contents[JSON])["attributes"]["world_model"] is False
     assert not any("_model" in name for name in safetensors.numpy.load(contents[TENSORS]))
     loaded = load(file.getvalue())
     assert not loaded.policy.world_model
     assert_same(ppo, loaded)
     with pytest.raises(CheckpointError, match="not those that its attributes describe"):
-        load(with_attribute(file.getvalue(), "learns_model", True))
+        load(with_attribute(file.getvalue(), "world_model", True))
 
 
 def test_what_is_saved_is_the_configuration_the_progress_and_what_the_user_set(saved: bytes, model: DeepSPI) -> None:
@@ -752,7 +752,7 @@ NOT_A_MODEL = {
     "gradient_penalty_coef": ["x", {"$float": "inf"}, -1.0],
     "ep_info_buffer": [3, [], {}], "ep_success_buffer": ["x"],
     "_stats_window_size": [0, -1, "x", 1.5, HUGE, HUGE**2, None], "_updates_since_certificate": ["x", None],
-    "certificate_freq": [0, "x", 1.5], "neighbourhood": ["x", None], "learns_model": [False, 1, "x", None],
+    "certificate_freq": [0, "x", 1.5], "neighbourhood": ["x", None], "world_model": [False, 1, "x", None],
     "gamma": [2.0, "x", {"$float": "nan"}, {}, True + 1], "gae_lambda": [-1, []], "max_grad_norm": [-1.0, "x"],
     "ent_coef": ["x", None, [], {"$named": "jax.nn.relu"}, {"$float": "inf"}],
     "vf_coef": ["x"], "clip_range": [-1.0, "x"],
