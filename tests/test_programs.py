@@ -1,7 +1,10 @@
 """Models of one kind share what is compiled, and give it back."""
 
 import gc
+import os
 import re
+import subprocess
+import sys
 import weakref
 from functools import partial
 from pathlib import Path
@@ -116,3 +119,28 @@ def test_programs_end_with_the_last_model_of_their_kind() -> None:
     del second
     gc.collect()
     assert programs() is None and compiled() is None
+
+
+MANY_MODELS = """
+import gc
+from pathlib import Path
+from sbx_deepspi import DeepSPI
+
+for i in range(40):
+    kwargs = dict(net_arch=[8 + i], features_extractor_kwargs=dict(features_dim=8 + 2 * i))
+    model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, n_epochs=1, policy_kwargs=kwargs).learn(64)
+    model.env.close()
+    del model
+    gc.collect()
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmRSS"].split()[0]) / 1e6)
+"""
+
+
+@pytest.mark.slow
+def test_forty_models_of_different_sizes_leave_little_behind() -> None:
+    """Compiled as users compile: the tests' own compiler flags, and programs found on disk, would take less."""
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    process = subprocess.run([sys.executable, "-c", MANY_MODELS], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert float(process.stdout) < 1.5, "gigabytes"
