@@ -46,8 +46,9 @@ from throughput import HYPERPARAMETERS
 
 from sbx_deepspi import DeepSPI, make_envpool_env
 from sbx_deepspi.agent import Networks
-from sbx_deepspi.deepspi import Carry, gradient, loss
+from sbx_deepspi.deepspi import gradient, loss
 from sbx_deepspi.hyperparameters import Hyperparameters, Metrics
+from sbx_deepspi.lipschitz.normalizer import NormCache
 from sbx_deepspi.ops import convolution
 from sbx_deepspi.optimizer import Learner, Optimizer
 from sbx_deepspi.rollout import Transitions
@@ -186,34 +187,36 @@ def two_steps(
     networks: Networks,
     optimizer: Optimizer,
     hyperparameters: Hyperparameters,
-    carry: Carry,
+    learner: Learner,
+    norms: NormCache,
     minibatch: Transitions,
     key: jax.Array,
-) -> tuple[Carry, Metrics]:
+) -> tuple[Learner, Metrics]:
     """
     SBX's steps: first by all but the values' loss, then by that, each with a clip and an Adam of its own.
 
     :param networks: without parameters
     :param optimizer: used twice, with two states, ``"actor"`` and ``"critic"``
     :param hyperparameters: of DeepSPI
-    :param carry: before the steps
+    :param learner: before the steps
+    :param norms: what is known of the Lipschitz kernels' norms
     :param minibatch: B transitions
     :param key: randomness of the latent samples
     :return: after both steps, and what the first one tells
     """
-    parameters, states, h = carry.learner.parameters, carry.learner.optimizer_state, hyperparameters
+    parameters, states, h = learner.parameters, learner.optimizer_state, hyperparameters
     policy_alone = h.replace(vf_coef=0.0)
-    gradients, norms, metrics = gradient(loss, networks, parameters, carry.norms, minibatch, key, policy_alone)
+    gradients, metrics = gradient(loss, networks, parameters, norms, minibatch, key, policy_alone)
     between = optimizer.step(Learner(parameters, states["actor"]), gradients, h.step_sizes)
 
     values_alone = h.replace(ent_coef=0.0, reward_loss_coef=0.0, transition_loss_coef=0.0)
     minibatch = minibatch.replace(advantages=jnp.zeros_like(minibatch.advantages))
-    gradients, norms, of_values = gradient(loss, networks, between.parameters, norms, minibatch, key, values_alone)
+    gradients, of_values = gradient(loss, networks, between.parameters, norms, minibatch, key, values_alone)
     after = optimizer.step(Learner(between.parameters, states["critic"]), gradients, h.step_sizes)
     states = {"actor": between.optimizer_state, "critic": after.optimizer_state}
     # a fault in either gradient counts
     metrics = metrics.replace(gradient_norm=metrics.gradient_norm + of_values.gradient_norm)
-    return Carry(Learner(after.parameters, states), norms), metrics
+    return Learner(after.parameters, states), metrics
 
 
 class TwoStepDeepSPI(DeepSPI):

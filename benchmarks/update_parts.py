@@ -132,17 +132,15 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
         return jax.lax.map(lambda key: clipped_normal(key, (len(batches.rewards[0]), *noise_shape)), keys)
 
     noise_keys = jax.random.split(key, len(batches.rewards))
-    lipschitz = {name: parameters[name] for name in networks.lipschitz_parts}
+    lipschitz = networks.lipschitz(parameters)
 
     @jax.jit
     def normalize(lipschitz: Any) -> Any:
         cache = normalizer.init(lipschitz, networks.latent_map)
 
         def step(cache: Any, _: None) -> tuple[Any, Any]:
-            def normalized(lipschitz: Any) -> Any:
-                return normalizer.apply(cache, lipschitz, networks.latent_map)
-
-            _, pull_back, cache = jax.vjp(normalized, lipschitz, has_aux=True)
+            cache = normalizer.refresh(cache, lipschitz, networks.latent_map)
+            _, pull_back = jax.vjp(partial(normalizer.apply, cache), lipschitz)
             return cache, pull_back(lipschitz)
 
         return jax.lax.scan(step, cache, None, length=n_minibatches)

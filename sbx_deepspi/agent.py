@@ -75,18 +75,18 @@ class Networks:
         """
         return self.latent_shape[:2] if len(self.latent_shape) == 3 else ()
 
-    @property
-    def lipschitz_parts(self) -> list[str]:
+    def lipschitz(self, parameters: Parameters) -> Parameters:
         """
-        :return: names of the world model's parts that have Lipschitz layers
+        :param parameters: of all of them
+        :return: of those parts of the world model that have Lipschitz layers
         """
         if self.world_model is None:
-            return []
+            return {}
         models = {
             "transition_model": self.world_model.transition_model,
             "reward_model": self.world_model.reward_model,
         }
-        return [name for name, model in models.items() if model.lipschitz_constant is not None]
+        return {name: parameters[name] for name, model in models.items() if model.lipschitz_constant is not None}
 
 
 class PolicyTerms(struct.PyTreeNode):
@@ -343,8 +343,7 @@ def normalized(networks: Networks, parameters: Parameters) -> Parameters:
     :param parameters: of all of them
     :return: the same, with a world model that is as Lipschitz as asked for
     """
-    lipschitz = {name: parameters[name] for name in networks.lipschitz_parts}
-    return parameters | normalizer.normalize(lipschitz, networks.latent_map)
+    return parameters | normalizer.normalize(networks.lipschitz(parameters), networks.latent_map)
 
 
 def gradient_penalties(

@@ -130,7 +130,7 @@ def gradient(
     minibatch: Transitions,
     key: jax.Array,
     hyperparameters: Hyperparameters,
-) -> tuple[Parameters, NormCache, Metrics]:
+) -> tuple[Parameters, Metrics]:
     """
     The gradient of a loss on a minibatch, through the norms by which Lipschitz kernels are divided.
 
@@ -141,36 +141,22 @@ def gradient(
     :param minibatch: B transitions
     :param key: randomness of the latent samples
     :param hyperparameters: see :class:`Hyperparameters`
-    :return: the gradient by the parameters, what is then known of the norms, and what to tell the user
+    :return: the gradient by the parameters, and what to tell the user
     """
     if hyperparameters.normalize_advantage:
         minibatch = minibatch.replace(advantages=losses.normalize(minibatch.advantages))
 
-    def normalize(parameters: Parameters) -> tuple[Parameters, NormCache]:
-        lipschitz = {name: parameters[name] for name in networks.lipschitz_parts}
-        normalized, next_norms = normalizer.apply(norms, lipschitz, networks.latent_map)
-        return parameters | normalized, next_norms
+    def normalize(parameters: Parameters) -> Parameters:
+        return parameters | normalizer.apply(norms, networks.lipschitz(parameters))
 
-    normalized, pull_back, norms = jax.vjp(normalize, parameters, has_aux=True)
+    normalized, pull_back = jax.vjp(normalize, parameters)
 
     def gradient_of_part(transitions: Transitions, key: jax.Array) -> tuple[Parameters, Metrics]:
         return jax.grad(loss, argnums=1, has_aux=True)(networks, normalized, transitions, key, hyperparameters)
 
     gradients, metrics = mean_over_parts(gradient_of_part, minibatch, key, hyperparameters.microbatch_size)
     (gradients,) = pull_back(gradients)
-    return gradients, norms, metrics.replace(gradient_norm=optax.tree.norm(gradients))
-
-
-class Carry(struct.PyTreeNode):
-    """
-    What goes from step to step.
-
-    :param learner: parameters and optimiser
-    :param norms: what is known of the Lipschitz kernels' norms
-    """
-
-    learner: Learner
-    norms: NormCache
+    return gradients, metrics.replace(gradient_norm=optax.tree.norm(gradients))
 
 
 def gradient_step(
@@ -178,10 +164,11 @@ def gradient_step(
     networks: Networks,
     optimizer: Optimizer,
     hyperparameters: Hyperparameters,
-    carry: Carry,
+    learner: Learner,
+    norms: NormCache,
     minibatch: Transitions,
     key: jax.Array,
-) -> tuple[Carry, Metrics]:
+) -> tuple[Learner, Metrics]:
     """
     One step of the optimiser down the gradient of a loss; then the policy is made as Lipschitz as asked for.
 
@@ -189,19 +176,20 @@ def gradient_step(
     :param networks: see :class:`~sbx_deepspi.agent.Networks`
     :param optimizer: of all parameters
     :param hyperparameters: see :class:`Hyperparameters`
-    :param carry: before the step
+    :param learner: parameters and optimiser, before the step
+    :param norms: what is known of the Lipschitz kernels' norms
     :param minibatch: B transitions
     :param key: randomness of the latent samples
-    :return: after the step, and what to tell the user
+    :return: parameters and optimiser after the step, and what to tell the user
     """
-    learner, h = carry.learner, hyperparameters
-    gradients, norms, metrics = gradient(loss, networks, learner.parameters, carry.norms, minibatch, key, h)
+    h = hyperparameters
+    gradients, metrics = gradient(loss, networks, learner.parameters, norms, minibatch, key, h)
     learner = optimizer.step(learner, gradients, h.step_sizes)
     learner = learner.replace(parameters=agent.limit_policy(networks, learner.parameters))
-    return Carry(learner, norms), metrics
+    return learner, metrics
 
 
-Step = Callable[[Networks, Optimizer, Hyperparameters, Carry, Transitions, jax.Array], tuple[Carry, Any]]
+Step = Callable[[Networks, Optimizer, Hyperparameters, Learner, NormCache, Transitions, jax.Array], tuple[Learner, Any]]
 step: Step = partial(gradient_step, loss)
 """DeepSPI's: one step of one optimiser down the gradient of :func:`loss`."""
 
@@ -233,11 +221,12 @@ def update(
     latents = agent.encode(networks, learner.parameters, last_observations)
     _, last_values = agent.policy_and_values(networks, learner.parameters, latents)
     transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda).replace(segment_length=h.segment_length)
-    lipschitz = {name: learner.parameters[name] for name in networks.lipschitz_parts}
-    carry, report = epochs(
+    learner, report = epochs(
         partial(step, networks, optimizer, h),
-        lambda carry: carry.learner.parameters,
-        Carry(learner, normalizer.init(lipschitz, networks.latent_map)),
+        lambda learner, norms: normalizer.refresh(norms, networks.lipschitz(learner.parameters), networks.latent_map),
+        lambda learner: learner.parameters,
+        learner,
+        normalizer.init(networks.lipschitz(learner.parameters), networks.latent_map),
         transitions,
         key,
         n_epochs=h.n_epochs,
@@ -247,4 +236,4 @@ def update(
     )
     variance, unexplained = jnp.var(transitions.returns), jnp.var(transitions.returns - transitions.values)
     explained = jnp.where(variance > 0, 1 - unexplained / variance, jnp.nan)
-    return carry.learner, UpdateReport(report, explained)
+    return learner, UpdateReport(report, explained)

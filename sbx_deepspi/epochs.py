@@ -1,6 +1,7 @@
 """Epochs and minibatches: any step function on any transitions. Knows nothing of losses."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -31,9 +32,15 @@ class StepMetrics(Protocol):
     def approx_kl(self) -> jax.Array: ...
 
 
-Carry = TypeVar("Carry")
-Step = Callable[[Carry, Transitions, jax.Array], tuple[Carry, Any]]
-"""(what is learned, a minibatch, a key) → what is learned, after one step, and its :class:`StepMetrics`."""
+Learned = TypeVar("Learned")
+Memory = TypeVar("Memory")
+Step = Callable[[Learned, Memory, Transitions, jax.Array], tuple[Learned, Any]]
+"""(what is learned, a memory, a minibatch, a key) → what is learned, after one step, and its :class:`StepMetrics`."""
+Refresh = Callable[[Learned, Memory], Memory]
+"""(what is learned, a memory) → the memory for the next steps."""
+
+STEPS_PER_REFRESH = 8
+"""At most: to refresh a memory costs time, too."""
 
 
 class Faults(struct.PyTreeNode):
@@ -92,9 +99,11 @@ class MinibatchReport(struct.PyTreeNode):
 
 
 def epochs(
-    step: Step[Carry],
-    learned: Callable[[Carry], Any],
-    carry: Carry,
+    step: Step[Learned, Memory],
+    refresh: Refresh[Learned, Memory],
+    parameters_of: Callable[[Learned], Any],
+    learned: Learned,
+    memory: Memory,
     transitions: Transitions,
     key: jax.Array,
     *,
@@ -102,7 +111,7 @@ def epochs(
     batch_size: int,
     target_kl: float | jax.Array | None,
     microbatch_size: int,
-) -> tuple[Carry, EpochsReport]:
+) -> tuple[Learned, EpochsReport]:
     """
     Passes over some transitions in minibatches of a new random order each, with one step for each minibatch. The last
     minibatch of an epoch is smaller where ``batch_size`` does not divide the transitions. A step whose loss, gradient
@@ -110,64 +119,81 @@ def epochs(
     the update, as in SB3.
 
     :param step: see :data:`Step`
-    :param learned: the part of the carry that has to be finite
-    :param carry: what goes from step to step
+    :param refresh: see :data:`Refresh`; called where an epoch begins, and after :data:`STEPS_PER_REFRESH` steps at most
+    :param parameters_of: the part of what is learned that stays finite
+    :param learned: what the steps change
+    :param memory: what steps use, but do not change
     :param transitions: B transitions
     :param key: randomness, used up
     :param n_epochs: number of passes
     :param batch_size: transitions in a minibatch
     :param target_kl: ``None``: no limit
     :param microbatch_size: the parts in which the step takes a minibatch
-    :return: the last carry, and what happened
+    :return: what was learned, and what happened
     """
     n_transitions = transitions.rewards.size
     n_full = n_transitions // batch_size
+    run_length = max((n for n in range(1, STEPS_PER_REFRESH + 1) if n_full % n == 0), default=1)
 
-    def run(carry: Carry, indices: jax.Array, key: jax.Array) -> tuple[Carry, jax.Array, MinibatchReport]:
+    def run_minibatch(
+        learned: Learned, memory: Memory, indices: jax.Array, key: jax.Array
+    ) -> tuple[Learned, jax.Array, MinibatchReport]:
         indices = spread_ends(indices, transitions.dones, transitions.segment_length, microbatch_size)
         minibatch = jax.tree.map(lambda array: array[indices], transitions)
-        new_carry, metrics = step(carry, minibatch, key)
+        new, metrics = step(learned, memory, minibatch, key)
         faults = Faults(
             loss=~jnp.isfinite(metrics.loss),
             gradient=~jnp.isfinite(metrics.gradient_norm),
-            parameters=~jnp.isfinite(optax.tree.norm(learned(new_carry))),
+            parameters=~jnp.isfinite(optax.tree.norm(parameters_of(new))),
         )
         stops = jnp.asarray(False) if target_kl is None else metrics.approx_kl > 1.5 * target_kl
         rejected = faults.any | stops
-        new_carry = jax.tree.map(lambda new, old: jnp.where(rejected, old, new), new_carry, carry)
-        return new_carry, stops, MinibatchReport(metrics, faults, ran=jnp.asarray(True))
+        learned = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), learned, new)
+        return learned, stops, MinibatchReport(metrics, faults, ran=jnp.asarray(True))
 
     def minibatch_step(
-        state: tuple[Carry, jax.Array], minibatch: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[Carry, jax.Array], MinibatchReport]:
-        carry, stopped = state
+        memory: Memory, state: tuple[Learned, jax.Array], minibatch: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[Learned, jax.Array], MinibatchReport]:
+        learned, stopped = state
         if target_kl is None:
-            carry, stopped, report = run(carry, *minibatch)
-            return (carry, stopped), report
+            learned, stopped, report = run_minibatch(learned, memory, *minibatch)
+            return (learned, stopped), report
 
-        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(run, carry, *minibatch)[2])
-        carry, stopped, report = jax.lax.cond(
-            stopped, lambda: (carry, stopped, nothing), lambda: run(carry, *minibatch)
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(run_minibatch, learned, memory, *minibatch)[2])
+        learned, stopped, report = jax.lax.cond(
+            stopped, lambda: (learned, stopped, nothing), lambda: run_minibatch(learned, memory, *minibatch)
         )
-        return (carry, stopped), report
+        return (learned, stopped), report
 
-    def epoch(state: tuple[Carry, jax.Array], key: jax.Array) -> tuple[tuple[Carry, jax.Array], MinibatchReport]:
+    def run(
+        state: tuple[Learned, jax.Array, Memory], minibatches: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[Learned, jax.Array, Memory], MinibatchReport]:
+        learned, stopped, memory = state
+        memory = refresh(learned, memory)
+        (learned, stopped), reports = jax.lax.scan(partial(minibatch_step, memory), (learned, stopped), minibatches)
+        return (learned, stopped, memory), reports
+
+    def epoch(
+        state: tuple[Learned, jax.Array, Memory], key: jax.Array
+    ) -> tuple[tuple[Learned, jax.Array, Memory], MinibatchReport]:
         key, shuffle_key = jax.random.split(key)
         indices = shuffled(shuffle_key, n_transitions, transitions.segment_length)
         keys = jax.random.split(key, n_full + 1)
         full, rest = indices[: n_full * batch_size], indices[n_full * batch_size :]
         reports = []
         if n_full:
-            state, report = jax.lax.scan(minibatch_step, state, (full.reshape(n_full, batch_size), keys[:n_full]))
-            reports.append(report)
+            runs = full.reshape(-1, run_length, batch_size), keys[:n_full].reshape(-1, run_length, *keys.shape[1:])
+            state, report = jax.lax.scan(run, state, runs)
+            reports.append(jax.tree.map(jnp.ravel, report))
         if rest.size:
-            state, report = minibatch_step(state, (rest, keys[n_full]))
-            reports.append(jax.tree.map(lambda leaf: leaf[None], report))
+            state, report = run(state, (rest[None], keys[n_full:]))
+            reports.append(report)
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports)
 
-    (carry, stopped), reports = jax.lax.scan(epoch, (carry, jnp.asarray(False)), jax.random.split(key, n_epochs))
+    state = learned, jnp.asarray(False), memory
+    (learned, stopped, _), reports = jax.lax.scan(epoch, state, jax.random.split(key, n_epochs))
     counts = reports.ran & ~reports.faults.any
-    return carry, EpochsReport(
+    return learned, EpochsReport(
         metrics=jax.tree.map(lambda values: jnp.mean(values, where=counts), reports.metrics),
         faults=jax.tree.map(jnp.sum, reports.faults),
         n_minibatches=reports.ran.sum(),

@@ -57,7 +57,8 @@ class Programs:
         self.most_likely_actions = jax.jit(partial(most_likely_actions, networks))
         self.values = jax.jit(partial(values, networks))
         self.iteration = jax.jit(partial(iteration, networks, optimizer), static_argnames=("step", "projects"))
-        self.certify = jax.jit(partial(certify, networks))
+        # it runs seldom: level 1 compiles in three quarters of the time, and runs as fast
+        self.certify = jax.jit(partial(certify, networks), compiler_options={"xla_backend_optimization_level": 1})
         self.importance_ratios = jax.jit(partial(importance_ratios, networks))
         self.transition_lipschitz = jax.jit(partial(transition_lipschitz, networks))
 

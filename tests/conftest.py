@@ -1,8 +1,10 @@
 """One compilation cache for the whole suite and the processes that it starts; no more compiled code than needed."""
 
+import ctypes
 import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,3 +43,6 @@ def forget_compiled_code() -> Iterator[None]:
 
         jax.clear_caches()
         gc.collect()
+        if sys.platform == "linux":
+            # else what is free stays with the process, and every further test would clear the caches
+            ctypes.CDLL(None).malloc_trim(0)

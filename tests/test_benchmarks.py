@@ -250,18 +250,15 @@ def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.Monk
     transitions = jax.jit(to_transitions)(rollout, last_values, h.gamma, h.gae_lambda)
     transitions = transitions.replace(advantages=jax.jit(losses.normalize)(transitions.advantages))
 
-    def lipschitz(parameters: dict) -> dict:
-        return {name: parameters[name] for name in networks.lipschitz_parts}
-
     @jax.jit
     def norms_of(parameters: dict) -> Any:
-        cache = normalizer.init(lipschitz(parameters), networks.latent_map)
-        return normalizer.apply(cache, lipschitz(parameters), networks.latent_map)[1]
+        lipschitz = networks.lipschitz(parameters)
+        return normalizer.refresh(normalizer.init(lipschitz, networks.latent_map), lipschitz, networks.latent_map)
 
     norms = norms_of(learner.parameters)
 
     def loss(parameters: dict, of_values: bool) -> jax.Array:
-        normalized, _ = normalizer.apply(norms, lipschitz(parameters), networks.latent_map)
+        normalized = normalizer.apply(norms, networks.lipschitz(parameters))
         total, metrics = deepspi.loss(networks, parameters | normalized, transitions, jax.random.PRNGKey(0), h)
         return h.vf_coef * metrics.value_loss if of_values else total - h.vf_coef * metrics.value_loss
 

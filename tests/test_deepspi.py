@@ -20,9 +20,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepMDP, DeepSPI, agent, deepmdp
-from sbx_deepspi.deepspi import Carry, loss, update
+from sbx_deepspi.deepspi import loss, update
 from sbx_deepspi.lipschitz import normalizer
-from sbx_deepspi.lipschitz.norms import kernels_of
 from sbx_deepspi.rollout import to_transitions
 from tests.helpers import CHANNELS_FIRST, CHANNELS_LAST, TINY_RUN, VECTOR, ToyEnv, collected, params, same, updated
 
@@ -272,31 +271,26 @@ def test_deepmdps_defaults_are_the_published_ones_and_its_model_learns() -> None
         assert not same(before[part], params(model)[part]), f"{part} did not learn"
 
 
-def test_steps_take_norms_from_the_cache_and_its_gradient() -> None:
-    """The second step's bound is that of the first step's kernels plus the distance, and so is what it divides by."""
+def test_steps_divide_by_the_norms_that_they_are_given() -> None:
+    """These are of the kernels as a run of steps began; the whole update refreshes them."""
     model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, spaces.Discrete(3)), **TINY_RUN)
     rollout, h = collected(model)
     h = h.replace(reward_loss_coef=0.5, transition_loss_coef=0.5)
     networks, learner = model.policy.programs.networks, model.policy.learner
     transitions = jax.jit(to_transitions)(rollout, model.policy.predict_values(model._last_obs), h.gamma, h.gae_lambda)
-    lipschitz = {name: learner.parameters[name] for name in networks.lipschitz_parts}
-    assert set(lipschitz) == {"transition_model", "reward_model"}
+    lipschitz, key = networks.lipschitz(learner.parameters), jax.random.PRNGKey(0)
     take_step = jax.jit(partial(type(model).step, networks, model.policy.programs.optimizer, h))
-    key, cache = jax.random.PRNGKey(0), normalizer.init(lipschitz, networks.latent_map)
-    first, _ = take_step(Carry(learner, cache), transitions, key)
-    moved = {name: first.learner.parameters[name] for name in lipschitz}
-    for norm, kernel, after in zip(first.norms.norms, kernels_of(lipschitz), kernels_of(moved), strict=True):
-        np.testing.assert_array_equal(norm.kernel, kernel)
-        assert np.abs(after - kernel).max() > 0
-
-    # the cache, and not the kernels, says the bound: one that is twice as large gives another loss and is handed on
-    larger = first.norms.replace(norms=tuple(norm.replace(bound=2 * norm.bound) for norm in first.norms.norms))
-    (second, metrics), (other, others) = (
-        take_step(Carry(first.learner, norms), transitions, key) for norms in (first.norms, larger)
-    )
+    norms = normalizer.refresh(normalizer.init(lipschitz, ()), lipschitz, ())
+    larger = tuple(norm.replace(bound=2 * norm.bound) for norm in norms)
+    (after, metrics), (other, others) = (take_step(learner, given, transitions, key) for given in (norms, larger))
     assert abs(metrics.transition_loss - others.transition_loss) > 1e-6
-    jax.tree.map(np.testing.assert_array_equal, second.norms.norms, first.norms.norms)
-    jax.tree.map(np.testing.assert_array_equal, other.norms.norms, larger.norms)
+    assert not same(after.parameters["reward_model"], other.parameters["reward_model"])
+
+    # one step with norms that are up to date is what an update of one minibatch is
+    one_step = h.replace(n_epochs=1, batch_size=transitions.rewards.size)
+    updated_learner, report = updated(model, rollout, one_step)
+    assert report.epochs.metrics.reward_loss == pytest.approx(float(metrics.reward_loss), rel=1e-5)
+    assert not same(updated_learner.parameters["reward_model"], lipschitz["reward_model"])
 
 
 def test_next_observations_are_the_true_ones_and_rewards_the_given_ones() -> None:

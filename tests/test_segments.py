@@ -112,10 +112,10 @@ def test_pairs_of_dictionaries_are_encoded_as_one_by_one() -> None:
 
 
 def learned(model: DeepSPI) -> tuple[Any, Any, Any]:
-    """Networks, parameters, and what is not yet known of the Lipschitz kernels' norms."""
+    """Networks, parameters, and the Lipschitz kernels' norms."""
     networks, parameters = model.policy.programs.networks, model.policy.learner.parameters
-    lipschitz = {name: parameters[name] for name in networks.lipschitz_parts}
-    return networks, parameters, normalizer.init(lipschitz, networks.latent_map)
+    lipschitz, latent_map = networks.lipschitz(parameters), networks.latent_map
+    return networks, parameters, normalizer.refresh(normalizer.init(lipschitz, latent_map), lipschitz, latent_map)
 
 
 def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ops.parts, "CPU_PIECE", 5)
     for size in (5, 99):  # parts of 4, since 5 does not divide 12, and one part, of which three are made
         in_parts = jax.jit(partial(gradient, loss, networks))  # another model may have other pieces
-        gradients, _, metrics = in_parts(parameters, norms, transitions, key, h.replace(microbatch_size=size))
+        gradients, metrics = in_parts(parameters, norms, transitions, key, h.replace(microbatch_size=size))
         assert metrics.loss == pytest.approx(float(expected_loss), rel=1e-4)
         for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-9)
@@ -163,8 +163,8 @@ def test_sharing_observations_changes_nothing(action_space: spaces.Space) -> Non
         assert segments.dones.any()
         parts_fit = jax.vmap(share_observations)(microbatches(segments, h.microbatch_size)).fits
         assert (parts_fit == fits).all() and len(parts_fit) == 2
-        expected, _, expected_metrics = of_minibatch(parameters, norms, plain, key, h)
-        gradients, _, metrics = of_minibatch(parameters, norms, segments, key, h)
+        expected, expected_metrics = of_minibatch(parameters, norms, plain, key, h)
+        gradients, metrics = of_minibatch(parameters, norms, segments, key, h)
         assert metrics.loss == pytest.approx(float(expected_metrics.loss), rel=1e-4)
         for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-9)

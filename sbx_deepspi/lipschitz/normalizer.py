@@ -1,8 +1,8 @@
 """
 Kernels divided by a bound of their operator norm, which makes their layers 1-Lipschitz.
 
-A step hardly moves a kernel M, so its norm is not computed anew for each: ‖M‖ ≤ ‖M₀‖ + ‖M - M₀‖. What is known of M₀ is
-a value, :class:`NormCache`, that goes from one :func:`apply` to the next.
+A step hardly moves a kernel M, so its norm is not computed anew for each: ‖M‖ ≤ ‖M₀‖ + ‖M - M₀‖. What is known of each
+M₀ is a value, a :data:`NormCache`: :func:`init` makes it, :func:`refresh` brings it up to date, :func:`apply` uses it.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,6 @@ from sbx_deepspi.lipschitz.norms import TINY, distance_bound, kernel_norm_bound,
 
 LOOSENESS = 0.01
 """From what distance on, as a part of its norm, a kernel's norm is computed anew."""
-RECHECK_AFTER = 8
-"""Calls after which distances are looked at: to keep norms or compute them costs time, too."""
 
 Parameters = Mapping[str, Any]
 
@@ -36,45 +34,51 @@ class KernelNorm(struct.PyTreeNode):
     slope: jax.Array
 
 
-class NormCache(struct.PyTreeNode):
-    """
-    What is known of the norms of all kernels in a tree of parameters.
-
-    :param norms: of each kernel, in the tree's order
-    :param age: calls of :func:`apply` since distances were looked at, int32
-    """
-
-    norms: tuple[KernelNorm, ...]
-    age: jax.Array
+NormCache = tuple[KernelNorm, ...]
+"""What is known of the norms of all kernels in a tree of parameters, in the tree's order."""
 
 
 def init(parameters: Parameters, latent_map: tuple[int, ...]) -> NormCache:
     """
     :param parameters: by part; all of them are Lipschitz
     :param latent_map: rows and columns of the maps that convolutions see
-    :return: a cache that knows nothing yet: the first :func:`apply` computes the norms
+    :return: a cache that knows nothing yet: :func:`refresh` comes first
     """
 
     def unknown(kernel: jax.Array) -> KernelNorm:
         shape = jax.eval_shape(lambda kernel: kernel_norm_bound(kernel, *latent_map), kernel).shape
-        # no distance is within a part of a negative bound: the first look computes the norm
+        # no distance is within a part of a negative bound
         return KernelNorm(jnp.zeros_like(kernel), jnp.full(shape, -1.0), jnp.zeros_like(kernel))
 
-    return NormCache(tuple(map(unknown, kernels_of(parameters))), jnp.int32(RECHECK_AFTER))
+    return tuple(map(unknown, kernels_of(parameters)))
 
 
-def apply(cache: NormCache, parameters: Parameters, latent_map: tuple[int, ...]) -> tuple[dict[str, Any], NormCache]:
+def refresh(cache: NormCache, parameters: Parameters, latent_map: tuple[int, ...]) -> NormCache:
     """
     :param cache: what is known of the kernels' norms
     :param parameters: by part; all of them are Lipschitz
     :param latent_map: rows and columns of the maps that convolutions see
-    :return: the parameters with each kernel divided by a bound of its norm, and what is known for the next call
+    :return: the same, or, where any kernel has moved too far, the norms of all kernels as they are now
     """
     kernels = kernels_of(parameters)
     if not kernels:
-        return dict(parameters), cache
-    cache = jax.lax.stop_gradient(refreshed(cache, jax.lax.stop_gradient(kernels), latent_map))
-    known = iter(cache.norms)
+        return cache
+
+    def is_far(norm: KernelNorm, kernel: jax.Array) -> jax.Array:
+        # not near, rather than far: what is NaN is computed anew, too
+        return ~jnp.all(distance_bound(kernel, norm.kernel) <= LOOSENESS * norm.bound)
+
+    moved = jnp.array([is_far(norm, kernel) for norm, kernel in zip(cache, kernels, strict=True)]).any()
+    return jax.lax.cond(moved, lambda: tuple(norm_of(kernel, latent_map) for kernel in kernels), lambda: cache)
+
+
+def apply(cache: NormCache, parameters: Parameters) -> dict[str, Any]:
+    """
+    :param cache: what is known of the kernels' norms; no gradient goes on to it
+    :param parameters: by part; all of them are Lipschitz
+    :return: the parameters, with each kernel divided by a bound of its norm
+    """
+    known = iter(cache)
 
     def divide(path: tuple[Any, ...], kernel: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
@@ -82,38 +86,17 @@ def apply(cache: NormCache, parameters: Parameters, latent_map: tuple[int, ...])
         bound = bound_near(next(known), kernel)
         return kernel / (bound.reshape(bound.shape + (1,) * (kernel.ndim - bound.ndim)) + TINY)
 
-    return jax.tree_util.tree_map_with_path(divide, dict(parameters)), cache
+    return jax.tree_util.tree_map_with_path(divide, dict(parameters))
 
 
 def normalize(parameters: Parameters, latent_map: tuple[int, ...]) -> dict[str, Any]:
     """
     :param parameters: by part; all of them are Lipschitz
     :param latent_map: rows and columns of the maps that convolutions see
-    :return: the parameters with each kernel divided by a bound of its norm that is computed anew
+    :return: the parameters, with each kernel divided by a bound of its norm that is computed anew
     """
-    return apply(init(parameters, latent_map), parameters, latent_map)[0]
-
-
-def refreshed(cache: NormCache, kernels: list[jax.Array], latent_map: tuple[int, ...]) -> NormCache:
-    """
-    :param cache: what is known of the kernels' norms
-    :param kernels: as they are now
-    :param latent_map: rows and columns of the maps that convolutions see
-    :return: the same norms, a call older; or, if it is time to look and any kernel has moved too far, those of these
-        kernels
-    """
-
-    def compute() -> tuple[KernelNorm, ...]:
-        return tuple(norm_of(kernel, latent_map) for kernel in kernels)
-
-    def is_far(norm: KernelNorm, kernel: jax.Array) -> jax.Array:
-        # not near, rather than far: what is NaN is computed anew, too
-        return ~jnp.all(distance_bound(kernel, norm.kernel) <= LOOSENESS * norm.bound)
-
-    is_due = cache.age >= RECHECK_AFTER
-    moved = jnp.array([is_far(norm, kernel) for norm, kernel in zip(cache.norms, kernels, strict=True)]).any()
-    norms = jax.lax.cond(is_due & moved, compute, lambda: cache.norms)
-    return NormCache(norms, jnp.where(is_due, 1, cache.age + 1).astype(jnp.int32))
+    kernels = jax.lax.stop_gradient(kernels_of(parameters))
+    return apply(tuple(norm_of(kernel, latent_map) for kernel in kernels), parameters)
 
 
 def norm_of(kernel: jax.Array, latent_map: tuple[int, ...]) -> KernelNorm:
