@@ -45,7 +45,7 @@ def main() -> None:
     rollout = jax.device_put(lipschitz.rollout_buffer)
     calls = {
         "update": update_of(lipschitz),  # what follows it finds the caches as in training
-        "certificate": lambda: programs.certify(before, after, rollout, 100.0, key, lipschitz.gamma),
+        "certificate": lambda: programs.certify(before, after, rollout, 100.0, (1.0, 1.0), key, lipschitz.gamma),
         "importance ratios": lambda: programs.importance_ratios(after, rollout),
         "update, plain layers": update_of(plain),
     }

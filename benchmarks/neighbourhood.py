@@ -68,8 +68,8 @@ def train(neighbourhood: str, seed: int, steps: int) -> Result:
     """
     model = DeepSPI(
         "MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), LinearSchedule(1e-3, 0.0, 1.0), n_steps=32,
-        n_epochs=20, gamma=0.98, gae_lambda=0.8, clip_range=LinearSchedule(0.2, 0.0, 1.0), ent_coef=0.0, seed=seed,
-        neighbourhood=neighbourhood, certificate_freq=1,
+        batch_size=256, n_epochs=20, gamma=0.98, gae_lambda=0.8, clip_range=LinearSchedule(0.2, 0.0, 1.0), ent_coef=0.0,
+        seed=seed, neighbourhood=neighbourhood, certificate_freq=1,
     )  # fmt: skip
     watch = Watch()
     start = time.perf_counter()

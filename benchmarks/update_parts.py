@@ -161,7 +161,7 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
         "  of which noise": times(h.n_epochs, lambda: noise(noise_keys)),
         "Lipschitz norms": lambda: normalize(lipschitz),
         "optimiser": times(n_minibatches, lambda: optimiser(state.learner)),
-        "certificate": lambda: programs.certify(parameters, updated, rollout, 100.0, key, h.gamma),
+        "certificate": lambda: programs.certify(parameters, updated, rollout, 100.0, (1.0, 1.0), key, h.gamma),
         "the whole update": iteration,
     }
 

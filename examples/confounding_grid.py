@@ -53,10 +53,10 @@ class NumberedGrid(ConfoundingGridVecEnv):
 
     def __init__(self, n_envs: int, seed: int) -> None:
         super().__init__(n_envs, seed=seed)
-        self.observation_space = spaces.Box(0, len(STATES) - 1, (1,), np.int32)
+        self.observation_space = spaces.Discrete(len(STATES))
 
     def _observe(self, states: np.ndarray) -> np.ndarray:
-        return states[:, None].astype(np.int32)
+        return states
 
 
 class FrameEncoder(nn.Module):
@@ -70,18 +70,20 @@ class FrameEncoder(nn.Module):
 
     def __call__(self, numbers: jax.Array) -> jax.Array:
         """
-        :param numbers: shape (B, 1)
+        :param numbers: shape (B,)
         :return: features, shape (B, ...)
         """
-        return self.encoder(jnp.asarray(make_frames(MAZE)))[numbers[:, 0]]
+        return self.encoder(jnp.asarray(make_frames(MAZE)))[numbers]
 
 
 class GridPolicy(CnnPolicy):
     """``CnnPolicy`` on the frames behind the states' numbers."""
 
-    def __init__(self, observation_space: spaces.Box, action_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, observation_space: spaces.Discrete, action_space: spaces.Space, *args: Any, **kwargs: Any
+    ) -> None:
         frames = spaces.Box(0, 255, make_frames(MAZE).shape[1:], np.uint8)
-        super().__init__(frames, action_space, *args, **kwargs)
+        super().__init__(frames, *args, **kwargs)
         self.observation_space = observation_space
 
     def make_encoder(self) -> nn.Module:
@@ -95,7 +97,7 @@ def look(networks: Networks, parameters: Parameters) -> tuple[jax.Array, jax.Arr
     :param parameters: of all of them
     :return: log π(·|s) in every state, and the latent states of the two choice cells
     """
-    latents = agent.encode(networks, parameters, STATES[:, None].astype(np.int32))
+    latents = agent.encode(networks, parameters, STATES)
     distribution, _ = agent.policy_and_values(networks, parameters, latents)
     return agent.log_policy(distribution, jnp.zeros(len(STATES), jnp.int32)), latents[CHOICES]
 

@@ -14,6 +14,8 @@ from flax import struct
 from sbx_deepspi import losses
 from sbx_deepspi.lipschitz import normalizer
 from sbx_deepspi.lipschitz.norms import limit_kernels, lipschitz_bound
+from sbx_deepspi.networks.choices import Choices
+from sbx_deepspi.networks.heads import Actor
 from sbx_deepspi.ops import in_parts
 from sbx_deepspi.optimizer import Parameters
 from sbx_deepspi.rollout import Observations
@@ -61,7 +63,7 @@ class Networks:
 
     encoder: nn.Module
     torso: nn.Module
-    actor: Any
+    actor: Actor
     critic: nn.Module
     world_model: WorldModel | None
     latent_shape: tuple[int, ...]
@@ -237,21 +239,18 @@ def policy_terms(networks: Networks, parameters: Parameters, latents: jax.Array,
 def log_policy(distribution: Any, actions: jax.Array) -> jax.Array:
     """
     log π of all that can be compared between two policies: of every action where there are finitely many, of the
-    sampled one for Box. Several choices at once (MultiDiscrete) have an axis of their own before the last.
+    sampled one for Box.
 
-    :param distribution: π(·|s), from SBX's actor
+    :param distribution: π(·|s), from the actor
     :param actions: the sampled ones, shape (B, ...)
-    :return: shape (B, n) for Discrete, (B, choices, n) for MultiDiscrete and MultiBinary, (B, 1) for Box
+    :return: shape (B, n) for Discrete; (B, Σ n) for several choices of n options, side by side; (B, 1) for Box
     """
     match distribution:
         case tfd.Categorical():
-            logits = distribution.logits
-        case tfd.Independent():
-            logits = distribution.distribution.logits
-        case _:
-            return distribution.log_prob(actions)[:, None]
-    # a choice with fewer options than others is padded: 0 there changes no ratio
-    return jnp.where(jnp.isneginf(logits), 0.0, jax.nn.log_softmax(logits))
+            return jax.nn.log_softmax(distribution.logits)
+        case Choices():
+            return distribution.log_policy
+    return distribution.log_prob(actions)[:, None]
 
 
 def limit_policy(networks: Networks, parameters: Parameters) -> Parameters:
@@ -292,7 +291,7 @@ def model_losses(
     :param parameters: of all networks, normalised
     :param latents: φ(s), shape (B, ...)
     :param actions: a, shape (B, ...)
-    :param rewards: r, shape (B,)
+    :param rewards: r/σ, shape (B,)
     :param next_latents: φ(s'), shape (B, ...)
     :param key: randomness of the latent sample ẑ'
     :return: one number of each per transition; 0 without a world model
@@ -327,7 +326,7 @@ def predict(
     :param latents: z, shape (B, ...)
     :param actions: a, shape (B, ...)
     :param key: randomness of the next latents
-    :return: R̄(z, a) of shape (B,), and ẑ', one sample of P̄(·|z, a), of shape (B, ...)
+    :return: R̄(z, a) of shape (B,), in units of σ, and ẑ', one sample of P̄(·|z, a), of shape (B, ...)
     """
     model = networks.world_model
     assert model is not None

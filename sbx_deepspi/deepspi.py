@@ -201,6 +201,7 @@ def update(
     learner: Learner,
     rollout: Rollout,
     last_observations: Observations,
+    reward_scale: float | jax.Array,
     key: jax.Array,
     hyperparameters: Hyperparameters,
 ) -> tuple[Learner, UpdateReport]:
@@ -213,6 +214,7 @@ def update(
     :param learner: parameters and optimiser
     :param rollout: T steps of N environments
     :param last_observations: what follows the rollout's last step, shape (N, ...)
+    :param reward_scale: σ, the unit in which the world model predicts rewards
     :param key: randomness of minibatches and latent samples, used up
     :param hyperparameters: see :class:`Hyperparameters`
     :return: the new parameters and optimiser, and what to tell the user
@@ -220,7 +222,8 @@ def update(
     h = hyperparameters
     latents = agent.encode(networks, learner.parameters, last_observations)
     _, last_values = agent.policy_and_values(networks, learner.parameters, latents)
-    transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda).replace(segment_length=h.segment_length)
+    transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda)
+    transitions = transitions.replace(rewards=transitions.rewards / reward_scale, segment_length=h.segment_length)
     learner, report = epochs(
         partial(step, networks, optimizer, h),
         lambda learner, norms: normalizer.refresh(norms, networks.lipschitz(learner.parameters), networks.latent_map),

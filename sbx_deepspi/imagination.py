@@ -18,7 +18,7 @@ def imagine(networks: Networks, parameters: Parameters, latents: jax.Array, hori
     :param latents: z to begin with, shape (N, ...)
     :param horizon: T, number of steps
     :param key: randomness of actions and next latents
-    :return: a rollout of latents, arrays of shape (T, N, ...), in which no episode ends
+    :return: a rollout of latents, arrays of shape (T, N, ...), in which no episode ends; rewards in units of σ
     """
 
     def step(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, Rollout]:

@@ -10,10 +10,10 @@ import optax
 
 def reward_loss(predicted_rewards: jax.Array, rewards: jax.Array) -> jax.Array:
     """
-    ℓ_R = huber(R̄(φ(s), a) - r), δ = 1, one number per transition.
+    ℓ_R = huber(R̄(φ(s), a) - r/σ), δ = 1, one number per transition, σ = max(1, root mean square of the rewards).
 
     :param predicted_rewards: R̄(φ(s), a), shape (B,)
-    :param rewards: r as the environment gave it, without any bootstrapped value, shape (B,)
+    :param rewards: r/σ, r as the environment gave it, without any bootstrapped value, shape (B,)
     :return: shape (B,)
     """
     return optax.losses.huber_loss(predicted_rewards, rewards)

@@ -49,16 +49,14 @@ class Programs:
 
     def __init__(self, networks: Networks, optimizer: Optimizer) -> None:
         self.networks, self.optimizer = networks, optimizer
-        # it runs once: compiling it well would take longer than running it
-        self.create = jax.jit(
-            partial(create, networks, optimizer), compiler_options={"xla_backend_optimization_level": 0}
-        )
+        # these run once or seldom: compiling them well would take longer than it saves
+        quickly = {"xla_backend_optimization_level": 0}
+        self.create = jax.jit(partial(create, networks, optimizer), compiler_options=quickly)
+        self.certify = jax.jit(partial(certify, networks), compiler_options=quickly)
         self.decide = jax.jit(partial(decide, networks))
         self.most_likely_actions = jax.jit(partial(most_likely_actions, networks))
         self.values = jax.jit(partial(values, networks))
         self.iteration = jax.jit(partial(iteration, networks, optimizer), static_argnames=("step", "projects"))
-        # it runs seldom: level 1 compiles in three quarters of the time, and runs as fast
-        self.certify = jax.jit(partial(certify, networks), compiler_options={"xla_backend_optimization_level": 1})
         self.importance_ratios = jax.jit(partial(importance_ratios, networks))
         self.transition_lipschitz = jax.jit(partial(transition_lipschitz, networks))
 
@@ -161,8 +159,9 @@ def iteration(
     :return: the state after it, what to tell the user, and how much of the update was kept, in [0, 1]
     """
     key, update_key = jax.random.split(state.key)
+    rewards = state.rewards.including(rollout.rewards)
     learner, report = update(
-        step, networks, optimizer, state.learner, rollout, last_observations, update_key, hyperparameters
+        step, networks, optimizer, state.learner, rollout, last_observations, rewards.scale, update_key, hyperparameters
     )
     kept = jnp.float32(1)
     if projects:
@@ -171,4 +170,4 @@ def iteration(
         )
         learner = learner.replace(parameters=parameters)
     n_epochs = state.n_epochs + report.epochs.n_epochs
-    return state.replace(learner=learner, key=key, n_epochs=n_epochs), report, kept
+    return state.replace(learner=learner, key=key, rewards=rewards, n_epochs=n_epochs), report, kept

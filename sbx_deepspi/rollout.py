@@ -114,7 +114,7 @@ class Transitions(struct.PyTreeNode):
     :param observations: s
     :param next_observations: s'
     :param actions: a
-    :param rewards: r
+    :param rewards: r, in units of σ while the world model learns from them
     :param terminated: whether s' is terminal
     :param truncated: whether a time limit ended the episode at s'
     :param values: V(s) at collection time

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -58,6 +59,43 @@ class EpisodeStatistics(struct.PyTreeNode):
         return float(np.mean(self.lengths[:n_known])) if n_known else math.inf
 
 
+class RewardStatistics(struct.PyTreeNode):
+    """
+    The size of rewards, in whose units the world model predicts them.
+
+    :param root_mean_square: of all rewards so far, float32
+    :param count: of these rewards, float32
+    """
+
+    root_mean_square: Array
+    count: Array
+
+    @classmethod
+    def empty(cls) -> "RewardStatistics":
+        """
+        :return: before the first reward
+        """
+        return cls(np.zeros((), np.float32), np.zeros((), np.float32))
+
+    def including(self, rewards: Array) -> "RewardStatistics":
+        """
+        :param rewards: r, float32, of any shape
+        :return: statistics of these rewards, too
+        """
+        # in units of the largest: squares of rewards above 1e19 would overflow
+        unit = jnp.maximum(jnp.maximum(jnp.abs(rewards).max(), self.root_mean_square), jnp.finfo(jnp.float32).tiny)
+        count = self.count + rewards.size
+        old, new = (self.root_mean_square / unit) ** 2, ((rewards / unit) ** 2).mean()
+        return RewardStatistics(unit * jnp.sqrt(old + (new - old) * (rewards.size / count)), count)
+
+    @property
+    def scale(self) -> jax.Array:
+        """
+        :return: σ = max(1, root mean square of all rewards so far)
+        """
+        return jnp.maximum(1.0, self.root_mean_square)
+
+
 class TrainerState(struct.PyTreeNode):
     """
     Everything that an iteration changes.
@@ -65,10 +103,12 @@ class TrainerState(struct.PyTreeNode):
     :param learner: parameters and optimiser
     :param key: randomness of training
     :param episodes: lengths of episodes
+    :param rewards: their size
     :param n_epochs: passes over rollouts made so far, int32
     """
 
     learner: Learner
     key: jax.Array
     episodes: EpisodeStatistics
+    rewards: RewardStatistics
     n_epochs: Any

@@ -9,12 +9,12 @@ import numpy as np
 from gymnasium import spaces
 
 from sbx_deepspi import DeepSPI
+from sbx_deepspi.collect.vec_env import observations_of
 from sbx_deepspi.deepspi import update
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.optimizer import StepSize
 
-# a constant rate: the default schedule has come down to 0 when a run's last update is made
-TINY_RUN: dict[str, Any] = dict(learning_rate=1e-3, n_steps=8, batch_size=8, n_epochs=2, seed=0)
+TINY_RUN: dict[str, Any] = dict(learning_rate=1e-3, n_steps=8, batch_size=8, n_epochs=2, clip_range=0.1, seed=0)
 
 
 class ToyEnv(gym.Env):
@@ -66,4 +66,5 @@ def updated(model: DeepSPI, rollout: Any, hyperparameters: Hyperparameters, seed
     """One update of the model's parameters, which it does not take: the new learner, and the report."""
     policy = model.policy
     program = jax.jit(partial(update, type(model).step, policy.programs.networks, policy.programs.optimizer))
-    return program(policy.learner, rollout, model._last_obs, jax.random.PRNGKey(seed), hyperparameters)
+    last_observations = observations_of(model._last_obs, model.observation_space, model.n_envs)
+    return program(policy.learner, rollout, last_observations, 1.0, jax.random.PRNGKey(seed), hyperparameters)

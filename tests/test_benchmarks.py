@@ -57,6 +57,7 @@ def test_soak_survives_faults_and_draws(tmp_path: Path) -> None:
     assert "CartPole-v1" in process.stdout
 
 
+@pytest.mark.slow
 def test_costs_of_the_guarantee_are_told() -> None:
     costs = run("guarantee_cost.py", "--env", "CartPole-v1", "--rounds", "1", "--updates", "1")
     assert costs.returncode == 0, costs.stderr
@@ -77,6 +78,7 @@ def test_throughput_compares_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "short.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_parts_of_an_iteration_all_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import update_parts
@@ -91,6 +93,7 @@ def test_the_parts_of_an_iteration_all_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert "the whole update" in update_parts.table(seconds)
 
 
+@pytest.mark.slow
 def test_scaling_times_random_images_and_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import scaling
@@ -129,18 +132,19 @@ def test_example_of_the_grid_encodes_the_frames_of_the_states(monkeypatch: pytes
     frames = DeepSPI("CnnPolicy", ConfoundingGridVecEnv(2), seed=1).policy
     theirs_like = jax.tree.structure(frames.learner.parameters["encoder"])
     parameters = jax.tree.unflatten(theirs_like, jax.tree.leaves(numbered.learner.parameters["encoder"]))
-    numbers = np.array([[3], [0], [15], [3]], np.int32)
+    numbers = np.array([3, 0, 15, 3], np.int32)
     ours, theirs = (
         np.asarray(jax.jit(partial(agent.encode, policy.programs.networks))({"encoder": encoder}, observations))
         for policy, encoder, observations in (
             (numbered, numbered.learner.parameters["encoder"], numbers),
-            (frames, parameters, make_frames(example.MAZE)[numbers[:, 0]]),
+            (frames, parameters, make_frames(example.MAZE)[numbers]),
         )
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     assert np.abs(ours[0] - ours[1]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_ppo_of_the_learning_curve_is_sbxs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same parameters at the same names, the same function and gradient of them, and what is shared is shared."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -172,6 +176,7 @@ def test_ppo_of_the_learning_curve_is_sbxs_own(monkeypatch: pytest.MonkeyPatch) 
     assert jnp.abs(ours.policy.actor_state.params["params"]["NatureCNN_0"]["Dense_0"]["bias"]).max() > 0
 
 
+@pytest.mark.slow
 def test_two_steps_of_the_learning_curve_are_sbxs(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same parameters and the same rollout, SB3's PPO with SBX's steps comes to SBX's parameters."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -234,6 +239,7 @@ def test_two_steps_of_the_learning_curve_are_sbxs(monkeypatch: pytest.MonkeyPatc
         np.testing.assert_allclose(parameter.detach(), value, rtol=0, atol=0.02 * moved)
 
 
+@pytest.mark.slow
 def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two minibatches, each a whole rollout: first a step without the values' loss, then one by that, from there."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

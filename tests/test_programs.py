@@ -23,7 +23,11 @@ from tests.helpers import CHANNELS_FIRST, TINY_RUN, VECTOR, ToyEnv, collected
 
 @pytest.mark.parametrize(
     ("policy", "observation_space", "neighbourhood"),
-    [("MlpPolicy", VECTOR, "clip"), ("MlpPolicy", VECTOR, "project"), ("CnnPolicy", CHANNELS_FIRST, "clip")],
+    [
+        ("MlpPolicy", VECTOR, "project"),
+        pytest.param("MlpPolicy", VECTOR, "clip", marks=pytest.mark.slow),
+        pytest.param("CnnPolicy", CHANNELS_FIRST, "clip", marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_compiles_again_after_the_first_update(
     policy: str, observation_space: spaces.Box, neighbourhood: str, caplog: pytest.LogCaptureFixture
@@ -48,7 +52,11 @@ def test_nothing_compiles_again_after_the_first_update(
     assert not compiled()
 
 
-@pytest.mark.parametrize("action_space", [spaces.Discrete(7), spaces.Box(-2, 2, (7,))], ids=str)
+@pytest.mark.parametrize(
+    "action_space",
+    [spaces.MultiDiscrete([4, 3]), pytest.param(spaces.Box(-2, 2, (7,)), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_second_model_of_the_same_kind_compiles_nothing(
     action_space: spaces.Space, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,7 +106,7 @@ def test_no_host_transfer_inside_an_update() -> None:
     rollout, h = collected(model)
     programs = model.policy.programs
     program = jax.jit(partial(update, DeepSPI.step, programs.networks, programs.optimizer))
-    arguments = jax.device_put((model.policy.learner, rollout, model._last_obs, jax.random.PRNGKey(0), h))
+    arguments = jax.device_put((model.policy.learner, rollout, model._last_obs, 1.0, jax.random.PRNGKey(0), h))
     program(*arguments)
     with jax.transfer_guard("disallow"):
         program(*arguments)

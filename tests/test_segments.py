@@ -147,7 +147,15 @@ def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPat
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()) + 1e-9)
 
 
-@pytest.mark.parametrize("action_space", [spaces.Discrete(1), spaces.Discrete(18), spaces.Box(-1, 1, (2,))], ids=str)
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        spaces.Discrete(18),
+        pytest.param(spaces.Discrete(1), marks=pytest.mark.slow),
+        pytest.param(spaces.Box(-1, 1, (2,)), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_sharing_observations_changes_nothing(action_space: spaces.Space) -> None:
     """Loss and every gradient against the plain form; also where episodes end too often for it."""
     env = DummyVecEnv([lambda: ToyEnv(IMAGE, action_space, length=5)] * 3)

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sbx_deepspi.collect.vec_env import check_shape
 
@@ -24,7 +25,7 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
     Use it as ``make_vec_env(..., vec_env_cls=TimeoutSubprocVecEnv, vec_env_kwargs=dict(timeout=60))``. There is no such
     timeout for environments in the trainer's own process (``DummyVecEnv``, EnvPool).
 
-    :param env_fns: one function per environment, which makes it; its observations must be a Box
+    :param env_fns: one function per environment, which makes it
     :param start_method: how processes are started, see ``multiprocessing``
     :param timeout: seconds that an environment may take to answer. Its first answer includes the start of its process.
     :raises TimeoutError: the first environment was not made in time
@@ -78,9 +79,10 @@ class TimeoutSubprocVecEnv(SubprocVecEnv):
         for i, (observation, _, done, info, _) in enumerate(results):
             # At the end of an episode there are two observations: its last one, and the first of the next episode
             for value in (observation, info["terminal_observation"]) if done else (observation,):
-                check_shape("an observation", i, value, self.observation_space.shape)
+                check_shape(i, value, self.observation_space)
         observations, rewards, dones, infos, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
-        return np.stack(observations), np.stack(rewards), np.stack(dones), list(infos)
+        stacked = _stack_obs(observations, self.observation_space)
+        return stacked, np.stack(rewards), np.stack(dones), list(infos)
 
     def close(self) -> None:
         if self.closed:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sbx_deepspi.networks.choices import by_size
 from sbx_deepspi.rollout import Array
 
 Scalar = jax.Array | float
@@ -49,23 +50,22 @@ class ModelErrors(struct.PyTreeNode):
     transition_lipschitz: Scalar
 
 
-def importance_ratio_range(log_policy: Array, behaviour_log_policy: Array) -> RatioRange:
+def importance_ratio_range(log_policy: Array, behaviour_log_policy: Array, choices: tuple[int, ...] = ()) -> RatioRange:
     """
     D_IR^inf and D_IR^sup over states and over every action listed; several choices at once multiply.
 
-    :param log_policy: log π(·|s), shape (B, n) or (B, choices, n)
+    :param log_policy: log π(·|s), shape (B, n), or (B, Σ n) of several choices side by side
     :param behaviour_log_policy: log π_b(·|s), same shape
+    :param choices: number of options n of each choice; empty: what is listed are single actions
     :return: scalars
     """
-    log_ratios = log_policy - behaviour_log_policy
-
-    def over_actions(extreme: jax.Array) -> jax.Array:
-        return extreme.reshape(len(extreme), -1).sum(axis=1)
-
-    return RatioRange(
-        inf=jnp.exp(over_actions(log_ratios.min(axis=-1)).min()),
-        sup=jnp.exp(over_actions(log_ratios.max(axis=-1)).max()),
+    log_ratios = jnp.asarray(log_policy - behaviour_log_policy)
+    blocks = [block for _, block in by_size(log_ratios, choices or log_ratios.shape[-1:])]
+    smallest, largest = (
+        jnp.stack([extreme(block, axis=-1).sum(axis=-1) for block in blocks]).sum(axis=0)
+        for extreme in (jnp.min, jnp.max)
     )
+    return RatioRange(inf=jnp.exp(smallest.min()), sup=jnp.exp(largest.max()))
 
 
 def value_lipschitz(reward_lipschitz: Scalar, transition_lipschitz: Scalar, gamma: Scalar) -> jax.Array:

@@ -95,6 +95,7 @@ def certify(
     updated: Parameters,
     rollout: Rollout,
     average_episode_length: Scalar,
+    reward_scales: tuple[Scalar, Scalar],
     key: jax.Array,
     gamma: Scalar,
 ) -> Certificate:
@@ -109,13 +110,16 @@ def certify(
     :param updated: parameters of π and its model
     :param rollout: T steps of N environments under π_b
     :param average_episode_length: AEL, in steps
+    :param reward_scales: σ, the unit of R̄, before and after the update
     :param key: randomness of the sample, of actions and of latent states, the same for both policies
     :param gamma: γ
-    :return: scalars
+    :return: scalars, in the rewards' own units
     """
     # one after the other through one program, not two copies of it
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour, updated)
-    measurements = jax.lax.map(lambda parameters: measure(networks, parameters, rollout, key, gamma), both)
+    measurements = jax.lax.map(
+        lambda model: measure(networks, model[0], model[1], rollout, key, gamma), (both, jnp.stack(reward_scales))
+    )
     before, after = (jax.tree.map(lambda leaf: leaf[i], measurements) for i in (0, 1))  # noqa: B023
     model, behaviour_model = after.model, before.model
     ratio = importance_ratios(networks, updated, rollout)
@@ -147,19 +151,23 @@ def importance_ratios(networks: Networks, updated: Parameters, rollout: Rollout)
     flat = rollout.flat()
     latents = agent.encode(networks, updated, flat.observations)
     distribution, _ = agent.policy_and_values(networks, updated, latents)
-    return importance_ratio_range(agent.log_policy(distribution, jnp.asarray(flat.actions)), flat.log_policy)
+    log_policy = agent.log_policy(distribution, jnp.asarray(flat.actions))
+    return importance_ratio_range(log_policy, flat.log_policy, networks.actor.choices)
 
 
-def measure(networks: Networks, parameters: Parameters, rollout: Rollout, key: jax.Array, gamma: Scalar) -> Measurement:
+def measure(
+    networks: Networks, parameters: Parameters, reward_scale: Scalar, rollout: Rollout, key: jax.Array, gamma: Scalar
+) -> Measurement:
     """
     Estimate a latent model's errors on a rollout, and bound its Lipschitz constants.
 
     :param networks: with a world model
     :param parameters: of a policy and its model
+    :param reward_scale: σ, the unit of R̄
     :param rollout: T steps of N environments under π_b
     :param key: randomness of the sample, of actions and of latent states
     :param gamma: γ
-    :return: scalars
+    :return: scalars, in the rewards' own units
     """
     parameters = agent.normalized(networks, parameters)
     sample_key, step_key, end_key, start_key = jax.random.split(key, 4)
@@ -175,7 +183,7 @@ def measure(networks: Networks, parameters: Parameters, rollout: Rollout, key: j
         for observations in (sample.observations, sample.next_observations)
     )
     rewards, predicted = agent.predict(networks, parameters, latents, sample.actions, step_key)
-    reward_errors = jnp.abs(rewards - sample.rewards)
+    reward_errors = jnp.abs(reward_scale * rewards - sample.rewards)
     # E‖ẑ' - φ(s')‖ over new transitions is no less than the W₁ distance between P̄ and the law of φ(s')
     transition_errors = distances(predicted, next_latents)
 
@@ -183,27 +191,34 @@ def measure(networks: Networks, parameters: Parameters, rollout: Rollout, key: j
         reward_error=reward_errors.mean(),
         transition_error=transition_errors.mean(),
         end_value=0.0,
-        reward_lipschitz=bounds.reward.under(bounds.policy),
+        reward_lipschitz=reward_scale * bounds.reward.under(bounds.policy),
         transition_lipschitz=bounds.transition.under(bounds.policy),
     )
-    end_value, end_error = mean_end_value(networks, parameters, flat, model, end_key, gamma)
+    end_value, end_error = mean_end_value(networks, parameters, reward_scale, flat, model, end_key, gamma)
     return Measurement(
         model.replace(end_value=end_value),
         StandardErrors(
             reward_errors.std() / math.sqrt(n_sampled), transition_errors.std() / math.sqrt(n_sampled), end_error
         ),
-        latent_return(networks, parameters, rollout, start_key, gamma),
+        latent_return(networks, parameters, reward_scale, rollout, start_key, gamma),
     )
 
 
 def mean_end_value(
-    networks: Networks, parameters: Parameters, flat: Rollout, model: ModelErrors, key: jax.Array, gamma: Scalar
+    networks: Networks,
+    parameters: Parameters,
+    reward_scale: Scalar,
+    flat: Rollout,
+    model: ModelErrors,
+    key: jax.Array,
+    gamma: Scalar,
 ) -> tuple[jax.Array, jax.Array]:
     """
     L_end, over all ends of episodes in a rollout.
 
     :param networks: with a world model
     :param parameters: of all networks, normalised
+    :param reward_scale: σ, the unit of R̄
     :param flat: B transitions
     :param model: with K_R and K_P
     :param key: randomness of actions and of latent states
@@ -220,7 +235,7 @@ def mean_end_value(
         latents = agent.encode(networks, parameters, last)
         imagined = imagine(networks, parameters, latents, 1, jax.random.fold_in(key, i))
         moved = distances(imagined.next_observations[0], latents)
-        values = end_value_bound(model, jnp.abs(imagined.rewards[0]), moved, gamma)
+        values = end_value_bound(model, reward_scale * jnp.abs(imagined.rewards[0]), moved, gamma)
         is_end = i * N_AT_A_TIME + jnp.arange(N_AT_A_TIME) < n_ends
         return sums + jnp.where(is_end, jnp.stack([values, values**2]), 0.0).sum(axis=1)
 
@@ -233,13 +248,14 @@ def mean_end_value(
 
 
 def latent_return(
-    networks: Networks, parameters: Parameters, rollout: Rollout, key: jax.Array, gamma: Scalar
+    networks: Networks, parameters: Parameters, reward_scale: Scalar, rollout: Rollout, key: jax.Array, gamma: Scalar
 ) -> jax.Array:
     """
     V̄(φ(s_I)), from :data:`HORIZON` imagined steps and the critic's word on what follows.
 
     :param networks: with a world model
     :param parameters: of all networks, normalised
+    :param reward_scale: σ, the unit of R̄
     :param rollout: T steps of N environments
     :param key: randomness of actions and of latent states
     :param gamma: γ
@@ -253,7 +269,7 @@ def latent_return(
     imagined = imagine(networks, parameters, latents, HORIZON, key)
     _, last_values = agent.policy_and_values(networks, parameters, imagined.next_observations[-1])
     discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
-    returns = (discounts * imagined.rewards).sum(axis=0) + gamma**HORIZON * last_values
+    returns = reward_scale * (discounts * imagined.rewards).sum(axis=0) + gamma**HORIZON * last_values
     return returns.mean(where=jnp.arange(N_STARTS) < begins.sum())
 
 

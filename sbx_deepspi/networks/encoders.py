@@ -12,6 +12,15 @@ from sbx_deepspi.world_model.densities import straight_through
 
 Activation = Callable[[jax.Array], jax.Array]
 
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """
+    :param x: any shape
+    :return: x Φ(x), as ``torch.nn.GELU`` computes it: ``jax.nn.gelu`` approximates it
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Nature CNN (Mnih et al. 2015): (channels, kernel size, stride) of each layer."""
 
@@ -84,12 +93,15 @@ class MlpEncoder(nn.Module):
     :param normalize_images: divide by 255
     :param activation_fn: after the layer
     :param ortho_init: orthogonal kernel of gain √2
+    :param one_hot: number of options of each observed choice, which become one-hot vectors side by side; empty:
+        observations are numbers as they are
     """
 
     features_dim: int
     normalize_images: bool
     activation_fn: Activation
     ortho_init: bool
+    one_hot: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, observations: jax.Array) -> jax.Array:
@@ -97,10 +109,31 @@ class MlpEncoder(nn.Module):
         :param observations: shape (B, ...), flattened
         :return: z, shape (B, features_dim), float32
         """
-        vectors = observations.reshape(len(observations), -1).astype(jnp.float32)
+        vectors = observations.reshape(len(observations), -1)
+        if self.one_hot:
+            choices = [jax.nn.one_hot(vectors[:, i], n) for i, n in enumerate(self.one_hot)]
+            vectors = jnp.concatenate(choices, axis=-1)
+        vectors = vectors.astype(jnp.float32)
         if self.normalize_images:
             vectors = vectors / 255.0
         return self.activation_fn(nn.Dense(self.features_dim, kernel_init=kernel_init(self.ortho_init))(vectors))
+
+
+class CombinedEncoder(nn.Module):
+    """
+    φ for dictionaries: each observation through an encoder of its own; their outputs side by side are the latent state.
+
+    :param encoders: key → encoder of vectors, as pairs
+    """
+
+    encoders: tuple[tuple[str, nn.Module], ...]
+
+    def __call__(self, observations: dict[str, jax.Array]) -> jax.Array:
+        """
+        :param observations: by key, shapes (B, ...)
+        :return: z, shape (B, sum of the encoders' outputs), float32
+        """
+        return jnp.concatenate([encoder(observations[key]) for key, encoder in self.encoders], axis=-1)
 
 
 class CategoricalEncoder(nn.Module):
@@ -123,7 +156,8 @@ class CategoricalEncoder(nn.Module):
         :param observations: shape (B, ...)
         :return: z, shape (B, n_variables, n_classes)
         """
-        features = self.encoder(observations).reshape(len(observations), -1)
+        features = self.encoder(observations)
+        features = features.reshape(len(features), -1)
         logits = nn.Dense(self.n_variables * self.n_classes, name="logits")(features)
         logits = logits.reshape(-1, self.n_variables, self.n_classes)
         return straight_through(logits, jax.nn.softmax(logits))

@@ -173,7 +173,8 @@ def _episodes_of(env: VecEnv) -> dict[str, Any] | None:
         elapsed_steps = env.get_attr("_elapsed_steps") if env.has_attr("_elapsed_steps") else None
         wrappers = [{name: array.copy() for name, array in _arrays_of(wrapper).items()} for wrapper in wrappers_of(env)]
         episodes = {"states": states, "rewards": rewards, "elapsed_steps": elapsed_steps, "wrappers": wrappers}
-        checkpoint.to_bytes(checkpoint.Checkpoint("VecEnv", {}, episodes, {}))  # whether it has a plain form
+        for missing in checkpoint.to_bytes(checkpoint.Checkpoint("VecEnv", {}, episodes, {}))[1]:
+            raise checkpoint.CheckpointError(f"{missing.name} = {missing.description} has no plain form")
     except Exception as error:
         # A model is worth more than its environment: RL Zoo, for one, closes the environment before it saves.
         warnings.warn(f"The environment's state could not be saved ({error!r}).", stacklevel=4)

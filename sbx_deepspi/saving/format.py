@@ -34,7 +34,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.utils import get_system_info
 
 FORMAT = "sbx-deepspi checkpoint"
-VERSION = 2
+VERSION = 3
 JSON, TENSORS, SYSTEM_INFO = "data", "tensors.safetensors", "system_info.txt"
 ATTRIBUTES, STATE = "attributes/", ("state/", "prediction_key")  # how names of tensors begin
 SB3_VERSION = "_stable_baselines3_version"  # a member that only SB3's own files have
@@ -54,13 +54,21 @@ NAMED = {
         "adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "amsgrad", "fromage", "lamb", "lars",
         "lion", "nadam", "nadamw", "novograd", "radam", "rmsprop", "rprop", "sgd", "sm3", "yogi",
     ),
-    "torch.nn": ("ELU", "GELU", "LeakyReLU", "ReLU", "SiLU", "Tanh"),
-    "sbx_deepspi.sb3.policies": ("CnnPolicy", "MlpPolicy"),
+    "torch.nn": (
+        "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish",
+        "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softsign", "Tanh",
+    ),
+    "stable_baselines3.common.torch_layers": ("CombinedExtractor", "FlattenExtractor", "NatureCNN"),
+    "stable_baselines3.common.buffers": ("DictRolloutBuffer", "RolloutBuffer"),
+    "sbx.common.jax_layers": ("NatureCNN",),
+    "sbx_deepspi.networks.encoders": ("exact_gelu",),
+    "sbx_deepspi.sb3.policies": ("CnnPolicy", "MlpPolicy", "MultiInputPolicy"),
 }  # fmt: skip
 """Functions and classes that are stored by name."""
 
 CONSTRUCTED = {
     "gymnasium.spaces.box.Box": ("low", "high", "dtype"),
+    "gymnasium.spaces.dict.Dict": ("spaces",),
     "gymnasium.spaces.discrete.Discrete": ("n", "start"),
     "gymnasium.spaces.multi_binary.MultiBinary": ("n",),
     "gymnasium.spaces.multi_discrete.MultiDiscrete": ("nvec", "dtype", "start"),
@@ -74,6 +82,34 @@ CONSTRUCTED = {
 
 class CheckpointError(ValueError):
     """What is wrong with a checkpoint, or with what should be saved in one, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """
+    Stands for what a file could not hold, such as a function without a name. Where it is called, an error asks for it.
+
+    :param name: what it was called, as a path
+    :param description: what it was
+    """
+
+    name: str
+    description: str
+
+    def __call__(self, *args: Any) -> Any:
+        raise CheckpointError(self.request)
+
+    @property
+    def request(self) -> str:
+        """
+        :return: one sentence that asks for it
+        """
+        first, *rest = self.name.split("/")
+        what = first + "".join(f"[{part!r}]" for part in rest)
+        return (
+            f"The file could not hold {what} = {self.description}: to train on, give it anew, as in "
+            f"load(..., {first}=...)."
+        )
 
 
 @dataclass(frozen=True)
@@ -169,22 +205,24 @@ def save_path(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
 
 def write(
     file: str | os.PathLike[str] | BinaryIO, checkpoint: Checkpoint, pickle: bool = False, suffix: str = ""
-) -> None:
+) -> list[Missing]:
     """
-    Write a checkpoint: atomically to a path, or into an open file.
+    Write a checkpoint: atomically to a path, or into an open file. What has no plain form is left out.
 
     :param file: path, or a file open for writing
     :param checkpoint: what to write
     :param pickle: pickle what has no plain form; such a file runs code when it is read, and so needs ``trust=True``
     :param suffix: to add to a path that has none
-    :raises CheckpointError: something has no plain form
+    :return: what was left out
+    :raises CheckpointError: it is too much, or two arrays would have the same name
     :raises OSError: it could not be written; a file that was there is as it was
     """
-    data = to_bytes(checkpoint, pickle)
+    data, missing = to_bytes(checkpoint, pickle)
     if isinstance(file, str | os.PathLike):
         write_atomically(save_path(file, suffix), data)
     else:
         open_path(file, "w").write(data)  # type: ignore[arg-type]
+    return missing
 
 
 def read(
@@ -213,22 +251,24 @@ def read(
     return from_bytes(data, trust, custom_objects or {})
 
 
-def to_bytes(checkpoint: Checkpoint, pickle: bool = False) -> bytes:
+def to_bytes(checkpoint: Checkpoint, pickle: bool = False) -> tuple[bytes, list[Missing]]:
     """
     :param checkpoint: what to write
     :param pickle: pickle what has no plain form
-    :return: the content of a file
-    :raises CheckpointError: something has no plain form
+    :return: the content of a file, and what was left out of it
+    :raises CheckpointError: it is too much, or two arrays would have the same name
     """
     tensors = dict(checkpoint.tensors)
+    missing: list[Missing] = []
     plain = {
         "format": FORMAT,
         "version": VERSION,
         "written_by": checkpoint.written_by,
         "attributes": {
-            name: _encode(value, ATTRIBUTES + name, tensors, pickle) for name, value in checkpoint.attributes.items()
+            name: _encode(value, ATTRIBUTES + name, tensors, pickle, missing)
+            for name, value in checkpoint.attributes.items()
         },
-        "environment": _encode(checkpoint.environment, "environment", tensors, pickle),
+        "environment": _encode(checkpoint.environment, "environment", tensors, pickle, missing),
     }
     for name, array in tensors.items():
         if array.dtype.name not in DTYPES:
@@ -249,7 +289,7 @@ def to_bytes(checkpoint: Checkpoint, pickle: bool = False) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
-    return buffer.getvalue()
+    return buffer.getvalue(), missing
 
 
 def from_bytes(data: bytes, trust: bool, custom_objects: dict[str, Any]) -> Checkpoint:
@@ -375,7 +415,7 @@ def building(class_name: str) -> Iterator[None]:
 # --- values -----------------------------------------------------------------------------------------
 
 
-def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool) -> Any:
+def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool, missing: list[Missing]) -> Any:
     """
     A value as JSON. Arrays go to the tensors under the value's name.
 
@@ -383,12 +423,13 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool)
     :param name: what it is called, as a path
     :param tensors: gets the arrays
     :param pickle: pickle what has no plain form
+    :param missing: gets what has no plain form otherwise
     :return: what JSON can hold
-    :raises CheckpointError: it has no plain form
+    :raises CheckpointError: two arrays would have the same name
     """
 
     def inner(item: Any, key: Any) -> Any:
-        return _encode(item, f"{name}/{key}", tensors, pickle)
+        return _encode(item, f"{name}/{key}", tensors, pickle, missing)
 
     kind = type(value)
     if value is None or kind in (bool, int, str):
@@ -421,18 +462,34 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool)
         arguments = {argument: inner(getattr(value, argument), argument) for argument in CONSTRUCTED[class_name]}
         return {"$object": [class_name, arguments]}
     if pickle:
-        try:
+        with contextlib.suppress(Exception):  # of many kinds; what cannot be pickled either is left out
             return {"$pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
-        except Exception as error:
-            raise CheckpointError(
-                f"{name.removeprefix(ATTRIBUTES)} = {value!r} cannot be pickled either ({error}): leave it out "
-                "(exclude=[...])."
-            ) from error
-    raise CheckpointError(
-        f"{name.removeprefix(ATTRIBUTES)} = {value!r} has no plain form, and a checkpoint holds no code: use one of "
-        "the functions and classes that are stored by name (sbx_deepspi.saving.format.NAMED), leave it out "
-        "(exclude=[...]), or save with pickle=True."
-    )
+    if not isinstance(value, Missing):
+        value = Missing(name.removeprefix(ATTRIBUTES), _printable(" ".join(repr(value).split()), 200))
+    missing.append(value)
+    return {"$missing": [value.name, value.description]}
+
+
+def left_out(value: Any, name: str) -> list[Missing]:
+    """
+    :param value: an attribute
+    :param name: of the attribute
+    :return: what a file cannot hold of it
+    """
+    missing: list[Missing] = []
+    _encode(value, ATTRIBUTES + name, {}, False, missing)
+    return missing
+
+
+def missing_in(value: Any) -> list[Missing]:
+    """
+    :param value: read from a file
+    :return: what the file could not hold of it
+    """
+    if isinstance(value, Missing):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, deque)) else ()
+    return [missing for part in parts for missing in missing_in(part)]
 
 
 def _known_as(value: Any) -> str | None:
@@ -441,6 +498,41 @@ def _known_as(value: Any) -> str | None:
             if getattr(importlib.import_module(module), name) is value:
                 return f"{module}.{name}"
     return None
+
+
+@dataclass(frozen=True)
+class Named:
+    """
+    Stands for a function or class of :data:`NAMED` in a pickle: many of JAX's functions cannot be pickled.
+
+    :param name: with its module
+    """
+
+    name: str
+
+
+def to_names(value: Any) -> Any:
+    """
+    :param value: of an attribute
+    :return: the same with :class:`Named` in place of functions that have a name, also inside dictionaries
+    """
+    if type(value) is dict:
+        return {key: to_names(item) for key, item in value.items()}
+    known_as = _known_as(value) if callable(value) else None
+    return value if known_as is None else Named(known_as)
+
+
+def from_names(value: Any) -> Any:
+    """
+    :param value: what :func:`to_names` returned
+    :return: what it was given
+    """
+    if type(value) is dict:
+        return {key: from_names(item) for key, item in value.items()}
+    if not isinstance(value, Named):
+        return value
+    module, _, name = value.name.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _decoded(value: Any, name: str, tensors: dict[str, np.ndarray], trust: bool) -> Any:
@@ -494,6 +586,9 @@ def _decode(value: Any, tensors: dict[str, np.ndarray], trust: bool) -> Any:
         case "$dtype":
             if content in DTYPES:
                 return np.dtype(content)
+        case "$missing":
+            of_what, description = content
+            return Missing(_printable(str(of_what)), _printable(str(description), 200))
         case "$path":
             return pathlib.Path(content)
         case "$named":

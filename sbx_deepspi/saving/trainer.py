@@ -19,10 +19,10 @@ from sbx import PPO
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 
-from sbx_deepspi.collect.vec_env import check_observations, normalizer_of
+from sbx_deepspi.collect.vec_env import normalizer_of, observations_of
 from sbx_deepspi.saving import environment
 from sbx_deepspi.saving import format as checkpoint
-from sbx_deepspi.state import EpisodeStatistics
+from sbx_deepspi.state import EpisodeStatistics, RewardStatistics
 
 NOT_CONFIGURATION = ("self", "policy", "env", "device", "_init_setup_model", "args", "kwargs")
 """Arguments of constructors that are not saved, or under another name."""
@@ -63,7 +63,7 @@ def contents_of(model: Any, exclude: set[str], include: set[str]) -> checkpoint.
     names = {*configuration(type(model)), *MADE_FROM, *PROGRESS, *set_by_user} - exclude | include
     state = model.state
     tensors = model.policy.tensors() | checkpoint.flatten(
-        {"key": state.key, "episodes": state.episodes, "n_epochs": state.n_epochs}, STATE
+        {"key": state.key, "episodes": state.episodes, "rewards": state.rewards, "n_epochs": state.n_epochs}, STATE
     )
     return checkpoint.Checkpoint(
         written_by=type(model).__name__,
@@ -109,6 +109,13 @@ def load(
     saved = contents.attributes
     if "n_steps" in changes:
         changes["_automatic_n_steps"] = changes["n_steps"] is None
+    for name in [name for name in saved if name not in SCHEDULES and checkpoint.missing_in(saved[name])]:
+        if name in changes:
+            saved[name] = changes[name]
+        elif name in MADE_FROM or name in configuration(cls):
+            raise checkpoint.CheckpointError(checkpoint.missing_in(saved[name])[0].request)
+        else:
+            del saved[name]
     if changes.get("policy_kwargs", saved.get("policy_kwargs")) != saved.get("policy_kwargs"):
         raise ValueError(
             "The specified policy kwargs do not equal the stored policy kwargs: "
@@ -139,14 +146,15 @@ def load(
         key, prediction_key = restored_state(model, state, n_envs), model.policy.key
         model._setup_model()  # draws new keys from the seed
         for name in ("lr_schedule", "clip_range_schedule", "clip_range_vf_schedule"):
-            if (schedule := getattr(model, name)) is not None:
+            schedule = getattr(model, name)
+            if schedule is not None and not isinstance(getattr(model, ARGUMENTS[name]), checkpoint.Missing):
                 schedule(1.0)  # whether it is one shows when it is called
         if "seed" not in changes:
             model.key, model.policy.key = jax.device_put((key, prediction_key), model.jax_device)
     if env is not None:
         if model._last_obs is not None:
             with checkpoint.building(cls.__name__):
-                check_observations(model._last_obs, env)
+                observations_of(model._last_obs, env.observation_space, env.num_envs)
         with checkpoint.building("environment"):
             restore_environment(model, env, contents.environment, force_reset)
     return model
@@ -169,18 +177,19 @@ def restored_state(model: Any, tensors: dict[str, np.ndarray], n_envs: int) -> A
     like = {
         "key": jax.ShapeDtypeStruct((2,), np.uint32),
         "episodes": EpisodeStatistics(integers(n_envs), integers(model._stats_window_size), integers()),
+        "rewards": jax.eval_shape(RewardStatistics.empty),
         "n_epochs": integers(),
     }
     state = checkpoint.unflatten(tensors, like, STATE)
     for name, tensor in tensors.items():
-        if (tensor < 0).any() or tensor.size == 0:
-            raise checkpoint.CheckpointError(f"The checkpoint's {name!r} must be numbers of at least 0.")
+        if not ((tensor >= 0) & np.isfinite(tensor)).all() or tensor.size == 0:
+            raise checkpoint.CheckpointError(f"The checkpoint's {name!r} must be finite numbers of at least 0.")
     if model.env is None or n_envs == model.env.num_envs:
         model.episodes = state["episodes"]
     else:
         fresh = EpisodeStatistics.empty(model.env.num_envs, 1)
         model.episodes = state["episodes"].replace(steps=fresh.steps)
-    model._n_updates = int(state["n_epochs"])
+    model.rewards, model._n_updates = state["rewards"], int(state["n_epochs"])
     return state["key"]
 
 
@@ -208,7 +217,10 @@ def restore_environment(model: Any, env: VecEnv, saved: dict[str, Any] | None, f
 
 OPTIONAL_NUMBERS = ("clip_range_vf", "gradient_penalty_coef", "target_kl")
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
-BUFFERS: dict[str, Any] = {"ep_info_buffer": dict, "ep_success_buffer": (bool, float)}
+ARGUMENTS = {"lr_schedule": "learning_rate", "clip_range_schedule": "clip_range"} | {
+    "clip_range_vf_schedule": "clip_range_vf"
+}
+BUFFERS: dict[str, Any] = {"ep_info_buffer": dict, "ep_success_buffer": (bool, int, float)}
 
 
 def check_attributes(model: Any, saved: dict[str, Any], live: Collection[str]) -> None:

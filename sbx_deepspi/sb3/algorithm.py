@@ -1,6 +1,5 @@
 """DeepSPI as SB3 knows it: collect → update → certify → log, save and load."""
 
-import functools
 import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
@@ -10,10 +9,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sbx import PPO
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import deepspi, ops
@@ -27,20 +26,36 @@ from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.saving import trainer
 from sbx_deepspi.sb3 import checks, logs
 from sbx_deepspi.sb3.interruption import Interruption, mute
-from sbx_deepspi.sb3.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy
-from sbx_deepspi.sb3.spaces import action_dtype, action_shape, log_policy_shape
+from sbx_deepspi.sb3.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, MultiInputPolicy, our_policy
+from sbx_deepspi.sb3.spaces import action_dtype, action_shape, log_policy_shape, to_environment
 from sbx_deepspi.segments import segment_length
-from sbx_deepspi.state import EpisodeStatistics, TrainerState
+from sbx_deepspi.state import EpisodeStatistics, RewardStatistics, TrainerState
 
 # One faulty update may be an outlier among the rollouts; after three, of n_epochs passes each, no other will help
 FAULTY_UPDATES_IN_A_ROW = 3
 
+# so long may the world model's losses outweigh the advantages before there is a warning
+UPDATES_OF_A_LARGE_PENALTY = 10
+
 NEIGHBOURHOODS = ("clip", "project")
 
 # keeps certificates below 2 % of the time of training, on Atari and on CartPole
-CERTIFICATE_FREQ = 16
+CERTIFICATE_FREQ = 32
 
 SelfDeepSPI = TypeVar("SelfDeepSPI", bound="DeepSPI")
+
+
+def _schedule_of(argument: str) -> property:
+    """
+    :param argument: a number or a function of the remaining progress, an attribute of the model
+    :return: a property that is the function, and sets the attribute: what is set after construction counts
+    """
+
+    def get(model: "DeepSPI") -> FloatSchedule | None:
+        value = getattr(model, argument)
+        return None if value is None else FloatSchedule(value)
+
+    return property(get, lambda model, value: setattr(model, argument, value))
 
 
 class DeepSPI(PPO):
@@ -52,28 +67,32 @@ class DeepSPI(PPO):
     update moves the representation as well as the policy. With ``reward_loss_coef = transition_loss_coef
     = 0`` this is PPO, and costs what PPO costs: there is no world model then.
 
-    Paper: https://arxiv.org/abs/2510.12312 (defaults: its Atari settings).
+    Paper: https://arxiv.org/abs/2510.12312. Where ``None`` is said to be the policy's, ``"CnnPolicy"`` has the paper's
+    settings for Atari (learning rate 2.5e-4, linearly to 0; minibatches of 256, 4 epochs, ε = 0.1, c_e = 0.01), and the
+    others have those of SB3's PPO (3e-4; 64, 10, 0.2, 0). A function of the remaining progress, from 1 to 0, is asked
+    where a rollout begins.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or a subclass of :class:`DeepSPIPolicy`
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of :class:`DeepSPIPolicy`
     :param env: the environment to learn from (a Gymnasium id, an environment or a ``VecEnv``)
-    :param learning_rate: learning rate, or a function of the remaining progress (from 1 to 0)
+    :param learning_rate: learning rate, or a function of the remaining progress; ``None``: the policy's
     :param n_steps: steps of each environment per update; ``None``: about 1,024 transitions an update,
         spread over the environments there are
-    :param batch_size: minibatch size; the last minibatch of an epoch is smaller if it does not divide the rollout.
+    :param batch_size: minibatch size, ``None``: the policy's; the last one of an epoch is smaller if it does not divide
+        the rollout.
         Minibatches of images are drawn as runs of up to eight successive steps, whose encodings are shared
-    :param n_epochs: passes over the rollout per update
+    :param n_epochs: passes over the rollout per update; ``None``: the policy's
     :param gamma: discount factor
     :param gae_lambda: bias-variance trade-off of the generalised advantages
-    :param clip_range: ε, or a function of the remaining progress; the neighbourhood's C is 1 + ε
+    :param clip_range: ε, or a function of the remaining progress; ``None``: the policy's. C is 1 + ε
     :param clip_range_vf: largest change of a value in one update, or a function of the remaining progress;
         ``None``: no limit. It depends on the scale of the rewards.
     :param normalize_advantage: normalise advantages per minibatch
-    :param ent_coef: entropy coefficient
+    :param ent_coef: entropy coefficient; ``None``: the policy's
     :param vf_coef: value coefficient, of ½(V - return)² as in the paper (SB3 has no ½)
     :param max_grad_norm: bound of the global norm of all gradients
     :param use_sde: not supported
-    :param sde_sample_freq: not supported
-    :param rollout_buffer_class: not supported
+    :param sde_sample_freq: not used
+    :param rollout_buffer_class: SB3's, whose place :class:`~sbx_deepspi.rollout.Rollout` takes, or ``None``
     :param rollout_buffer_kwargs: not supported
     :param target_kl: stop an update once the estimated divergence passes 1.5 times this; ``None``: never
     :param stats_window_size: episodes over which the logged reward, length and success rate are averaged
@@ -81,7 +100,8 @@ class DeepSPI(PPO):
     :param policy_kwargs: arguments of the policy, see :class:`DeepSPIPolicy`
     :param verbose: 0 for no output, 1 for information, 2 for debugging
     :param seed: seed of all pseudo-random generators
-    :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"``: where JAX computes
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"``: where JAX computes; its first device, with a
+        warning, where it has not that one
     :param reward_loss_coef: α_R, in [0, 1]
     :param transition_loss_coef: α_P, in [0, 1]
     :param gradient_penalty_coef: weight of a penalty on slopes of the world model above 1, the alternative to Lipschitz
@@ -98,28 +118,31 @@ class DeepSPI(PPO):
     policy_aliases: ClassVar[dict[str, type[DeepSPIPolicy]]] = {  # type: ignore[assignment]
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
     }
-    observation_space: spaces.Box
     step: ClassVar[deepspi.Step] = staticmethod(deepspi.step)
     policy: DeepSPIPolicy  # type: ignore[assignment]
     certificate: Certificate | None = None
     certifies_each_update = False
-    _last_obs: np.ndarray  # type: ignore[assignment]
+    _rollout: Rollout | None = None
+    lr_schedule = _schedule_of("learning_rate")  # type: ignore[assignment]
+    clip_range_schedule = _schedule_of("clip_range")  # type: ignore[assignment]
+    clip_range_vf_schedule = _schedule_of("clip_range_vf")
 
     def __init__(
         self,
         policy: str | type[DeepSPIPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = LinearSchedule(2.5e-4, 0.0, 1.0),  # noqa: B008 (stateless)
+        learning_rate: float | Schedule | None = None,
         n_steps: int | None = None,
-        batch_size: int = 256,
-        n_epochs: int = 4,
+        batch_size: int | None = None,
+        n_epochs: int | None = None,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.1,
+        clip_range: float | Schedule | None = None,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.01,
+        ent_coef: float | None = None,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,
@@ -141,11 +164,18 @@ class DeepSPI(PPO):
         _init_setup_model: bool = True,
     ):
         checks.not_supported(
-            use_sde=(use_sde, False),
-            sde_sample_freq=(sde_sample_freq, -1),
-            rollout_buffer_class=(rollout_buffer_class, None),
-            rollout_buffer_kwargs=(rollout_buffer_kwargs, None),
+            use_sde=(use_sde, (False,)),
+            rollout_buffer_class=(rollout_buffer_class, (None, RolloutBuffer, DictRolloutBuffer)),
+            rollout_buffer_kwargs=(rollout_buffer_kwargs, (None, {})),
         )
+        policy = our_policy(policy)
+        policy_class = self.policy_aliases.get(policy, MlpPolicy) if isinstance(policy, str) else policy
+        given = dict(
+            learning_rate=learning_rate, batch_size=batch_size, n_epochs=n_epochs, clip_range=clip_range,
+            ent_coef=ent_coef,
+        )  # fmt: skip
+        settings = policy_class.algorithm_defaults | {name: value for name, value in given.items() if value is not None}
+        batch_size = settings["batch_size"]
         checks.positive_integer(batch_size=batch_size, stats_window_size=stats_window_size)
         ops.keep_compiled_programs()
         self.jax_device = checks.jax_device(device)
@@ -156,16 +186,12 @@ class DeepSPI(PPO):
             super().__init__(
                 policy,  # type: ignore[arg-type]
                 env,  # type: ignore[arg-type]
-                learning_rate=learning_rate,
+                **settings,
                 n_steps=automatic_n_steps(n_envs, batch_size) if n_steps is None else n_steps,
-                batch_size=batch_size,
-                n_epochs=n_epochs,
                 gamma=gamma,
                 gae_lambda=gae_lambda,
-                clip_range=clip_range,
                 clip_range_vf=clip_range_vf,
                 normalize_advantage=normalize_advantage,
-                ent_coef=ent_coef,
                 vf_coef=vf_coef,
                 max_grad_norm=max_grad_norm,
                 tensorboard_log=tensorboard_log,
@@ -186,11 +212,14 @@ class DeepSPI(PPO):
         self.neighbourhood = neighbourhood
         self.certificate_freq = certificate_freq
         self.episodes = EpisodeStatistics.empty(n_envs, stats_window_size)
+        self.rewards = RewardStatistics.empty()
         self.interruption = Interruption()
         self._last_fault = ""
         self._faulty_updates = 0
         self._last_verdict = ""
+        self._updates_of_a_large_penalty = 0
         self._updates_since_certificate = 0
+        self._left_out_infos: set[str] = set()
         self._set_by_constructor: frozenset[str] = frozenset()
         if _init_setup_model:
             self._setup_model()
@@ -226,18 +255,21 @@ class DeepSPI(PPO):
         if self.gradient_penalty_coef is not None:
             checks.positive(gradient_penalty_coef=self.gradient_penalty_coef)
         checks.positive_integer(certificate_freq=self.certificate_freq)
-        self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        self.clip_range_schedule = FloatSchedule(self.clip_range)
         if isinstance(self.clip_range, (int, float)):
             checks.neighbourhood(self.clip_range)
-        self.clip_range_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
+        for name in ("learning_rate", "clip_range", "clip_range_vf", "policy_kwargs"):
+            if not checkpoint.missing_in(value := getattr(self, name)):  # nothing that a file lacked already
+                checks.can_be_saved(name, checkpoint.left_out(value, name))
         if getattr(self, "policy", None) is None:
             self.policy = self._make_policy(self.learns_model)
             step_size = StepSize(self.lr_schedule(1.0), self.max_grad_norm)
             with jax.default_device(self.jax_device):
                 self.key = self.policy.build(self.key, step_size)
         self.policy.learner, self.key = jax.device_put((self.policy.learner, self.key), self.jax_device)
+
+    def _setup_lr_schedule(self) -> None:
+        """Nothing to do: the schedule is made from the learning rate whenever it is asked for."""
 
     @property
     def learns_model(self) -> bool:
@@ -259,27 +291,28 @@ class DeepSPI(PPO):
         """
         :return: everything that an iteration changes
         """
-        return TrainerState(self.policy.learner, self.key, self.episodes, np.int32(self._n_updates))
+        return TrainerState(self.policy.learner, self.key, self.episodes, self.rewards, np.int32(self._n_updates))
 
     @state.setter
     def state(self, state: TrainerState) -> None:
-        self.policy.learner, self.key, self.episodes = state.learner, state.key, state.episodes
+        self.policy.learner, self.key = state.learner, state.key
+        self.episodes, self.rewards = state.episodes, state.rewards
         self._n_updates = int(state.n_epochs)
 
-    @functools.cached_property
+    @property
     def rollout_buffer(self) -> Rollout:  # type: ignore[override]
         """
         :return: the present rollout; made when learning starts: a model that only predicts has none
         """
-        return Rollout.empty(
-            self.n_steps,
-            self.n_envs,
-            observation=jax.ShapeDtypeStruct(
-                self.observation_space.shape, jax.dtypes.canonicalize_dtype(self.observation_space.dtype)
-            ),
-            action=jax.ShapeDtypeStruct(action_shape(self.action_space), action_dtype(self.action_space)),
-            log_policy=log_policy_shape(self.action_space),
-        )
+        if self._rollout is None or self._rollout.rewards.shape != (self.n_steps, self.n_envs):
+            self._rollout = Rollout.empty(
+                self.n_steps,
+                self.n_envs,
+                observation=vec_env.observation_spec(self.observation_space),
+                action=jax.ShapeDtypeStruct(action_shape(self.action_space), action_dtype(self.action_space)),
+                log_policy=log_policy_shape(self.action_space),
+            )
+        return self._rollout
 
     def collect_rollouts(
         self,
@@ -300,20 +333,22 @@ class DeepSPI(PPO):
         """
         if self.interruption.received or self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
             return False
-        rollout, programs = rollout_buffer, self.policy.programs
-        vec_env.check_finite("observation", self._last_obs, self.num_timesteps // env.num_envs)
+        rollout, programs, space = rollout_buffer, self.policy.programs, self.observation_space
+        number = self.num_timesteps // env.num_envs  # of the step, for messages
+        observations = vec_env.observations_of(self._last_obs, space, env.num_envs, number)
         callback.on_rollout_start()
 
-        for n_steps in range(n_rollout_steps):
-            decision, self.key = programs.decide(self.policy.learner.parameters, self._last_obs, self.key)
+        n_steps = 0
+        while n_steps < n_rollout_steps:
+            decision, self.key = programs.decide(self.policy.learner.parameters, observations, self.key)
             decision = jax.device_get(decision)
-            # callbacks know them by these names
-            actions, values, log_probs = decision.actions, decision.values, decision.log_probs
-            clipped_actions = self._to_environment(actions)
+            # callbacks know them by these names and shapes
+            actions, values, log_probs = decision.actions, decision.values[:, None], decision.log_probs
+            clipped_actions = to_environment(actions, self.action_space)
+            number += 1
             try:
-                new_obs, rewards, dones, infos = vec_env.step(
-                    env, clipped_actions, self.num_timesteps // env.num_envs + 1
-                )
+                made = vec_env.step(env, clipped_actions, number)
+                new_obs, rewards, dones, infos = made.new_obs, made.rewards, made.dones, made.infos
                 self.num_timesteps += env.num_envs
                 self.episodes = self.episodes.after_step(np.asarray(self._last_episode_starts), dones)
                 callback.update_locals(locals())
@@ -333,41 +368,61 @@ class DeepSPI(PPO):
                 raise
             self._update_info_buffer(infos, dones)
 
-            next_observations, truncated = vec_env.true_next_observations(new_obs, dones, infos)
-            vec_env.check_finite("observation", next_observations, self.num_timesteps // env.num_envs)
-            truncated_values = np.zeros_like(values)
+            next_observations, truncated = vec_env.true_next_observations(made, space, number)
+            truncated_values = np.zeros_like(decision.values)
             if truncated.any():
                 # by the program that is compiled already; its actions and its key are not used
                 next_values = programs.decide(self.policy.learner.parameters, next_observations, self.key)[0].values
                 truncated_values = np.where(truncated, next_values, 0.0)
 
-            rollout.observations[n_steps] = self._last_obs
-            rollout.next_observations[n_steps] = next_observations
-            rollout.actions[n_steps] = actions
-            rollout.rewards[n_steps] = rewards
-            rollout.terminated[n_steps] = dones & ~truncated
-            rollout.truncated[n_steps] = truncated
-            rollout.truncated_values[n_steps] = truncated_values
-            rollout.values[n_steps] = values
-            rollout.log_probs[n_steps] = log_probs
-            rollout.log_policy[n_steps] = decision.log_policy
-            self._last_obs = new_obs
-            self._last_episode_starts = dones
+            row = Rollout(
+                observations=observations,
+                next_observations=next_observations,
+                actions=actions,
+                rewards=rewards,
+                terminated=dones & ~truncated,
+                truncated=truncated,
+                truncated_values=truncated_values,
+                values=decision.values,
+                log_probs=log_probs,
+                log_policy=decision.log_policy,
+            )
+            jax.tree.map(lambda array, values: array.__setitem__(n_steps, values), rollout, row)  # noqa: B023
+            observations = made.observations
+            self._last_obs, self._last_episode_starts = new_obs, dones
+            n_steps += 1
 
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
-        actions = actions.reshape(-1, *(self.action_space.shape or ()))
-        if isinstance(self.action_space, spaces.Box):
-            actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        return actions.astype(self.action_space.dtype)
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        # an episode's statistics go into every file: numbers as Python has them, and nothing that a file cannot hold
+        plain = []
+        for info in infos:
+            episode, success = info.get("episode"), vec_env.plain(info.get("is_success"))
+            if episode is not None:
+                episode = {name: vec_env.plain(value) for name, value in episode.items()}
+                for name in [name for name, value in episode.items() if value is None]:
+                    del episode[name]
+                    self._warn_of_info(name)
+            if success is None and info.get("is_success") is not None:
+                self._warn_of_info("is_success")
+            plain.append({"episode": episode, "is_success": None if isinstance(success, str) else success})
+        super()._update_info_buffer(plain, dones)
+
+    def _warn_of_info(self, name: str) -> None:
+        if name not in self._left_out_infos:
+            self._left_out_infos.add(name)
+            warnings.warn(
+                f"info[{name!r}] is neither a number nor a string: it is left out of the episodes' statistics.",
+                stacklevel=4,
+            )
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # the last rollout may go beyond the total, where RL Zoo's schedules would be negative
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+        # where the rollout began, so that no schedule has come to its end before the last update
+        began = num_timesteps - self.n_steps * self.n_envs
+        super()._update_current_progress_remaining(began, total_timesteps)
 
     def hyperparameters(self) -> Hyperparameters:
         """
@@ -386,7 +441,7 @@ class DeepSPI(PPO):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             clip_range=self.clip_range_schedule(progress),
-            clip_range_vf=None if self.clip_range_vf_schedule is None else self.clip_range_vf_schedule(progress),
+            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf_schedule(progress),
             ent_coef=self.ent_coef,
             vf_coef=self.vf_coef,
             reward_loss_coef=self.reward_loss_coef,
@@ -406,7 +461,8 @@ class DeepSPI(PPO):
         hyperparameters = self.hyperparameters()
         projects = self.neighbourhood == "project"
         before = self.state
-        arguments = jax.device_put((before, self.rollout_buffer, self._last_obs), self.jax_device)
+        last_observations = vec_env.observations_of(self._last_obs, self.observation_space, self.n_envs)
+        arguments = jax.device_put((before, self.rollout_buffer, last_observations), self.jax_device)
         state, report, kept = self.policy.programs.iteration(
             *arguments, hyperparameters, step=type(self).step, projects=projects
         )
@@ -417,22 +473,23 @@ class DeepSPI(PPO):
                 parameters,
                 arguments[1],
                 self.episodes.mean_length,
+                (arguments[0].rewards.scale, state.rewards.scale),
                 # of its own, so that the run is the same however often it is certified
                 jax.random.fold_in(before.key, 1),
                 hyperparameters.gamma,
             )
         # None unless actions are Box; what the user sees comes to the host in one transfer
         log_std = parameters["actor"].get("log_std")
-        report, log_std, kept, n_epochs, certificate = jax.device_get(
-            (report, log_std, kept, state.n_epochs, certificate)
+        report, log_std, kept, n_epochs, rewards, certificate = jax.device_get(
+            (report, log_std, kept, state.n_epochs, state.rewards, certificate)
         )
-        self.state = state.replace(episodes=self.episodes, n_epochs=n_epochs)
+        self.state = state.replace(episodes=self.episodes, n_epochs=n_epochs, rewards=rewards)
         if report.epochs.stopped and self.verbose >= 1:
             print(
                 f"Early stopping at step {report.epochs.n_epochs - 1} due to reaching max kl: "
                 f"{report.epochs.last_kl:.2f}"
             )
-        logs.record_update(self.logger, report, hyperparameters, log_std, self._n_updates)
+        logs.record_update(self.logger, report, hyperparameters, log_std, rewards, self._n_updates)
         if projects:
             self.logger.record("spi/kept_fraction", float(kept))
         if certificate is not None:
@@ -442,6 +499,7 @@ class DeepSPI(PPO):
                 print(f"After {self.num_timesteps:,} steps: {verdict}")
             self._last_verdict = verdict
         self._watch(report.epochs)
+        self._watch_penalty(logs.penalty(report, hyperparameters))
 
     def _is_certified(self) -> bool:
         if not self.policy.world_model:
@@ -461,6 +519,17 @@ class DeepSPI(PPO):
             f"{getattr(report.faults, quantity)} of {report.n_minibatches} minibatches: their steps were not applied."
         )
         warnings.warn(self._last_fault, RuntimeWarning, stacklevel=3)
+
+    def _watch_penalty(self, penalty: float) -> None:
+        """Warn once where mean(α_R ℓ_R + α_P ℓ_P) stays above 1, the standard deviation of the advantages."""
+        self._updates_of_a_large_penalty = self._updates_of_a_large_penalty + 1 if penalty > 1 else 0
+        if self._updates_of_a_large_penalty == UPDATES_OF_A_LARGE_PENALTY:
+            warnings.warn(
+                f"The world model's losses outweigh the advantages: alpha_R l_R + alpha_P l_P has been above 1 for "
+                f"{UPDATES_OF_A_LARGE_PENALTY} updates and is now {penalty:.3g}: lower reward_loss_coef "
+                f"({self.reward_loss_coef:g}) or transition_loss_coef ({self.transition_loss_coef:g}).",
+                stacklevel=4,
+            )
 
     @property
     def all_actions(self) -> bool:
@@ -496,6 +565,8 @@ class DeepSPI(PPO):
         # not before: RL Zoo's enjoy puts schedules of 0 into models that it loads
         checks.neighbourhood(self.clip_range_schedule(1.0))
         self._faulty_updates, self.certifies_each_update = 0, False  # callbacks that need them say so
+        if not reset_num_timesteps and self.num_timesteps > 0:
+            self._tell_of_falling_rate(total_timesteps)
         with self.interruption:
             super().learn(
                 total_timesteps,
@@ -513,6 +584,16 @@ class DeepSPI(PPO):
         if self.interruption.received:
             raise KeyboardInterrupt(f"{self.interruption.received.name} after {self.num_timesteps:,} steps")
         return self
+
+    def _tell_of_falling_rate(self, total_timesteps: int) -> None:
+        first, rate = self.lr_schedule(1.0), self.lr_schedule(total_timesteps / (self.num_timesteps + total_timesteps))
+        if rate != first:
+            warnings.warn(
+                f"With reset_num_timesteps=False the learning rate's schedule goes on over all steps: this call of "
+                f"learn begins at {rate:.3g} instead of {first:.3g}. For the same rate in every call, set "
+                f"learning_rate={first:.3g}.",
+                stacklevel=3,
+            )
 
     def dump_logs(self, iteration: int = 0) -> None:
         """
@@ -594,7 +675,8 @@ class DeepSPI(PPO):
         pickle: bool = False,
     ) -> None:
         """
-        Save the model, atomically and without code: its configuration as JSON, its state as safetensors.
+        Save the model, atomically and without code: its configuration as JSON, its state as safetensors. What has no
+        plain form, such as a lambda, is left out: to train on after ``load``, it has to be given again.
 
         With it go the statistics of ``VecNormalize``, and the state of environments that have ``get_state()``.
 
@@ -602,10 +684,16 @@ class DeepSPI(PPO):
         :param exclude: attributes to leave out
         :param include: attributes to save that otherwise would not be
         :param pickle: pickle what has no plain form; such a file loads only with ``trust=True``
-        :raises CheckpointError: an attribute has no plain form
         :raises OSError: it could not be written; a file that was there is as it was
         """
-        checkpoint.write(path, trainer.contents_of(self, set(exclude or ()), set(include or ())), pickle, suffix="zip")
+        contents = trainer.contents_of(self, set(exclude or ()), set(include or ()))
+        for missing in checkpoint.write(path, contents, pickle, suffix="zip"):
+            if missing.name.split("/")[0] not in trainer.configuration(type(self)):  # construction has told of those
+                warnings.warn(
+                    f"{missing.name} = {missing.description} has no plain form, and a saved model holds no code: it is "
+                    "left out (pickle=True saves it, too).",
+                    stacklevel=2,
+                )
 
     @classmethod
     def load(  # type: ignore[override]
@@ -648,10 +736,25 @@ class DeepSPI(PPO):
             changes=kwargs,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """
+        :return: what pickle and deepcopy take: all but what only this program has, such as the logger
+        """
+        live = {"jax_device", "interruption", "_rollout", "_logger"}
+        state = {name: checkpoint.to_names(value) for name, value in vars(self).items() if name not in live}
+        return state | {"device_name": f"{self.jax_device.platform}:{self.jax_device.id}"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.jax_device = checks.jax_device(state.pop("device_name"))
+        vars(self).update(checkpoint.from_names(state))
+        self.interruption = Interruption()
+        self.policy.learner, self.key = jax.device_put((self.policy.learner, self.key), self.jax_device)
+
     def _excluded_save_params(self) -> list[str]:
         # what only a running program has, or is made anew from the arguments that it comes from
         return [
             *super()._excluded_save_params(),
-            *("policy", "jax_device", "interruption", "certificate", "episodes", "key", "certifies_each_update"),
+            *("policy", "jax_device", "interruption", "certificate", "episodes", "rewards", "key", "_rollout"),
+            *("certifies_each_update", "_left_out_infos"),
             *("lr_schedule", "clip_range_schedule", "clip_range_vf_schedule", "_set_by_constructor"),
         ]

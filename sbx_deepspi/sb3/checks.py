@@ -8,15 +8,38 @@ import jax
 import numpy as np
 from gymnasium import spaces
 
+from sbx_deepspi.saving.format import Missing
 
-def not_supported(**arguments: tuple[Any, Any]) -> None:
+
+def not_supported(**arguments: tuple[Any, tuple[Any, ...]]) -> None:
     """
-    :param arguments: name → (value given, the only value supported)
-    :raises ValueError: at the first that differs
+    :param arguments: name → (value given, the values that change nothing, the default first)
+    :raises ValueError: at the first that is another
     """
     for name, (given, supported) in arguments.items():
-        if given != supported:
-            raise ValueError(f"DeepSPI does not support {name}={given!r}: leave it at {supported!r}.")
+        if given not in supported:
+            raise ValueError(f"DeepSPI does not support {name}={given!r}: leave it at {supported[0]!r}.")
+
+
+def can_be_saved(name: str, missing: list[Missing]) -> None:
+    """
+    Warn of an argument that a file cannot hold whole.
+
+    :param name: of the argument
+    :param missing: what a file cannot hold of it
+    """
+    for part in missing:
+        instead = "sbx_deepspi.saving.format.NAMED lists the functions and classes that are saved"
+        if name in ("learning_rate", "clip_range", "clip_range_vf"):
+            instead = (
+                "LinearSchedule(start, end, end_fraction) and ConstantSchedule(value) of "
+                "stable_baselines3.common.utils do the same and are saved"
+            )
+        warnings.warn(
+            f"{name} = {part.description} is a function or class without a name that a file could hold: a saved model "
+            f"does without it, and to train on it has to be given again, load(..., {name}=...). {instead}.",
+            stacklevel=4,
+        )
 
 
 def in_unit_interval(**numbers: float) -> None:
@@ -92,20 +115,29 @@ def rollout_size(n_steps: int, n_envs: int) -> None:
 def jax_device(device: Any) -> jax.Device:
     """
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``, ``"gpu"`` or a ``torch.device``
-    :return: the device on which JAX computes
-    :raises ValueError: JAX has no such device
+    :return: the device on which JAX computes; its first one, with a warning, where it has not the one asked for
+    :raises ValueError: the name is no device's
     """
     name, _, index = str(device).partition(":")
     if name == "auto":
         return jax.devices()[0]
+    if name not in DEVICES or not (index or "0").isdecimal():
+        raise ValueError(f"device must be 'auto' or one of {', '.join(map(repr, DEVICES))}, but got {str(device)!r}.")
     platform = {"cuda": "gpu"}.get(name, name)
     try:
         return jax.devices(platform)[int(index or 0)]
-    except (RuntimeError, IndexError, ValueError):
-        raise ValueError(
-            f"JAX has no device {str(device)!r} here, only {', '.join(map(str, jax.devices()))}: "
-            "use device='auto', or install JAX for your accelerator (pip install 'jax[cuda12]')."
-        ) from None
+    except (RuntimeError, IndexError):
+        found = jax.devices()[0]
+        warnings.warn(
+            f"JAX has no device {str(device)!r} here, only {', '.join(map(str, jax.devices()))}: it computes on "
+            f"{found}. For an accelerator, install JAX for it (pip install 'jax[cuda12]').",
+            stacklevel=4,
+        )
+        return found
+
+
+DEVICES = ("cpu", "cuda", "gpu", "tpu", "mps", "rocm", "xpu", "metal")
+"""What scripts for PyTorch and JAX call devices."""
 
 
 def supported_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
@@ -114,20 +146,23 @@ def supported_spaces(observation_space: spaces.Space, action_space: spaces.Space
     :param action_space: the environment's
     :raises ValueError: DeepSPI cannot learn from these spaces
     """
-    if not isinstance(observation_space, spaces.Box):
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    observed = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    if not parts or not all(isinstance(part, observed) for part in parts):
         raise ValueError(
-            f"DeepSPI needs Box observations (vectors or images), but got {observation_space}: "
-            "wrap each environment in gymnasium.wrappers.FlattenObservation before it goes into a VecEnv."
+            "DeepSPI needs Box, Discrete, MultiDiscrete or MultiBinary observations, or a Dict of these, but got "
+            f"{observation_space}: wrap each environment in gymnasium.wrappers.FlattenObservation before it goes into "
+            "a VecEnv."
         )
     match action_space:
-        case spaces.Discrete(start=0) | spaces.Box():
+        case spaces.Discrete() | spaces.Box():
             return
-        case spaces.MultiDiscrete() if action_space.nvec.ndim == 1 and not action_space.start.any():
+        case spaces.MultiDiscrete() if action_space.nvec.ndim == 1:
             return
         case spaces.MultiBinary() if isinstance(action_space.n, int):
             return
     raise ValueError(
-        "DeepSPI needs Box, Discrete (from 0), one-dimensional MultiDiscrete (from 0) or one-dimensional MultiBinary "
+        "DeepSPI needs Box, Discrete, one-dimensional MultiDiscrete or one-dimensional MultiBinary "
         f"actions, but got {action_space}: wrap the environment so that its actions take one of these forms."
     )
 

@@ -20,6 +20,9 @@ class DeepMDP(DeepSPI):
 
     step: ClassVar[deepspi.Step] = staticmethod(deepmdp.step)
 
+    def _watch_penalty(self, penalty: float) -> None:
+        """The losses stand beside the advantages, and outweigh nothing."""
+
     def __init__(
         self,
         *args: Any,

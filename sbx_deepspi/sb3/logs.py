@@ -8,6 +8,7 @@ from sbx_deepspi.guarantee.conditions import numbers, verdict, violations
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.optimizer import StepSize
+from sbx_deepspi.state import RewardStatistics
 
 
 def record_update(
@@ -15,6 +16,7 @@ def record_update(
     report: UpdateReport,
     hyperparameters: Hyperparameters,
     log_std: np.ndarray | None,
+    rewards: RewardStatistics,
     n_epochs: int,
 ) -> None:
     """
@@ -24,6 +26,7 @@ def record_update(
     :param report: of the update, on the host
     :param hyperparameters: of the update
     :param log_std: of Box actions; ``None`` for others
+    :param rewards: all so far
     :param n_epochs: passes over rollouts made so far, which SB3 calls updates
     """
     h, metrics, record = hyperparameters, report.epochs.metrics, logger.record
@@ -46,8 +49,20 @@ def record_update(
     if h.reward_loss_coef > 0 or h.transition_loss_coef > 0:
         record("world_model/reward_loss", metrics.reward_loss.item())
         record("world_model/transition_loss", metrics.transition_loss.item())
+        record("world_model/penalty", penalty(report, h))
+        record("world_model/reward_scale", float(rewards.scale))
     if h.gradient_penalty_coef is not None:
         record("world_model/gradient_penalty", metrics.gradient_penalty.item())
+
+
+def penalty(report: UpdateReport, hyperparameters: Hyperparameters) -> float:
+    """
+    :param report: of the update, on the host
+    :param hyperparameters: of the update
+    :return: mean(α_R ℓ_R + α_P ℓ_P), in standard deviations of the advantages
+    """
+    h, metrics = hyperparameters, report.epochs.metrics
+    return float(h.reward_loss_coef * metrics.reward_loss + h.transition_loss_coef * metrics.transition_loss)
 
 
 def record_certificate(logger: Logger, certificate: Certificate, gamma: float, all_actions: bool) -> str:

@@ -2,44 +2,101 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import sbx.ppo.policies
 import torch as th
 from gymnasium import spaces
+from sbx.common.jax_layers import NatureCNN as JaxNatureCNN
 from sbx.common.policies import BaseJaxPolicy
-from sbx.ppo.policies import Actor
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first, maybe_transpose
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import ConstantSchedule
+from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule, is_vectorized_observation
 
 from sbx_deepspi.agent import ONE_LIPSCHITZ_ACTIVATIONS, Networks, WorldModel
+from sbx_deepspi.collect.vec_env import observation_spec, observations_of
 from sbx_deepspi.losses import CATEGORICAL_COSTS
 from sbx_deepspi.networks.encoders import (
     CONVOLUTIONS,
     Activation,
     CategoricalEncoder,
     CnnEncoder,
+    CombinedEncoder,
     MlpEncoder,
+    exact_gelu,
     latent_map_size,
 )
-from sbx_deepspi.networks.heads import CnnTorso, Critic, MlpTorso
+from sbx_deepspi.networks.heads import Actor, CnnTorso, Critic, MlpTorso
 from sbx_deepspi.optimizer import Learner, Optimizer, StepSize
 from sbx_deepspi.programs import Programs, create
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.sb3 import checks
-from sbx_deepspi.sb3.spaces import action_distance, action_dtype, action_encoder, action_shape, actor_kwargs
+from sbx_deepspi.sb3.spaces import (
+    action_distance,
+    action_dtype,
+    action_encoder,
+    action_shape,
+    choices_of,
+    one_hot_sizes,
+    to_environment,
+)
 from sbx_deepspi.world_model.densities import DENSITIES, make_density
 from sbx_deepspi.world_model.reward import RewardModel
 from sbx_deepspi.world_model.transition import TokenTransitionModel, TransitionModel
 
 SelfDeepSPIPolicy = TypeVar("SelfDeepSPIPolicy", bound="DeepSPIPolicy")
+
+TORCH_ACTIVATIONS = {
+    "CELU": "celu", "ELU": "elu", "GELU": "gelu", "Hardsigmoid": "hard_sigmoid", "Hardswish": "hard_swish",
+    "Hardtanh": "hard_tanh", "Identity": "identity", "LeakyReLU": "leaky_relu", "LogSigmoid": "log_sigmoid",
+    "Mish": "mish", "ReLU": "relu", "ReLU6": "relu6", "SELU": "selu", "SiLU": "silu", "Sigmoid": "sigmoid",
+    "Softplus": "softplus", "Softsign": "soft_sign", "Tanh": "tanh",
+}  # fmt: skip
+"""``torch.nn``'s activations → the functions of ``jax.nn`` that do the same with default arguments."""
+
+IDLE: dict[str, tuple[Any, ...]] = {
+    "use_sde": (False,),
+    "share_features_extractor": (True,),
+    "features_extractor_class": (None, FlattenExtractor, NatureCNN, CombinedExtractor, JaxNatureCNN),
+    "full_std": (True, False),
+    "use_expln": (True, False),
+    "squash_output": (False,),
+    "clip_mean": (2.0,),
+}
+"""Arguments of SB3's and SBX's policies that change nothing here → the values with which they do so."""
+
+REASONS = {
+    "share_features_extractor": "policy, values and world model share one encoder, which is what the method is about.",
+    "features_extractor_class": "the encoder is a flax module whose latent states the world model predicts: subclass "
+    "sbx_deepspi.sb3.policies.DeepSPIPolicy and give it a make_encoder.",
+    "use_sde": "there is no state-dependent exploration.",
+    "squash_output": "Box actions are normal, and clipped to their bounds.",
+    "actor_class": "subclass sbx_deepspi.sb3.policies.DeepSPIPolicy and change what make_networks returns.",
+    "critic_class": "subclass sbx_deepspi.sb3.policies.DeepSPIPolicy and change what make_networks returns.",
+    "dist_kwargs": "there is no state-dependent exploration.",
+}
+"""Arguments of SB3's and SBX's policies that cannot be, and why."""
+
+OF_TORCH = (
+    "evaluate_actions", "get_distribution", "mlp_extractor", "action_net", "value_net", "features_extractor",
+    "optimizer", "log_std", "action_dist", "pi_features_extractor", "vf_features_extractor", "actor_state", "vf_state",
+    "actor", "vf",
+)  # fmt: skip
+"""What SB3's and SBX's policies have and ours do not."""
 
 STATE = "state/learner/"
 """How the names of a model's parameters and optimiser begin in a file."""
@@ -51,7 +108,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
 
     ``policy_kwargs`` are what SBX's PPO policies take, and from ``transition_density`` on the world model's.
 
-    :param observation_space: a Box
+    :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
     :param lr_schedule: learning rate as a function of the remaining progress
     :param net_arch: hidden layers of actor and critic on top of the torso, one list for both or
@@ -87,10 +144,15 @@ class DeepSPIPolicy(BaseJaxPolicy):
     default_features_dim: int
     reward_model_units: int
     encodes_images = False
+    features_extractor_arguments: tuple[str, ...] = ("features_dim",)
+    algorithm_defaults: ClassVar[dict[str, Any]] = dict(
+        learning_rate=3e-4, batch_size=64, n_epochs=10, clip_range=0.2, ent_coef=0.0
+    )
+    """Of :class:`~sbx_deepspi.DeepSPI`'s arguments that are not given: SB3's PPO's."""
 
     def __init__(
         self,
-        observation_space: spaces.Box,
+        observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -111,9 +173,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         world_model: bool = True,
         **unsupported: Any,
     ):
-        # what SB3 and SBX scripts may spell out, and DeepSPI does anyway
-        idle = {"use_sde": False, "share_features_extractor": True, "features_extractor_class": None}
-        unsupported = {name: value for name, value in unsupported.items() if value != idle.get(name, ...)}
+        # what SB3 and SBX scripts may spell out, and DeepSPI does anyway, or what only counts with gSDE
+        unsupported = {name: value for name, value in unsupported.items() if value not in IDLE.get(name, ())}
         if unsupported:
             raise TypeError(_unsupported_message(unsupported))
         checks.one_of(DENSITIES, transition_density=transition_density)
@@ -131,9 +192,10 @@ class DeepSPIPolicy(BaseJaxPolicy):
                 f"optimizer_class must be an optax optimiser such as optax.adam, but got {optimizer_class}."
             )
         features_extractor_kwargs = features_extractor_kwargs or {}
-        if set(features_extractor_kwargs) - {"features_dim"}:
+        if set(features_extractor_kwargs) - set(self.features_extractor_arguments):
             raise TypeError(
-                f"features_extractor_kwargs takes 'features_dim', but got {sorted(features_extractor_kwargs)}."
+                f"features_extractor_kwargs takes {' and '.join(map(repr, self.features_extractor_arguments))}, "
+                f"but got {sorted(features_extractor_kwargs)}."
             )
         if optimizer_kwargs is None:
             optimizer_kwargs = {"eps": 1e-5} if optimizer_class is optax.adam else {}
@@ -147,6 +209,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
         net_arch = list(self.default_net_arch) if net_arch is None else net_arch
+        if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
+            net_arch = net_arch[0]  # as SB3 had it before 1.8
         heads = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "vf": net_arch}
         if not heads.keys() <= {"pi", "vf"}:
             raise ValueError(
@@ -171,13 +235,6 @@ class DeepSPIPolicy(BaseJaxPolicy):
             features_dim=self.features_dim,
             **{f"net_arch[{head!r}]": width for head, widths in self.net_arch.items() for width in widths},
         )
-
-    @property
-    def divides_images(self) -> bool:
-        """
-        :return: whether observations are 8-bit images that are to be divided by 255
-        """
-        return self.normalize_images and is_image_space(self.observation_space)
 
     @property
     def encoder_shape(self) -> tuple[int, ...]:
@@ -215,11 +272,13 @@ class DeepSPIPolicy(BaseJaxPolicy):
             encoder=encoder,
             torso=self.make_torso(),
             actor=Actor(
+                n_outputs=sum(choices_of(self.action_space)) or action_shape(self.action_space)[0],
+                choices=choices_of(self.action_space),
+                is_one_choice=isinstance(self.action_space, spaces.Discrete),
                 net_arch=tuple(self.net_arch["pi"]),
-                log_std_init=self.log_std_init,
                 activation_fn=self.activation_fn,
                 ortho_init=self.ortho_init,
-                **actor_kwargs(self.action_space),
+                log_std_init=self.log_std_init,
             ),
             critic=Critic(tuple(self.net_arch["vf"]), self.activation_fn, self.ortho_init),
             world_model=world_model,
@@ -259,21 +318,105 @@ class DeepSPIPolicy(BaseJaxPolicy):
         key, init_key, self.key = jax.random.split(key, 3)
         self.programs = self._make_programs()
         # not jnp.zeros, which would be compiled
-        examples = (jnp.asarray(np.zeros(example.shape, example.dtype)) for example in self._examples())
+        examples = jax.tree.map(lambda example: jnp.asarray(np.zeros(example.shape, example.dtype)), self._examples())
         self.learner: Learner = self.programs.create(init_key, *examples, jax.tree.map(np.float32, step_size))
         return key
 
     def _make_programs(self) -> Programs:
         return Programs.of(self.make_networks(), Optimizer.create(self.optimizer_class, self.optimizer_kwargs))
 
-    def _examples(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def _examples(self) -> tuple[Any, jax.ShapeDtypeStruct]:
         """Of an observation and an action, the shapes and dtypes."""
-        observations, actions = self.observation_space, self.action_space
-        dtype = jax.dtypes.canonicalize_dtype(observations.dtype)
-        return (
-            jax.ShapeDtypeStruct((1, *(observations.shape or ())), dtype),
-            jax.ShapeDtypeStruct((1, *action_shape(actions)), action_dtype(actions)),
+        action = jax.ShapeDtypeStruct(action_shape(self.action_space), action_dtype(self.action_space))
+        return jax.tree.map(
+            lambda one: jax.ShapeDtypeStruct((1, *one.shape), one.dtype),
+            (observation_spec(self.observation_space), action),
         )
+
+    # --- torch's interface, as far as scripts use it ---
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """
+        :return: copies of all parameters as tensors, by name
+        """
+        arrays = checkpoint.flatten(self.learner.parameters)
+        return OrderedDict((name, th.from_numpy(np.array(array))) for name, array in arrays.items())
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
+        """
+        :param state_dict: tensors or arrays by name, as :meth:`state_dict` returns them
+        :param strict: whether all of them have to be there; if not, those given are set
+        :param assign: not used
+        :raises RuntimeError: a name is missing or unknown, or a shape differs
+        :raises CheckpointError: a parameter is not finite
+        """
+        given = {name: np.asarray(tensor) for name, tensor in state_dict.items()}
+        parameters = checkpoint.merge(checkpoint.flatten(self.learner.parameters), given, strict)
+        checkpoint.finite(parameters, {})
+        like = self.learner.parameters
+        on_device = jax.tree.map(
+            lambda new, old: jax.device_put(new, old.sharding), checkpoint.unflatten(parameters, like), like
+        )
+        self.learner = self.learner.replace(parameters=on_device)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
+        """
+        :return: names and copies of all parameters: to change them, use :meth:`load_state_dict`
+        """
+        yield from self.state_dict().items()
+
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:  # type: ignore[override]
+        """
+        :param recurse: not used
+        :return: copies of all parameters: to change them, use :meth:`load_state_dict`
+        """
+        yield from self.state_dict().values()
+
+    def load_from_vector(self, vector: np.ndarray) -> None:
+        """
+        :param vector: all parameters, as ``parameters_to_vector`` returns them
+        """
+        flat, taken = {}, 0
+        for name, tensor in self.named_parameters():
+            flat[name] = np.asarray(vector[taken : taken + tensor.numel()]).reshape(tuple(tensor.shape))
+            taken += tensor.numel()
+        self.load_state_dict(flat)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in OF_TORCH:
+            raise AttributeError(
+                f"{type(self).__name__} computes with JAX and has no {name!r}: use predict, predict_values, state_dict "
+                "or the model's get_parameters(); its networks are policy.programs.networks."
+            )
+        return super().__getattr__(name)
+
+    def __repr__(self) -> str:
+        if "learner" not in vars(self):
+            return f"{type(self).__name__}(not built)"
+        parts = {
+            part: sum(leaf.size for leaf in jax.tree.leaves(tree)) for part, tree in self.learner.parameters.items()
+        }
+        latent = self.programs.networks.latent_shape
+        lines = [f"  ({part}): {size:,} parameters" for part, size in parts.items()]
+        return "\n".join(
+            [f"{type(self).__name__}(", f"  {self.observation_space} -> latent {latent} -> {self.action_space}", *lines,
+             f"  {sum(parts.values()):,} parameters", ")"]
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        """
+        :return: what pickle and deepcopy take: all but the compiled programs
+        """
+        state = {name: checkpoint.to_names(value) for name, value in vars(self).items() if name != "programs"}
+        return state | {name: jax.device_get(state[name]) for name in ("learner", "key") if name in state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(checkpoint.from_names(state))
+        if "learner" in state:
+            self.programs = self._make_programs()
+            self.learner, self.key = jax.device_put((state["learner"], state["key"]))
+
+    # --- files ---
 
     def tensors(self) -> dict[str, np.ndarray]:
         """
@@ -346,22 +489,70 @@ class DeepSPIPolicy(BaseJaxPolicy):
         names = [*inspect.signature(DeepSPIPolicy).parameters][:-1]
         return {name: getattr(self, name) for name in names if name != "lr_schedule"}
 
-    def predict_values(self, obs: np.ndarray) -> jax.Array:
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        :param obs: shape (N, ...)
+        Choose actions, as SB3's ``BasePolicy.predict`` does.
+
+        :param observation: of one environment, or of several with an axis in front; or a dictionary of such
+        :param state: not used: the policy has no memory
+        :param episode_start: not used
+        :param deterministic: the most likely actions instead of samples
+        :return: actions in the environment's space, and ``state``
+        :raises ValueError: the observation does not fit its space, or is not finite
+        """
+        observations, is_vectorized = self.prepare_obs(observation)
+        actions = to_environment(self._predict(observations, deterministic), self.action_space)
+        return actions if is_vectorized else actions.squeeze(axis=0), state
+
+    def prepare_obs(self, observation: Any) -> tuple[Any, bool]:
+        """
+        :param observation: see :meth:`predict`
+        :return: the same as the networks take it, shape (N, ...), and whether it was of several environments
+        :raises ValueError: it does not fit its space, or is not finite
+        """
+        if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+            raise ValueError(
+                "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. You are "
+                "probably mixing Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) vs `obs = "
+                "vec_env.reset()` (SB3 VecEnv)."
+            )
+        batches, is_vectorized = {}, False
+        whole = {"": self.observation_space}
+        parts = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else whole
+        given = observation if isinstance(self.observation_space, spaces.Dict) else {"": observation}
+        if not isinstance(given, dict) or given.keys() != parts.keys():
+            keys = sorted(given) if isinstance(given, dict) else type(given).__name__
+            raise ValueError(f"The observation must be a dictionary with {sorted(parts)}, but is {keys}.")
+        for key, space in parts.items():
+            array = maybe_transpose(np.asarray(given[key]), space)
+            is_vectorized = is_vectorized_observation(array, space)
+            batches[key] = array.reshape(-1, *(space.shape or ()))
+        n = len(next(iter(batches.values())))
+        values = batches if isinstance(self.observation_space, spaces.Dict) else batches[""]
+        return observations_of(values, self.observation_space, n), is_vectorized
+
+    def predict_values(self, obs: Any) -> jax.Array:
+        """
+        :param obs: of several environments, shape (N, ...): arrays or tensors
         :return: V(s), shape (N,)
         """
-        return self.programs.values(self.learner.parameters, obs)
+        return self.programs.values(self.learner.parameters, self.prepare_obs(obs)[0])
 
-    def forward(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
+    def forward(self, obs: Any, deterministic: bool = False) -> np.ndarray:
         """
-        :param obs: shape (B, ...), as the encoder takes them
+        :param obs: of several environments, shape (N, ...): arrays or tensors
         :param deterministic: the most likely actions instead of samples
-        :return: actions, shape (B, ...)
+        :return: actions as they are sampled, shape (N, ...)
         """
-        return self._predict(obs, deterministic)
+        return self._predict(self.prepare_obs(obs)[0], deterministic)
 
-    def _predict(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:  # type: ignore[override]
+    def _predict(self, observation: Any, deterministic: bool = False) -> np.ndarray:  # type: ignore[override]
         if deterministic:
             return self.programs.most_likely_actions(self.learner.parameters, observation)
         decision, self.key = self.programs.decide(self.learner.parameters, observation, self.key)
@@ -384,10 +575,74 @@ class MlpPolicy(DeepSPIPolicy):
         return (self.features_dim,)
 
     def make_encoder(self) -> nn.Module:
-        return MlpEncoder(self.features_dim, self.divides_images, self.activation_fn, self.ortho_init)
+        return self._vector_encoder(self.observation_space)
+
+    def _vector_encoder(self, space: spaces.Space) -> MlpEncoder:
+        divides = self.normalize_images and is_image_space(space)
+        return MlpEncoder(self.features_dim, divides, self.activation_fn, self.ortho_init, one_hot_sizes(space))
 
     def make_torso(self) -> nn.Module:
         return MlpTorso()
+
+
+class MultiInputPolicy(MlpPolicy):
+    """
+    DeepSPI's policy for dictionaries of observations; see :class:`DeepSPIPolicy`.
+
+    Each observation has an encoder of its own: an image the convolutions of :class:`CnnPolicy`, then a dense layer of
+    ``features_extractor_kwargs=dict(cnn_output_dim=256)``, both with ReLU; any other the dense layer of
+    :class:`MlpPolicy`. Their outputs side by side are the latent state.
+    """
+
+    default_cnn_output_dim = 256
+
+    def __init__(self, observation_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                f"MultiInputPolicy needs a Dict of observations, but got {observation_space}: use 'MlpPolicy', or "
+                "'CnnPolicy' for images."
+            )
+        super().__init__(observation_space, *args, **kwargs)
+
+    features_extractor_arguments = ("features_dim", "cnn_output_dim")
+    observation_space: spaces.Dict
+
+    @property
+    def images(self) -> list[str]:
+        """
+        :return: keys of the observations that are images
+        """
+        return [key for key, space in self.observation_space.spaces.items() if is_image_space(space)]
+
+    @property
+    def encodes_images(self) -> bool:  # type: ignore[override]
+        return bool(self.images)
+
+    @property
+    def encoder_shape(self) -> tuple[int, ...]:
+        n_others = len(self.observation_space.spaces) - len(self.images)
+        return (len(self.images) * self.cnn_output_dim + n_others * self.features_dim,)
+
+    @property
+    def cnn_output_dim(self) -> int:
+        """
+        :return: numbers that stand for one image in the latent state
+        """
+        return self.features_extractor_kwargs.get("cnn_output_dim", self.default_cnn_output_dim)
+
+    def make_encoder(self) -> nn.Module:
+        return CombinedEncoder(
+            tuple(
+                (key, self._image_encoder(space) if is_image_space(space) else self._vector_encoder(space))
+                for key, space in sorted(self.observation_space.spaces.items())  # a file may have another order
+            )
+        )
+
+    def _image_encoder(self, space: spaces.Space) -> nn.Module:
+        assert isinstance(space, spaces.Box)
+        check_image_size(space)
+        convolutions = CnnEncoder(is_image_space_channels_first(space), self.normalize_images, nn.relu, self.ortho_init)
+        return nn.Sequential((convolutions, CnnTorso(self.cnn_output_dim, nn.relu, self.ortho_init)))
 
 
 class CnnPolicy(DeepSPIPolicy):
@@ -397,6 +652,10 @@ class CnnPolicy(DeepSPIPolicy):
     default_features_dim = 512
     reward_model_units = 256
     encodes_images = True
+    # the paper's, for Atari
+    algorithm_defaults: ClassVar[dict[str, Any]] = dict(
+        learning_rate=LinearSchedule(2.5e-4, 0.0, 1.0), batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01
+    )
 
     def __init__(
         self,
@@ -406,20 +665,15 @@ class CnnPolicy(DeepSPIPolicy):
         activation_fn: Activation = nn.relu,
         **kwargs: Any,
     ):
-        shape = observation_space.shape
-        if len(shape) != 3:
+        normalize_images = kwargs.get("normalize_images", True)
+        if not is_image_space(observation_space, check_channels=False, normalized_image=not normalize_images):
             raise ValueError(
-                f"CnnPolicy needs images with three dimensions, but the observations have shape {shape}: "
-                "use 'MlpPolicy' for vectors."
+                f"You should use CnnPolicy only with images, not with {observation_space} (you are probably using "
+                "`CnnPolicy` instead of `MlpPolicy` or `MultiInputPolicy`): images are uint8 from 0 to 255 with three "
+                "dimensions. If they are normalised already, pass `policy_kwargs=dict(normalize_images=False)`."
             )
         self.channels_first = is_image_space_channels_first(observation_space)
-        height, width = shape[1:] if self.channels_first else shape[:2]
-        self.latent_map = latent_map_size(height), latent_map_size(width)
-        if min(self.latent_map) < 1:
-            raise ValueError(
-                f"CnnPolicy's convolutions need images of at least 36 x 36 pixels, but these have {height} x {width}: "
-                "resize them, or use 'MlpPolicy'."
-            )
+        self.latent_map = check_image_size(observation_space)
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=activation_fn, **kwargs)
 
     @property
@@ -427,10 +681,50 @@ class CnnPolicy(DeepSPIPolicy):
         return (*self.latent_map, CONVOLUTIONS[-1][0])
 
     def make_encoder(self) -> nn.Module:
-        return CnnEncoder(self.channels_first, self.divides_images, self.activation_fn, self.ortho_init)
+        divides = self.normalize_images and is_image_space(self.observation_space)
+        return CnnEncoder(self.channels_first, divides, self.activation_fn, self.ortho_init)
 
     def make_torso(self) -> nn.Module:
         return CnnTorso(self.features_dim, self.activation_fn, self.ortho_init)
+
+
+def our_policy(policy: Any) -> Any:
+    """
+    :param policy: name or class of a policy
+    :return: the same, or the policy that stands for SB3's or SBX's own
+    :raises ValueError: it is another library's
+    """
+    if isinstance(policy, str) or (isinstance(policy, type) and issubclass(policy, DeepSPIPolicy)):
+        return policy
+    own = {
+        ActorCriticPolicy: MlpPolicy,
+        ActorCriticCnnPolicy: CnnPolicy,
+        MultiInputActorCriticPolicy: MultiInputPolicy,
+        sbx.ppo.policies.PPOPolicy: MlpPolicy,
+        sbx.ppo.policies.CnnPolicy: CnnPolicy,
+    }
+    if isinstance(policy, type) and policy in own:
+        return own[policy]
+    raise ValueError(
+        "policy must be 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a subclass of "
+        f"sbx_deepspi.sb3.policies.DeepSPIPolicy, whose make_encoder may be your own, but got {policy!r}."
+    )
+
+
+def check_image_size(space: spaces.Box) -> tuple[int, int]:
+    """
+    :param space: of one image
+    :return: rows and columns of its map after the convolutions
+    :raises ValueError: it is too small for them
+    """
+    height, width = space.shape[1:] if is_image_space_channels_first(space) else space.shape[:2]
+    latent_map = latent_map_size(height), latent_map_size(width)
+    if min(latent_map) < 1:
+        raise ValueError(
+            f"The convolutions need images of at least 36 x 36 pixels, but these have {height} x {width}: "
+            "resize them, or use 'MlpPolicy' on flat ones."
+        )
+    return latent_map
 
 
 def as_activation(activation_fn: Any) -> Activation:
@@ -443,17 +737,20 @@ def as_activation(activation_fn: Any) -> Activation:
     """
     if not isinstance(activation_fn, type):
         return activation_fn
-    names = {"Tanh": "tanh", "ReLU": "relu", "ELU": "elu", "LeakyReLU": "leaky_relu", "SiLU": "silu", "GELU": "gelu"}
-    if activation_fn.__name__ not in names:
+    name = TORCH_ACTIVATIONS.get(activation_fn.__name__)
+    if name is None:
         raise ValueError(
-            f"activation_fn must be a JAX function or one of torch.nn's {', '.join(names)}, but got {activation_fn!r}."
+            f"activation_fn must be a JAX function or one of torch.nn's {', '.join(TORCH_ACTIVATIONS)}, but got "
+            f"{activation_fn!r}."
         )
-    return getattr(jax.nn, names[activation_fn.__name__])
+    return exact_gelu if name == "gelu" else getattr(jax.nn, name)
 
 
 def _unsupported_message(unsupported: dict[str, Any]) -> str:
     taken = [*inspect.signature(DeepSPIPolicy).parameters][3:-1]
     name = next(iter(unsupported))
+    if name in REASONS:
+        return f"DeepSPI's policies do not support {name}={unsupported[name]!r}: {REASONS[name]}"
     nearest = difflib.get_close_matches(name, taken, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"they take {', '.join(taken)}."
     return f"DeepSPI's policies do not support the policy_kwargs {name!r}: {hint}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,39 +26,55 @@ def action_shape(action_space: spaces.Space) -> tuple[int, ...]:
     return (int(np.prod(shape)),) if isinstance(action_space, spaces.Box) else shape
 
 
-def log_policy_shape(action_space: spaces.Space) -> tuple[int, ...]:
+def choices_of(action_space: spaces.Space) -> tuple[int, ...]:
     """
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
-    :return: shape of log π(·|s) in one state, see :func:`~sbx_deepspi.agent.log_policy`
+    :return: number of options of each choice that makes an action; empty for Box
     """
     match action_space:
         case spaces.Discrete():
             return (int(action_space.n),)
         case spaces.MultiDiscrete():
-            return (len(action_space.nvec), int(action_space.nvec.max()))
+            return tuple(int(n) for n in action_space.nvec)
         case spaces.MultiBinary():
-            return (int(np.prod(action_space.shape)), 2)
-    return (1,)
+            return (2,) * int(np.prod(action_space.shape))
+    return ()
 
 
-def actor_kwargs(action_space: spaces.Space) -> dict[str, Any]:
+def log_policy_shape(action_space: spaces.Space) -> tuple[int, ...]:
     """
-    How SBX's actor is told of an action space.
-
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
-    :return: arguments of the actor
+    :return: shape of log π(·|s) in one state, see :func:`~sbx_deepspi.agent.log_policy`
     """
-    hashable = {"split_indices": ()}  # as SBX's own default, an array, is not; these spaces do not use it
+    return (sum(choices_of(action_space)) or 1,)
+
+
+def to_environment(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
+    """
+    :param actions: as the policy samples them, shape (N, ...)
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :return: the same in the space and dtype of the environment: clipped to its bounds, or counted from its start
+    """
+    actions = np.asarray(actions).reshape(-1, *(action_space.shape or ()))
     match action_space:
         case spaces.Box():
-            return {"action_dim": int(np.prod(action_space.shape)), **hashable}
+            actions = np.clip(actions, action_space.low, action_space.high)
+        case spaces.Discrete() | spaces.MultiDiscrete():
+            actions = actions + action_space.start
+    return actions.astype(action_space.dtype)
+
+
+def one_hot_sizes(observation_space: spaces.Space) -> tuple[int, ...]:
+    """
+    :param observation_space: no Dict
+    :return: number of options of each observed choice; empty where observations are numbers
+    """
+    match observation_space:
         case spaces.Discrete():
-            return {"action_dim": int(action_space.n), "num_discrete_choices": int(action_space.n), **hashable}
+            return (int(observation_space.n),)
         case spaces.MultiDiscrete():
-            return {"action_dim": int(action_space.nvec.sum()), "num_discrete_choices": action_space.nvec}
-        case spaces.MultiBinary():
-            return {"action_dim": 2 * action_space.n, "num_discrete_choices": np.full(action_space.n, 2)}
-    raise NotImplementedError(action_space)
+            return tuple(int(n) for n in observation_space.nvec.reshape(-1))
+    return ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ def action_encoder(action_space: spaces.Space) -> Callable[[jax.Array], jax.Arra
         case spaces.Box():
             return Clipped(*(bound.astype(np.float32).tobytes() for bound in (action_space.low, action_space.high)))
         case spaces.MultiDiscrete():
-            return OneHot(tuple(int(n) for n in action_space.nvec))
+            return OneHot(choices_of(action_space))
         case spaces.MultiBinary():
             return Floats()
     raise NotImplementedError(action_space)

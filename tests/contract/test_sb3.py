@@ -240,9 +240,9 @@ def test_set_env(kind: str, model: DeepSPI) -> None:
 def test_a_rollout_beyond_the_total_is_learned_from_with_no_negative_rate() -> None:
     """RL Zoo's schedules are lines that go on below 0."""
     model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, learning_rate=SimpleLinearSchedule(1e-3))
-    model.learn(3)
-    assert model.num_timesteps == 8
-    assert model.logger.name_to_value["train/learning_rate"] == 0
+    model.learn(10)
+    assert model.num_timesteps == 16
+    assert model.logger.name_to_value["train/learning_rate"] == pytest.approx(0.2e-3)
 
 
 def test_where_a_callback_stops_a_rollout_the_next_one_begins() -> None:
@@ -267,7 +267,7 @@ def test_learning_twice(kind: str) -> None:
     model.learn(16)
     model.learn(16, reset_num_timesteps=False)
     assert (model.num_timesteps, model._total_timesteps, model._n_updates, len(resets)) == (32, 32, 2, 1)
-    assert model._current_progress_remaining == 0
+    assert model._current_progress_remaining == 0.5  # where the last rollout began
     assert len(model.ep_info_buffer) == 6  # two environments, episodes of five steps
     model.learn(16)
     assert (model.num_timesteps, model._n_updates, len(resets)) == (16, 3, 2)
@@ -304,10 +304,10 @@ def test_seeds_reach_predictions(model: DeepSPI) -> None:
         ("mlp-discrete", VecNormalize),
         ("mlp-box", lambda env: VecNormalize(VecCheckNan(VecMonitor(env)))),
         ("mlp-box", lambda env: VecFrameStack(env, 3)),
-        ("cnn-discrete", lambda env: VecFrameStack(env, 2)),
-        ("cnn-discrete", VecTransposeImage),
+        pytest.param("cnn-discrete", lambda env: VecFrameStack(env, 2), marks=pytest.mark.slow),
         ("cnn-box", lambda env: VecNormalize(VecFrameStack(VecTransposeImage(env), 2), norm_obs=False)),
-        ("cnn-box", VecMonitor),
+        pytest.param("cnn-discrete", VecTransposeImage, marks=pytest.mark.slow),
+        pytest.param("cnn-box", VecMonitor, marks=pytest.mark.slow),
     ],
 )
 def test_wrappers(kind_: str, wrap: Callable[[VecEnv], VecEnv], tmp_path: Path) -> None:
@@ -478,8 +478,8 @@ def test_devices(device: Any, fast: DeepSPI) -> None:
     loaded = DeepSPI.load(loaded_from, device=device)
     assert loaded.jax_device in jax.devices()
     assert all(leaf.devices() == {loaded.jax_device} for leaf in jax.tree.leaves(loaded.policy.learner.parameters))
-    with pytest.raises(ValueError, match="JAX has no device 'tpu:9'"):
-        DeepSPI.load(loaded_from, device="tpu:9")
+    with pytest.warns(UserWarning, match="JAX has no device 'tpu:9'"):
+        assert DeepSPI.load(loaded_from, device="tpu:9").jax_device == jax.devices()[0]
 
 
 def test_registered_environments_by_name() -> None:

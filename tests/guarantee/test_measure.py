@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ def test_a_sample_is_of_different_transitions_whose_fields_belong_together(monke
             ),
         )  # fmt: skip
         monkeypatch.setattr(measures, "agent", stub)
-        measure = jax.jit(lambda key: measures.measure(None, {}, jax.tree.map(jnp.asarray, rollout), key, 0.9))  # type: ignore[arg-type]
+        measure = jax.jit(lambda key: measures.measure(None, {}, 1.0, jax.tree.map(jnp.asarray, rollout), key, 0.9))  # type: ignore[arg-type]
         return [measure(jax.random.key(seed)) for seed in range(20)]
 
     for measurement in samples(predicted_reward=1.0):
@@ -163,7 +164,7 @@ def test_end_value_is_over_all_ends(n_ends: int, at_a_time: int, monkeypatch: py
     @jax.jit
     def ours(parameters: Parameters, flat: Rollout) -> tuple[jax.Array, jax.Array]:
         normalized = agent.normalized(networks, parameters)
-        return measures.mean_end_value(networks, normalized, flat, errors, jax.random.key(1), 0.9)
+        return measures.mean_end_value(networks, normalized, 1.0, flat, errors, jax.random.key(1), 0.9)
 
     @jax.jit
     def step(parameters: Parameters, last: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -209,22 +210,26 @@ def test_latent_improvement_is_that_of_imagined_steps() -> None:
     assert abs(expected) > 1e-3
 
 
-def test_action_bounds_hold_for_every_pair_of_actions() -> None:
+@pytest.mark.parametrize(
+    ("policy", "kwargs"),
+    [("MlpPolicy", CERTIFIABLE["policy_kwargs"]), pytest.param("CnnPolicy", CNN, marks=pytest.mark.slow)],
+    ids=["MlpPolicy", "CnnPolicy"],
+)
+def test_action_bounds_hold_for_every_pair_of_actions(policy: str, kwargs: dict[str, Any]) -> None:
     """What an embedded action can change is bounded for any z, which is what makes K_R and K_P finite."""
-    for policy, kwargs in (("MlpPolicy", CERTIFIABLE["policy_kwargs"]), ("CnnPolicy", CNN)):
-        model = trained(policy=policy, policy_kwargs=kwargs, learning_rate=1e-2)
-        networks = model.policy.programs.networks
-        normalized = jax.jit(partial(agent.normalized, networks))(model.policy.learner.parameters)
-        bounds = jax.jit(partial(agent.lipschitz_bounds, networks))(normalized)
-        latents = 5 * jax.random.normal(jax.random.key(0), (64, *networks.latent_shape))
-        key = jax.random.key(1)  # the same noise for every action
-        predict = jax.jit(partial(agent.predict, networks))
-        rewards, samples = zip(*(predict(normalized, latents, jnp.full(64, a), key) for a in range(3)), strict=True)
-        for first, second in itertools.combinations(range(3), 2):
-            apart = np.sqrt(2)  # of two one-hot vectors
-            moved = np.linalg.norm((samples[first] - samples[second]).reshape(64, -1), axis=1)
-            assert np.abs(rewards[first] - rewards[second]).max() <= float(bounds.reward.action) * apart * (1 + 1e-4)
-            assert moved.max() <= float(bounds.transition.action) * apart * (1 + 1e-4)
+    model = trained(policy=policy, policy_kwargs=kwargs, learning_rate=1e-2)
+    networks = model.policy.programs.networks
+    normalized = jax.jit(partial(agent.normalized, networks))(model.policy.learner.parameters)
+    bounds = jax.jit(partial(agent.lipschitz_bounds, networks))(normalized)
+    latents = 5 * jax.random.normal(jax.random.key(0), (64, *networks.latent_shape))
+    key = jax.random.key(1)  # the same noise for every action
+    predict = jax.jit(partial(agent.predict, networks))
+    rewards, samples = zip(*(predict(normalized, latents, jnp.full(64, a), key) for a in range(3)), strict=True)
+    for first, second in itertools.combinations(range(3), 2):
+        apart = np.sqrt(2)  # of two one-hot vectors
+        moved = np.linalg.norm((samples[first] - samples[second]).reshape(64, -1), axis=1)
+        assert np.abs(rewards[first] - rewards[second]).max() <= float(bounds.reward.action) * apart * (1 + 1e-4)
+        assert moved.max() <= float(bounds.transition.action) * apart * (1 + 1e-4)
 
 
 def test_without_an_end_in_the_rollout_nothing_is_certified() -> None:
@@ -282,9 +287,10 @@ def test_lipschitz_policy_is_kept_by_every_step() -> None:
     ("density", "lipschitz_constant", "policy", "action_space"),
     [
         ("deterministic", 0.8, "MlpPolicy", DISCRETE),  # as CERTIFIABLE
-        ("normal", None, "MlpPolicy", BOX),
-        ("normal", 0.8, "CnnPolicy", DISCRETE),
-        ("mixture", 0.8, "CnnPolicy", DISCRETE),  # as by default
+        pytest.param("normal", None, "MlpPolicy", BOX, marks=pytest.mark.slow),
+        ("mixture", 0.8, "MlpPolicy", DISCRETE),  # as by default
+        pytest.param("normal", 0.8, "CnnPolicy", DISCRETE, marks=pytest.mark.slow),
+        pytest.param("mixture", 0.8, "CnnPolicy", DISCRETE, marks=pytest.mark.slow),
     ],
 )
 def test_no_slope_is_above_its_bound(

@@ -26,7 +26,7 @@ def test_draw_back_by_hand() -> None:
     assert float(fraction) == 0 and params["x"] == 1.0
 
 
-@pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=str)
+@pytest.mark.parametrize("action_space", [DISCRETE, pytest.param(BOX, marks=pytest.mark.slow)], ids=str)
 def test_projected_updates_stay_inside(action_space: spaces.Space) -> None:
     """Steps that leave the neighbourhood by far, with the clip alone, and not when projected."""
     seen: dict[str, list[RatioRange]] = {"clip": [], "project": []}
@@ -42,7 +42,9 @@ def test_projected_updates_stay_inside(action_space: spaces.Space) -> None:
     assert any(ratio.sup > 1.05 for ratio in seen["project"])  # and not by standing still
 
 
-@pytest.mark.parametrize("action_space", [DISCRETE, spaces.MultiDiscrete([2, 3])], ids=str)
+@pytest.mark.parametrize(
+    "action_space", [spaces.MultiDiscrete([2, 3]), pytest.param(DISCRETE, marks=pytest.mark.slow)], ids=str
+)
 def test_no_more_is_drawn_back_than_needed(action_space: spaces.Space) -> None:
     """Of a real update: what is kept is inside, and an eighth more would not be."""
     model = trained(action_space, learning_rate=0.03)

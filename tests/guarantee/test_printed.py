@@ -15,7 +15,12 @@ for kwargs in (dict(neighbourhood="project"), dict(learning_rate=0.1, certificat
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(PYTHONIOENCODING="cp1252"), dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")], ids=str
+    "settings",
+    [
+        dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+        pytest.param(dict(PYTHONIOENCODING="cp1252"), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_everything_printed_is_ascii(settings: dict[str, str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONIOENCODING", "PYTHONUTF8")}

@@ -19,7 +19,9 @@ from tests.helpers import IMAGE, ToyEnv, collected
 from tests.numerics import KEY, assert_same_function, normal
 
 
-@pytest.mark.parametrize("action_space", [spaces.Discrete(18), spaces.Box(-1, 1, (2,))], ids=str)
+@pytest.mark.parametrize(
+    "action_space", [spaces.Discrete(18), pytest.param(spaces.Box(-1, 1, (2,)), marks=pytest.mark.slow)], ids=str
+)
 def test_networks_are_the_same_function_on_cpus_and_elsewhere(
     action_space: spaces.Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:

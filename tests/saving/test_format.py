@@ -130,7 +130,7 @@ PLAIN_VALUES = {
 
 def round_trip(value: Any) -> Any:
     contents = checkpoint.Checkpoint("Test", {"value": value}, None, {})
-    return checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {}).attributes["value"]
+    return checkpoint.from_bytes(checkpoint.to_bytes(contents)[0], False, {}).attributes["value"]
 
 
 @pytest.mark.parametrize("kind", PLAIN_VALUES)
@@ -157,7 +157,7 @@ def test_a_file_is_plain(saved: bytes) -> None:
     contents = members(saved)
     assert set(contents) == {JSON, TENSORS, SYSTEM_INFO}
     plain = json.loads(contents[JSON])
-    assert (plain["version"], plain["written_by"]) == (2, "DeepSPI")
+    assert (plain["version"], plain["written_by"]) == (3, "DeepSPI")
     assert plain["attributes"]["policy_class"] == {"$named": "sbx_deepspi.sb3.policies.MlpPolicy"}
     assert plain["attributes"]["world_model"] is True
     assert b"pickle" not in contents[JSON]
@@ -205,7 +205,7 @@ def test_every_optimiser_that_is_stored_by_name_has_a_state_that_is() -> None:
     for name in checkpoint.NAMED["optax"]:
         state = optax.inject_hyperparams(getattr(optax, name))(learning_rate=0.1).init(parameters)
         contents = checkpoint.Checkpoint("Test", {}, None, checkpoint.flatten(state, "state/"))
-        read = checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {})
+        read = checkpoint.from_bytes(checkpoint.to_bytes(contents)[0], False, {})
         restored = checkpoint.unflatten(read.tensors, jax.eval_shape(lambda state=state: state), "state/")
         jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state))
 
@@ -215,13 +215,13 @@ def test_dtypes_that_could_not_be_read_are_refused_where_they_are_saved() -> Non
     with pytest.raises(CheckpointError, match=r"state/0/mu/kernel is of dtype bfloat16, .* use one of bool, int8"):
         checkpoint.to_bytes(checkpoint.Checkpoint("Test", {}, None, tensors))
     for value in (np.longdouble(1), np.zeros(2, np.longdouble), jnp.zeros(2, jnp.bfloat16), np.zeros(2, complex)):
-        with pytest.raises(CheckpointError, match=r"^value/0 = .* has no plain form"):
-            round_trip([value])
+        (left_out,) = round_trip([value])
+        assert isinstance(left_out, checkpoint.Missing) and left_out.name == "value/0"
 
 
 def test_names_of_arrays_do_not_collide() -> None:
     contents = checkpoint.Checkpoint("Test", {"environment": np.ones(1)}, np.zeros(2), {})
-    read = checkpoint.from_bytes(checkpoint.to_bytes(contents), False, {})
+    read = checkpoint.from_bytes(checkpoint.to_bytes(contents)[0], False, {})
     assert (len(read.attributes["environment"]), len(read.environment)) == (1, 2)
     with pytest.raises(CheckpointError, match="Two arrays would be called 'attributes/value/b/c'"):
         round_trip({"b/c": np.zeros(1), "b": {"c": np.zeros(2)}})
@@ -234,29 +234,38 @@ class HomeMade(LinearSchedule):
 @pytest.mark.parametrize(
     "schedule", [lambda progress: 1e-3 * progress, HomeMade(1e-3, 0, 1)], ids=["lambda", "home-made class"]
 )
-def test_what_has_no_plain_form_is_refused_or_pickled(schedule: Any, tmp_path: Path) -> None:
+def test_what_has_no_plain_form_is_left_out_or_pickled(schedule: Any, tmp_path: Path) -> None:
     model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY, learning_rate=schedule)
-    with pytest.raises(CheckpointError, match=r"learning_rate = .* has no plain form"):
-        model.save(tmp_path / "model")
-    assert not list(tmp_path.iterdir())
+    model.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"could not hold learning_rate = "):
+        DeepSPI.load(tmp_path / "model").lr_schedule(1.0)
     model.save(tmp_path / "model", pickle=True)
     with pytest.raises(CheckpointError, match=r"learning_rate of the checkpoint is pickled, .* trust=True"):
         DeepSPI.load(tmp_path / "model")
     assert DeepSPI.load(tmp_path / "model", trust=True).learning_rate(0.5) == 0.5e-3
     assert DeepSPI.load(tmp_path / "model", custom_objects={"learning_rate": 0.0}).learning_rate == 0.0
     model.save(tmp_path / "model", exclude=["learning_rate"])
-    assert DeepSPI.load(tmp_path / "model").learning_rate(1.0) == 2.5e-4  # the default
+    assert DeepSPI.load(tmp_path / "model").learning_rate == 3e-4  # the default
 
 
-def test_home_made_policies_and_optimisers_are_refused(tmp_path: Path) -> None:
+def test_home_made_policies_and_optimisers_have_to_be_given_again(tmp_path: Path) -> None:
     class Own(MlpPolicy):
         pass
 
-    with pytest.raises(CheckpointError, match=r"policy_class = .*Own"):
-        DeepSPI(Own, "CartPole-v1", **TINY).save(tmp_path / "model")
+    model = DeepSPI(Own, "CartPole-v1", **TINY)
+    with pytest.warns(UserWarning, match=r"policy_class = .*Own.* has no plain form"):
+        model.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"could not hold policy_class = .*Own"):
+        DeepSPI.load(tmp_path / "model")
+    loaded = DeepSPI.load(tmp_path / "model", custom_objects={"policy_class": Own})
+    assert type(loaded.policy) is Own
+    assert_same(model, loaded)
     kwargs = TINY["policy_kwargs"] | {"optimizer_class": lambda learning_rate: optax.sgd(learning_rate)}
-    with pytest.raises(CheckpointError, match=r"policy_kwargs/optimizer_class = "):
-        DeepSPI("MlpPolicy", "CartPole-v1", **TINY | {"policy_kwargs": kwargs}).save(tmp_path / "model")
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY | {"policy_kwargs": kwargs})
+    model.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"could not hold policy_kwargs\['optimizer_class'\] = "):
+        DeepSPI.load(tmp_path / "model")
+    assert_same(model, DeepSPI.load(tmp_path / "model", policy_kwargs=kwargs))
 
 
 def test_subclasses_save_and_load(model: DeepSPI, tmp_path: Path) -> None:
@@ -623,8 +632,8 @@ def test_hostile_archives(saved: bytes, model: DeepSPI, harmless: Path) -> None:
 
 
 def test_a_newer_format_is_refused(saved: bytes) -> None:
-    with pytest.raises(CheckpointError, match="format version 3, this sbx-deepspi reads up to 2: install a newer one"):
-        load(with_json(saved, lambda plain: plain.update(version=3)))
+    with pytest.raises(CheckpointError, match="format version 4, this sbx-deepspi reads up to 3: install a newer one"):
+        load(with_json(saved, lambda plain: plain.update(version=4)))
     for version in ("1", None, 0, -1, 1.5, [1]):
         with pytest.raises(CheckpointError, match="does not say that it is one"):
             load(with_json(saved, lambda plain, version=version: plain.update(version=version)))
@@ -790,7 +799,7 @@ def test_an_optimiser_that_is_not_finite_is_refused(saved: bytes, model: DeepSPI
 def test_what_pickle_cannot_take_is_named(model: DeepSPI, tmp_path: Path) -> None:
     model.lock = threading.Lock()
     try:
-        with pytest.raises(CheckpointError, match=r"lock = .* cannot be pickled either"):
+        with pytest.warns(UserWarning, match=r"lock = .* is left out"):
             model.save(tmp_path / "model", pickle=True)
     finally:
         del model.lock
@@ -810,7 +819,7 @@ def test_hostile_environments(saved: bytes, harmless: Path) -> None:
         data = with_json(saved, lambda plain, state=state: plain.update(environment=state))
         with pytest.raises(CheckpointError, match="environment"):
             load(data, env=make_vec_env("CartPole-v1"), force_reset=False)
-    with pytest.raises(CheckpointError, match="observations must have shape"):
+    with pytest.raises(CheckpointError, match="observation must be numbers of shape"):
         other = make_vec_env("CartPole-v1", 2)
         load(saved, env=other, force_reset=False)
 

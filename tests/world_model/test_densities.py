@@ -7,7 +7,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sbx_deepspi import DeepSPI, agent, losses
+from sbx_deepspi import DeepSPI, agent
 from sbx_deepspi.ops import clipped_normal, parts
 from sbx_deepspi.optimizer import Parameters
 from sbx_deepspi.world_model import densities
@@ -103,7 +103,12 @@ def test_transition_losses_in_parts(density: str, n_latents: int, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("policy", "cost"), [("CnnPolicy", "huber"), *(("MlpPolicy", c) for c in losses.CATEGORICAL_COSTS)]
+    ("policy", "cost"),
+    [
+        pytest.param("CnnPolicy", "huber", marks=pytest.mark.slow),
+        *(("MlpPolicy", cost) for cost in ("huber", "cross_entropy")),
+        *(pytest.param("MlpPolicy", cost, marks=pytest.mark.slow) for cost in ("hamming", "jensen_shannon")),
+    ],
 )
 def test_categorical_latents(policy: str, cost: str) -> None:
     kwargs = dict(transition_density="categorical", n_variables=3, n_classes=4, categorical_cost=cost)

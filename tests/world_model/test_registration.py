@@ -73,9 +73,15 @@ class Fan(LatentDensity):
         return np.inf
 
 
-@pytest.mark.parametrize("lipschitz_constant", [0.9, None])
-@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
-@pytest.mark.parametrize("density", ["laplace", "fan"])
+@pytest.mark.parametrize(
+    ("density", "policy", "lipschitz_constant"),
+    [
+        ("laplace", "CnnPolicy", 0.9),
+        ("fan", "MlpPolicy", None),
+        pytest.param("laplace", "MlpPolicy", None, marks=pytest.mark.slow),
+        pytest.param("fan", "CnnPolicy", 0.9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_density_from_outside_trains_and_is_saved(
     density: str, policy: str, lipschitz_constant: float | None, tmp_path: Path
 ) -> None:

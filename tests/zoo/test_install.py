@@ -43,6 +43,14 @@ def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+def test_the_wheel_brings_the_algorithm_to_rl_zoo(wheel_python: Path, tmp_path: Path) -> None:
+    script = "import rl_zoo3, sbx_deepspi; print(rl_zoo3.ALGOS['deepspi'], sbx_deepspi.__file__)"
+    imported = subprocess.run([wheel_python, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert imported.returncode == 0, imported.stderr
+    assert "DeepSPI" in imported.stdout and str(wheel_python.parent.parent) in imported.stdout
+
+
+@pytest.mark.slow
 def test_the_wheel_trains(wheel_python: Path, tmp_path: Path) -> None:
     imported = subprocess.run([wheel_python, "-c", SMOKE_TEST], cwd=tmp_path, capture_output=True, text=True)
     assert imported.returncode == 0, imported.stderr
