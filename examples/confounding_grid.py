@@ -79,9 +79,7 @@ class FrameEncoder(nn.Module):
 class GridPolicy(CnnPolicy):
     """``CnnPolicy`` on the frames behind the states' numbers."""
 
-    def __init__(
-        self, observation_space: spaces.Discrete, action_space: spaces.Space, *args: Any, **kwargs: Any
-    ) -> None:
+    def __init__(self, observation_space: spaces.Discrete, *args: Any, **kwargs: Any) -> None:
         frames = spaces.Box(0, 255, make_frames(MAZE).shape[1:], np.uint8)
         super().__init__(frames, *args, **kwargs)
         self.observation_space = observation_space

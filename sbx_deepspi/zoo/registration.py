@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from gymnasium import spaces
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -34,8 +35,8 @@ SHARED_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "mode", "
 class ExperimentManager(exp_manager.ExperimentManager):
     """
     RL Zoo's experiment manager. For our algorithms only, it reads ``rl_zoo_hyperparams/deepspi.yml``, trains Atari on
-    EnvPool where the hyperparameters say ``envpool: true``, runs environments in processes with a timeout, and saves
-    the model when training fails.
+    EnvPool where the hyperparameters say ``envpool: true``, takes ``MultiInputPolicy`` for dictionaries of
+    observations, runs environments in processes with a timeout, and saves the model when training fails.
 
     :param args: the parsed command line, which RL Zoo saves beside the model
     :param algo: name of the algorithm
@@ -113,6 +114,16 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)
         return self._maybe_normalize(env, eval_env)
+
+    def _preprocess_action_noise(
+        self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
+    ) -> dict[str, Any]:
+        # the first place where RL Zoo has both the environment and what the model will be made from
+        hyperparams = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
+        is_vectors = hyperparams.get("policy") == "MlpPolicy"
+        if self.algo in OUR_ALGOS and is_vectors and isinstance(env.observation_space, spaces.Dict):
+            hyperparams["policy"] = "MultiInputPolicy"
+        return hyperparams
 
     def learn(self, model: BaseAlgorithm) -> None:
         """

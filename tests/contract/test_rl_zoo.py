@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sbx_deepspi import CnnPolicy, DeepMDP, DeepSPI
 from sbx_deepspi.envs import EnvPoolVecEnv, TimeoutSubprocVecEnv
+from sbx_deepspi.sb3.policies import MultiInputPolicy
 from sbx_deepspi.zoo import hook, repairs, search_space
 from sbx_deepspi.zoo import registration as zoo
 
@@ -346,7 +347,7 @@ def test_the_users_own_file_wins(tmp_path: Path) -> None:
     assert manager(env_id="CartPole-v1", config=str(path)).n_envs == 3
 
 
-def test_dictionaries_become_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dictionaries_get_their_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """dm_control has dictionary observations: "--gym-packages shimmy" works without further options."""
 
     class Dictionaries(gym.Env):
@@ -355,8 +356,9 @@ def test_dictionaries_become_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(gym.registry, "Dictionaries-v0", EnvSpec("Dictionaries-v0", lambda **kwargs: Dictionaries()))
-    env = manager(env_id="Dictionaries-v0").create_envs(1)
-    assert env.observation_space.shape == (5,)
+    experiment = manager(env_id="Dictionaries-v0")
+    model, _ = experiment.setup_experiment()
+    assert type(model.policy) is MultiInputPolicy
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])

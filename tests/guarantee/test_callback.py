@@ -159,14 +159,14 @@ def test_bad_input_of_the_callback() -> None:
 )
 def test_bad_arguments_of_the_model(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN, **kwargs)
+        DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, **kwargs})
 
 
 @pytest.mark.parametrize("neighbourhood", ["clip", "project"])
 def test_clip_range_of_a_schedule(neighbourhood: str) -> None:
     """Only where training starts: RL Zoo's enjoy replaces schedules in models that it loads."""
     kwargs = dict(neighbourhood=neighbourhood, clip_range=LinearSchedule(2.0, 0.0, 1.0))
-    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN, **kwargs)
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **{**TINY_RUN, **kwargs})
     with pytest.raises(ValueError, match=r"clip_range must lie in \(0, 1\).*got 2.0"):
         model.learn(8)
 
