@@ -62,9 +62,11 @@ def collected(model: DeepSPI) -> tuple[Any, Any]:
     return model.rollout_buffer, hyperparameters
 
 
-def updated(model: DeepSPI, rollout: Any, hyperparameters: Hyperparameters, seed: int = 0) -> tuple[Any, Any]:
+def updated(
+    model: DeepSPI, rollout: Any, hyperparameters: Hyperparameters, seed: int = 0, reward_scale: float = 1.0
+) -> tuple[Any, Any]:
     """One update of the model's parameters, which it does not take: the new learner, and the report."""
     policy = model.policy
     program = jax.jit(partial(update, type(model).step, policy.programs.networks, policy.programs.optimizer))
     last_observations = observations_of(model._last_obs, model.observation_space, model.n_envs)
-    return program(policy.learner, rollout, last_observations, 1.0, jax.random.PRNGKey(seed), hyperparameters)
+    return program(policy.learner, rollout, last_observations, reward_scale, jax.random.PRNGKey(seed), hyperparameters)
