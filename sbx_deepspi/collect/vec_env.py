@@ -62,13 +62,11 @@ def step(env: VecEnv, actions: np.ndarray, number: int) -> Step:
     except ValueError:
         statistics.update(kept)
         raise
-    if not (
-        isinstance(infos, (list, tuple)) and len(infos) == env.num_envs and all(isinstance(i, dict) for i in infos)
-    ):
-        raise ValueError(
-            f"The environments' infos must be a list of {env.num_envs} dictionaries, but are {infos!r:.200}."
-        )
-    return Step(new_obs, observations, rewards, dones_of(dones, env.num_envs), list(infos))
+    are_dicts = isinstance(infos, (list, tuple)) and all(isinstance(info, dict) for info in infos)
+    if not are_dicts or len(infos) not in (0, env.num_envs):  # SB3 minds no empty list
+        raise ValueError(f"The environments' infos must be a list of {env.num_envs} dicts, but are {infos!r:.200}.")
+    infos = list(infos) or [{} for _ in range(env.num_envs)]
+    return Step(new_obs, observations, rewards, dones_of(dones, env.num_envs), infos)
 
 
 def _copied(statistics: Any) -> Any:

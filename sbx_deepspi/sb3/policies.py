@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -210,7 +211,10 @@ class DeepSPIPolicy(BaseJaxPolicy):
         )
         net_arch = list(self.default_net_arch) if net_arch is None else net_arch
         if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
-            net_arch = net_arch[0]  # as SB3 had it before 1.8
+            warnings.warn(
+                "As SB3 since 1.8.0, take net_arch=dict(...) directly instead of net_arch=[dict(...)].", stacklevel=3
+            )
+            net_arch = net_arch[0]
         heads = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "vf": net_arch}
         if not heads.keys() <= {"pi", "vf"}:
             raise ValueError(
@@ -589,9 +593,9 @@ class MultiInputPolicy(MlpPolicy):
     """
     DeepSPI's policy for dictionaries of observations; see :class:`DeepSPIPolicy`.
 
-    Each observation has an encoder of its own: an image the convolutions of :class:`CnnPolicy`, then a dense layer of
-    ``features_extractor_kwargs=dict(cnn_output_dim=256)``, both with ReLU; any other the dense layer of
-    :class:`MlpPolicy`. Their outputs side by side are the latent state.
+    Each observation has an encoder of its own: an image of at least 36 x 36 pixels the convolutions of
+    :class:`CnnPolicy`, then a dense layer of ``features_extractor_kwargs=dict(cnn_output_dim=256)``, both with ReLU;
+    any other, flat, the dense layer of :class:`MlpPolicy`. Their outputs side by side are the latent state.
     """
 
     default_cnn_output_dim = 256
@@ -610,9 +614,13 @@ class MultiInputPolicy(MlpPolicy):
     @property
     def images(self) -> list[str]:
         """
-        :return: keys of the observations that are images
+        :return: keys of the observations that are images, large enough for the convolutions
         """
-        return [key for key, space in self.observation_space.spaces.items() if is_image_space(space)]
+        return [
+            key
+            for key, space in self.observation_space.spaces.items()
+            if is_image_space(space) and min(latent_map_of(space)) >= 1
+        ]
 
     @property
     def encodes_images(self) -> bool:  # type: ignore[override]
@@ -633,14 +641,13 @@ class MultiInputPolicy(MlpPolicy):
     def make_encoder(self) -> nn.Module:
         return CombinedEncoder(
             tuple(
-                (key, self._image_encoder(space) if is_image_space(space) else self._vector_encoder(space))
+                (key, self._image_encoder(space) if key in self.images else self._vector_encoder(space))
                 for key, space in sorted(self.observation_space.spaces.items())  # a file may have another order
             )
         )
 
     def _image_encoder(self, space: spaces.Space) -> nn.Module:
         assert isinstance(space, spaces.Box)
-        check_image_size(space)
         convolutions = CnnEncoder(is_image_space_channels_first(space), self.normalize_images, nn.relu, self.ortho_init)
         return nn.Sequential((convolutions, CnnTorso(self.cnn_output_dim, nn.relu, self.ortho_init)))
 
@@ -673,7 +680,12 @@ class CnnPolicy(DeepSPIPolicy):
                 "dimensions. If they are normalised already, pass `policy_kwargs=dict(normalize_images=False)`."
             )
         self.channels_first = is_image_space_channels_first(observation_space)
-        self.latent_map = check_image_size(observation_space)
+        self.latent_map = latent_map_of(observation_space)
+        if min(self.latent_map) < 1:
+            raise ValueError(
+                f"CnnPolicy's convolutions need images of at least 36 x 36 pixels, but got {observation_space}: resize "
+                "them, or use 'MlpPolicy'."
+            )
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=activation_fn, **kwargs)
 
     @property
@@ -711,20 +723,14 @@ def our_policy(policy: Any) -> Any:
     )
 
 
-def check_image_size(space: spaces.Box) -> tuple[int, int]:
+def latent_map_of(space: spaces.Space) -> tuple[int, int]:
     """
     :param space: of one image
-    :return: rows and columns of its map after the convolutions
-    :raises ValueError: it is too small for them
+    :return: rows and columns of its map after the convolutions; below 1 where it is too small for them
     """
+    assert isinstance(space, spaces.Box)
     height, width = space.shape[1:] if is_image_space_channels_first(space) else space.shape[:2]
-    latent_map = latent_map_size(height), latent_map_size(width)
-    if min(latent_map) < 1:
-        raise ValueError(
-            f"The convolutions need images of at least 36 x 36 pixels, but these have {height} x {width}: "
-            "resize them, or use 'MlpPolicy' on flat ones."
-        )
-    return latent_map
+    return latent_map_size(height), latent_map_size(width)
 
 
 def as_activation(activation_fn: Any) -> Activation:

