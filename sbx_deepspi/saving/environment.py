@@ -102,7 +102,7 @@ def set_normalization(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
     with checkpoint.building("VecNormalize"):
         own = _statistics_of(normalizer)
         for name, values in saved["statistics"].items():
-            if name == "obs_rms" and not normalizer.norm_obs:
+            if name.startswith("obs_rms") and not normalizer.norm_obs:
                 warnings.warn(
                     "The model learned from normalised observations, but this VecNormalize has norm_obs=False.",
                     stacklevel=4,
@@ -126,8 +126,13 @@ def set_normalization(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
 
 
 def _statistics_of(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
-    # without norm_obs there is no obs_rms
-    named = {name: getattr(normalizer, name, None) for name in ("obs_rms", "ret_rms")}
+    # without norm_obs there is no obs_rms; of dictionaries of observations, it is a dictionary
+    of_observations = getattr(normalizer, "obs_rms", None)
+    if isinstance(of_observations, dict):
+        named = {f"obs_rms[{key!r}]": running for key, running in of_observations.items()}
+    else:
+        named = {"obs_rms": of_observations}
+    named["ret_rms"] = normalizer.ret_rms
     return {name: running for name, running in named.items() if isinstance(running, RunningMeanStd)}
 
 

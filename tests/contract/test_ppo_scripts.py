@@ -29,7 +29,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule, get_linear_fn
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sbx_deepspi import DeepSPI
+from sbx_deepspi import DeepSPI, load_normalization
 from sbx_deepspi.sb3.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, as_activation
 from tests.helpers import CHANNELS_FIRST, VECTOR, ToyEnv, collected, params, same
 
@@ -283,12 +283,21 @@ def test_dictionaries_of_observations(tmp_path: Path) -> None:
         assert not np.allclose(values, model.policy.predict_values(other)), key
 
 
-@pytest.mark.slow
-def test_dictionaries_in_sb3s_wrappers() -> None:
-    for make in (DummyVecEnv, SubprocVecEnv):
-        env = VecNormalize(make([lambda: ToyEnv(DICT, spaces.Discrete(2))]), norm_obs_keys=["vector"])
-        DeepSPI("MultiInputPolicy", env, **RUN).learn(16)
-        env.close()
+def test_statistics_of_normalised_dictionaries_are_saved(tmp_path: Path) -> None:
+    def make(vec_env: Any = DummyVecEnv) -> VecNormalize:
+        space = spaces.Dict(vector=VECTOR, mode=spaces.MultiBinary(2))
+        return VecNormalize(vec_env([lambda: ToyEnv(space, spaces.Discrete(2))]), norm_obs_keys=["vector"])
+
+    model = DeepSPI("MultiInputPolicy", make(SubprocVecEnv), **RUN).learn(16)
+    model.save(tmp_path / "model")
+    assert isinstance(model.env, VecNormalize)
+    expected = model.env.obs_rms["vector"]
+    model.env.close()
+    resumed = make()
+    DeepSPI.load(tmp_path / "model", env=resumed)
+    for found in (resumed, load_normalization(tmp_path / "model", make().venv)):
+        assert found.obs_rms["vector"].count == expected.count > 16
+        np.testing.assert_array_equal(found.obs_rms["vector"].mean, expected.mean)
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "MultiInputPolicy"])
