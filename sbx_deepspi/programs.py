@@ -69,7 +69,7 @@ class Programs:
         """
         try:
             kind = _Kind(networks, optimizer)
-        except TypeError:  # an actor of several choices cannot be compared
+        except TypeError:  # a network of the user's own may have fields that cannot be compared
             return cls(networks, optimizer)
         programs = _OF_KIND.get(kind)
         if programs is None:

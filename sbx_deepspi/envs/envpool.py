@@ -4,6 +4,7 @@ import difflib
 import os
 import time
 from collections.abc import Collection
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -181,6 +182,13 @@ class EnvPoolVecEnv(BatchedVecEnv):
             header: dict[str, float | str] = {"t_start": self._start_time, "env_id": task}
             self._results_writer = ResultsWriter(os.path.join(monitor_dir, "0"), header)
         self.seed(seed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """
+        :return: what pickle and deepcopy make a copy from: the same environments with new seeds, to be reset first.
+            EnvPool cannot copy its games; nor is there a second writer of the monitor's file
+        """
+        return partial(type(self), **self.settings), (self.task, self.num_envs)
 
     def reset(self) -> VecEnvObs:
         """

@@ -146,6 +146,16 @@ def test_without_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
         make_envpool_env("Breakout-v5")
 
 
+def test_copies_are_the_same_environments_in_other_games() -> None:
+    env = make_envpool_env("FrozenLake-v1", n_envs=2, seed=0)
+    env.reset()
+    for copied in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert (copied.task, copied.num_envs, copied.settings) == (env.task, env.num_envs, env.settings)
+        with pytest.raises(RuntimeError, match="call reset"):
+            copied.step(np.zeros(2, int))
+        assert copied.reset().shape == (2,)
+
+
 def test_envpool_is_imported_only_when_used() -> None:
     code = "import sys, sbx_deepspi.envs; sys.exit('envpool' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
