@@ -118,8 +118,7 @@ def test_example_of_the_grid_trains_and_draws(tmp_path: Path) -> None:
     assert list(rows["step"]) == [0, 1024, 2048]
     assert rows["value"].between(-5, 8.0103).all()
     none, first, second = rows["ratio_sup"]
-    assert none == 1 < first
-    assert second == pytest.approx(1, abs=1e-3)  # the learning rate has come down to 0
+    assert none == 1 < min(first, second)
     assert (tmp_path / "short.png").is_file()
 
 
@@ -261,24 +260,24 @@ def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.Monk
         lipschitz = networks.lipschitz(parameters)
         return normalizer.refresh(normalizer.init(lipschitz, networks.latent_map), lipschitz, networks.latent_map)
 
-    norms = norms_of(learner.parameters)
-
-    def loss(parameters: dict, of_values: bool) -> jax.Array:
+    def loss(parameters: dict, norms: Any, of_values: bool) -> jax.Array:
         normalized = normalizer.apply(norms, networks.lipschitz(parameters))
         total, metrics = deepspi.loss(networks, parameters | normalized, transitions, jax.random.PRNGKey(0), h)
         return h.vf_coef * metrics.value_loss if of_values else total - h.vf_coef * metrics.value_loss
 
     adam = optax.chain(optax.clip_by_global_norm(h.step_sizes.max_grad_norm), optax.adam(1e-3, eps=1e-5))
 
-    @partial(jax.jit, static_argnums=2)
-    def take_step(params: dict, adam_state: Any, of_values: bool) -> tuple[dict, Any, jax.Array]:
-        gradient = jax.grad(loss)(params, of_values)
+    @partial(jax.jit, static_argnums=3)
+    def take_step(params: dict, adam_state: Any, norms: Any, of_values: bool) -> tuple[dict, Any, jax.Array]:
+        gradient = jax.grad(loss)(params, norms, of_values)
         step, adam_state = adam.update(gradient, adam_state)
         return optax.apply_updates(params, step), adam_state, optax.tree.norm(gradient)
 
+    norms: Any = None
     params, states = learner.parameters, [jax.jit(adam.init)(learner.parameters)] * 2
     for of_values in (False, True) * 2:
-        params, states[of_values], norm = take_step(params, states[of_values], of_values)
+        norms = norms if of_values else norms_of(params)  # as each epoch begins
+        params, states[of_values], norm = take_step(params, states[of_values], norms, of_values)
         assert norm > 1.5 * model.max_grad_norm
 
     trained = updated(model, rollout, h, seed=1)[0].parameters

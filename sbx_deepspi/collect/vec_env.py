@@ -100,7 +100,7 @@ def true_next_observations(made: Step, space: spaces.Space, number: int) -> tupl
             )
         name = "info['terminal_observation']"
         check_shape(int(i), last, space, name)
-        last = jax.tree.map(lambda leaf: np.asarray(leaf)[None], last)
+        last = _with_axis(last, space)
         for array, value in zip(
             jax.tree.leaves(next_observations),
             jax.tree.leaves(observations_of(last, space, 1, number, name, int(i))),
@@ -109,6 +109,13 @@ def true_next_observations(made: Step, space: spaces.Space, number: int) -> tupl
             array[i] = value[0]
         truncated[i] = bool(made.infos[i].get("TimeLimit.truncated", False))
     return next_observations, truncated
+
+
+def _with_axis(observation: Any, space: spaces.Space) -> Any:
+    # by the space, not by the tree: a vector may be a list
+    if isinstance(space, spaces.Dict):
+        return {key: _with_axis(observation[key], part) for key, part in space.spaces.items()}
+    return np.asarray(observation)[None]
 
 
 # --- arrays -----------------------------------------------------------------------------------------

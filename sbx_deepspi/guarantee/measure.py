@@ -229,7 +229,7 @@ def mean_end_value(
     size = -(-len(flat.dones) // N_AT_A_TIME) * N_AT_A_TIME
     (ends,) = jnp.nonzero(flat.dones, size=size, fill_value=0)
 
-    def add_some(i: jax.Array, sums: jax.Array) -> jax.Array:
+    def add_some(i: jax.Array, moments: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         indices = jax.lax.dynamic_slice_in_dim(ends, i * N_AT_A_TIME, N_AT_A_TIME)
         last = jax.tree.map(lambda array: array[indices], flat.next_observations)
         latents = agent.encode(networks, parameters, last)
@@ -237,12 +237,16 @@ def mean_end_value(
         moved = distances(imagined.next_observations[0], latents)
         values = end_value_bound(model, reward_scale * jnp.abs(imagined.rewards[0]), moved, gamma)
         is_end = i * N_AT_A_TIME + jnp.arange(N_AT_A_TIME) < n_ends
-        return sums + jnp.where(is_end, jnp.stack([values, values**2]), 0.0).sum(axis=1)
+        # Chan's: deviations from means, since a difference of large squares would be imprecise
+        n_before, mean, squares = moments
+        n_here, mean_here = is_end.sum(), values.mean(where=is_end)
+        n, difference = n_before + n_here, mean_here - mean
+        squares += ((values - mean_here) ** 2).sum(where=is_end) + difference**2 * n_before * n_here / n
+        return n, mean + difference * n_here / n, squares
 
-    total, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, jnp.zeros(2))
-    count = jnp.maximum(n_ends, 1)
-    mean = total / count
-    error = jnp.sqrt(jnp.maximum(squares / count - mean**2, 0.0) / count)
+    nothing = jnp.float32(0), jnp.float32(0), jnp.float32(0)
+    count, mean, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, nothing)
+    error = jnp.sqrt(squares) / jnp.maximum(count, 1)
     known = (n_ends > 0) & jnp.isfinite(mean)
     return jnp.where(known, mean, jnp.inf), jnp.where(known, error, jnp.inf)
 

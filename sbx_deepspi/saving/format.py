@@ -11,6 +11,7 @@ import base64
 import contextlib
 import errno
 import importlib
+import inspect
 import io
 import json
 import math
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from gymnasium import spaces
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.utils import get_system_info
 
@@ -66,10 +68,12 @@ NAMED = {
 }  # fmt: skip
 """Functions and classes that are stored by name."""
 
+DISCRETE = "gymnasium.spaces.discrete.Discrete"
 CONSTRUCTED = {
     "gymnasium.spaces.box.Box": ("low", "high", "dtype"),
     "gymnasium.spaces.dict.Dict": ("spaces",),
-    "gymnasium.spaces.discrete.Discrete": ("n", "start"),
+    # with a dtype since Gymnasium 1.4: files go from one version to the other
+    DISCRETE: tuple(name for name in ("n", "start", "dtype") if name in inspect.signature(spaces.Discrete).parameters),
     "gymnasium.spaces.multi_binary.MultiBinary": ("n",),
     "gymnasium.spaces.multi_discrete.MultiDiscrete": ("nvec", "dtype", "start"),
     "rl_zoo3.utils.SimpleLinearSchedule": ("initial_value",),
@@ -106,10 +110,7 @@ class Missing:
         """
         first, *rest = self.name.split("/")
         what = first + "".join(f"[{part!r}]" for part in rest)
-        return (
-            f"The file could not hold {what} = {self.description}: to train on, give it anew, as in "
-            f"load(..., {first}=...)."
-        )
+        return f"The file could not hold {what} = {self.description}: give it anew, as in load(..., {first}=...)."
 
 
 @dataclass(frozen=True)
@@ -458,7 +459,10 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool,
         return {"$path": str(value)}
     if callable(value) and (known_as := _known_as(value)):
         return {"$named": known_as}
-    if (class_name := f"{kind.__module__}.{kind.__qualname__}") in CONSTRUCTED:
+    # a subclass of a space is saved as that space; other subclasses may do something else
+    kinds = kind.__mro__ if isinstance(value, spaces.Space) else (kind,)
+    class_name = next((name for name in map(_full_name, kinds) if name in CONSTRUCTED), None)
+    if class_name is not None:
         arguments = {argument: inner(getattr(value, argument), argument) for argument in CONSTRUCTED[class_name]}
         return {"$object": [class_name, arguments]}
     if pickle:
@@ -468,6 +472,10 @@ def _encode(value: Any, name: str, tensors: dict[str, np.ndarray], pickle: bool,
         value = Missing(name.removeprefix(ATTRIBUTES), _printable(" ".join(repr(value).split()), 200))
     missing.append(value)
     return {"$missing": [value.name, value.description]}
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def left_out(value: Any, name: str) -> list[Missing]:
@@ -611,6 +619,10 @@ def _decode(value: Any, tensors: dict[str, np.ndarray], trust: bool) -> Any:
 
 def _construct(class_name: str, arguments: dict[str, Any]) -> Any:
     # a Box of any size can be had for a few bytes that name its shape
+    if class_name == DISCRETE:
+        arguments = {"dtype": np.dtype(np.int64)} | arguments
+        if "dtype" not in CONSTRUCTED[DISCRETE]:
+            del arguments["dtype"]
     if arguments.keys() != set(CONSTRUCTED[class_name]):
         raise CheckpointError(f"must make a {class_name} from {', '.join(CONSTRUCTED[class_name])}, and nothing else.")
     if "dtype" in arguments and not isinstance(arguments["dtype"], np.dtype):

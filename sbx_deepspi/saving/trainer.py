@@ -100,7 +100,9 @@ def load(
     :raises CheckpointError: the file is none of ours, is damaged, newer, older, pickled, or another class's
     :raises ValueError: the environment has other spaces than the model
     """
-    contents = checkpoint.read(path, trust, custom_objects, suffix="zip")
+    # the number of environments is the file's, or that of ``env``
+    others = {name: value for name, value in (custom_objects or {}).items() if name != "n_envs"}
+    contents = checkpoint.read(path, trust, others, suffix="zip")
     if print_system_info:
         print("== CURRENT SYSTEM INFO ==")
         get_system_info()

@@ -220,9 +220,13 @@ class DeepSPI(PPO):
         self._updates_of_a_large_penalty = 0
         self._updates_since_certificate = 0
         self._left_out_infos: set[str] = set()
+        self._told_missing: set[str] = set()
         self._set_by_constructor: frozenset[str] = frozenset()
         if _init_setup_model:
             self._setup_model()
+            for name in ("learning_rate", "clip_range", "clip_range_vf", "policy_kwargs"):
+                checks.can_be_saved(name, missing := checkpoint.left_out(getattr(self, name), name))
+                self._told_missing |= {part.name for part in missing}
         self._set_by_constructor = frozenset(vars(self))
 
     check_spaces = staticmethod(checks.supported_spaces)
@@ -258,9 +262,6 @@ class DeepSPI(PPO):
         self.set_random_seed(self.seed)
         if isinstance(self.clip_range, (int, float)):
             checks.neighbourhood(self.clip_range)
-        for name in ("learning_rate", "clip_range", "clip_range_vf", "policy_kwargs"):
-            if not checkpoint.missing_in(value := getattr(self, name)):  # nothing that a file lacked already
-                checks.can_be_saved(name, checkpoint.left_out(value, name))
         if getattr(self, "policy", None) is None:
             self.policy = self._make_policy(self.learns_model)
             step_size = StepSize(self.lr_schedule(1.0), self.max_grad_norm)
@@ -313,6 +314,13 @@ class DeepSPI(PPO):
                 log_policy=log_policy_shape(self.action_space),
             )
         return self._rollout
+
+    @property
+    def rollout(self) -> Rollout:
+        """
+        :return: the rollout that was collected last, whatever ``n_steps`` has been set to since
+        """
+        return self.rollout_buffer if self._rollout is None else self._rollout
 
     def collect_rollouts(
         self,
@@ -421,7 +429,7 @@ class DeepSPI(PPO):
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # where the rollout began, so that no schedule has come to its end before the last update
-        began = num_timesteps - self.n_steps * self.n_envs
+        began = num_timesteps - self.rollout.rewards.size
         super()._update_current_progress_remaining(began, total_timesteps)
 
     def hyperparameters(self) -> Hyperparameters:
@@ -452,7 +460,7 @@ class DeepSPI(PPO):
             n_epochs=self.n_epochs,
             normalize_advantage=self.normalize_advantage,
             microbatch_size=ops.microbatch_size(self.jax_device.platform, images),
-            segment_length=segment_length(images and policy.world_model, self.n_steps, self.batch_size),
+            segment_length=segment_length(images and policy.world_model, len(self.rollout.rewards), self.batch_size),
         )
         return jax.tree.map(float, given)  # also a 1 that stands for 1.0, which would be another type to the compiler
 
@@ -462,7 +470,7 @@ class DeepSPI(PPO):
         projects = self.neighbourhood == "project"
         before = self.state
         last_observations = vec_env.observations_of(self._last_obs, self.observation_space, self.n_envs)
-        arguments = jax.device_put((before, self.rollout_buffer, last_observations), self.jax_device)
+        arguments = jax.device_put((before, self.rollout, last_observations), self.jax_device)
         state, report, kept = self.policy.programs.iteration(
             *arguments, hyperparameters, step=type(self).step, projects=projects
         )
@@ -688,7 +696,7 @@ class DeepSPI(PPO):
         """
         contents = trainer.contents_of(self, set(exclude or ()), set(include or ()))
         for missing in checkpoint.write(path, contents, pickle, suffix="zip"):
-            if missing.name.split("/")[0] not in trainer.configuration(type(self)):  # construction has told of those
+            if missing.name not in self._told_missing:
                 warnings.warn(
                     f"{missing.name} = {missing.description} has no plain form, and a saved model holds no code: it is "
                     "left out (pickle=True saves it, too).",
@@ -742,7 +750,8 @@ class DeepSPI(PPO):
         """
         live = {"jax_device", "interruption", "_rollout", "_logger"}
         state = {name: checkpoint.to_names(value) for name, value in vars(self).items() if name not in live}
-        return state | {"device_name": f"{self.jax_device.platform}:{self.jax_device.id}"}
+        device = f"{self.jax_device.platform}:{self.jax_device.id}"
+        return state | {"device_name": device, "_custom_logger": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.jax_device = checks.jax_device(state.pop("device_name"))
@@ -755,6 +764,6 @@ class DeepSPI(PPO):
         return [
             *super()._excluded_save_params(),
             *("policy", "jax_device", "interruption", "certificate", "episodes", "rewards", "key", "_rollout"),
-            *("certifies_each_update", "_left_out_infos"),
+            *("certifies_each_update", "_left_out_infos", "_told_missing"),
             *("lr_schedule", "clip_range_schedule", "clip_range_vf_schedule", "_set_by_constructor"),
         ]

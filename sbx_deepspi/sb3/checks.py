@@ -38,7 +38,7 @@ def can_be_saved(name: str, missing: list[Missing]) -> None:
         warnings.warn(
             f"{name} = {part.description} is a function or class without a name that a file could hold: a saved model "
             f"does without it, and to train on it has to be given again, load(..., {name}=...). {instead}.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

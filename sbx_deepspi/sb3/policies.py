@@ -72,7 +72,6 @@ TORCH_ACTIVATIONS = {
 IDLE: dict[str, tuple[Any, ...]] = {
     "use_sde": (False,),
     "share_features_extractor": (True,),
-    "features_extractor_class": (None, FlattenExtractor, NatureCNN, CombinedExtractor, JaxNatureCNN),
     "full_std": (True, False),
     "use_expln": (True, False),
     "squash_output": (False,),
@@ -95,7 +94,7 @@ REASONS = {
 OF_TORCH = (
     "evaluate_actions", "get_distribution", "mlp_extractor", "action_net", "value_net", "features_extractor",
     "optimizer", "log_std", "action_dist", "pi_features_extractor", "vf_features_extractor", "actor_state", "vf_state",
-    "actor", "vf",
+    "actor", "vf", "use_sde", "dist_kwargs", "share_features_extractor", "lr_schedule",
 )  # fmt: skip
 """What SB3's and SBX's policies have and ours do not."""
 
@@ -146,6 +145,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
     reward_model_units: int
     encodes_images = False
     features_extractor_arguments: tuple[str, ...] = ("features_dim",)
+    own_features_extractors: tuple[type, ...] = (FlattenExtractor,)
+    """SB3's and SBX's that say what this policy does anyway."""
     algorithm_defaults: ClassVar[dict[str, Any]] = dict(
         learning_rate=3e-4, batch_size=64, n_epochs=10, clip_range=0.2, ent_coef=0.0
     )
@@ -175,7 +176,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         **unsupported: Any,
     ):
         # what SB3 and SBX scripts may spell out, and DeepSPI does anyway, or what only counts with gSDE
-        unsupported = {name: value for name, value in unsupported.items() if value not in IDLE.get(name, ())}
+        idle = IDLE | {"features_extractor_class": (None, *self.own_features_extractors)}
+        unsupported = {name: value for name, value in unsupported.items() if value not in idle.get(name, ())}
         if unsupported:
             raise TypeError(_unsupported_message(unsupported))
         checks.one_of(DENSITIES, transition_density=transition_density)
@@ -367,14 +369,36 @@ class DeepSPIPolicy(BaseJaxPolicy):
         """
         :return: names and copies of all parameters: to change them, use :meth:`load_state_dict`
         """
-        yield from self.state_dict().items()
+        for name, tensor in self.state_dict().items():
+            yield name, th.nn.Parameter(tensor)
 
     def parameters(self, recurse: bool = True) -> Iterator[Any]:  # type: ignore[override]
         """
         :param recurse: not used
         :return: copies of all parameters: to change them, use :meth:`load_state_dict`
         """
-        yield from self.state_dict().values()
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """
+        :param requires_grad: of all parameters
+        :raises NotImplementedError: it is False
+        """
+        if not requires_grad:
+            raise NotImplementedError(
+                f"{type(self).__name__} computes with JAX, where parameters cannot be frozen this way: subclass it and "
+                "let its networks stop the gradient (jax.lax.stop_gradient)."
+            )
+        return self
+
+    def extract_features(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        :param args: not used
+        :param kwargs: not used
+        :raises AttributeError: always
+        """
+        raise AttributeError(self._not_torch("extract_features"))
 
     def load_from_vector(self, vector: np.ndarray) -> None:
         """
@@ -388,11 +412,14 @@ class DeepSPIPolicy(BaseJaxPolicy):
 
     def __getattr__(self, name: str) -> Any:
         if name in OF_TORCH:
-            raise AttributeError(
-                f"{type(self).__name__} computes with JAX and has no {name!r}: use predict, predict_values, state_dict "
-                "or the model's get_parameters(); its networks are policy.programs.networks."
-            )
+            raise AttributeError(self._not_torch(name))
         return super().__getattr__(name)
+
+    def _not_torch(self, name: str) -> str:
+        return (
+            f"{type(self).__name__} computes with JAX and has no {name!r}: use predict, predict_values, state_dict or "
+            "the model's get_parameters(); its networks are policy.programs.networks."
+        )
 
     def __repr__(self) -> str:
         if "learner" not in vars(self):
@@ -458,7 +485,6 @@ class DeepSPIPolicy(BaseJaxPolicy):
         Save the policy alone, atomically and without code.
 
         :param path: of the file, or a file open for writing
-        :raises CheckpointError: an argument of the policy has no plain form
         :raises OSError: it could not be written
         """
         contents = checkpoint.Checkpoint(
@@ -467,24 +493,32 @@ class DeepSPIPolicy(BaseJaxPolicy):
             environment=None,
             tensors=self.tensors(),
         )
-        checkpoint.write(path, contents)
+        for missing in checkpoint.write(path, contents):
+            warnings.warn(
+                f"{missing.name} = {missing.description} has no plain form: load asks for it.",
+                stacklevel=2,
+            )
 
     @classmethod
     def load(  # type: ignore[override]
-        cls: type[SelfDeepSPIPolicy], path: Any, device: th.device | str = "auto"
+        cls: type[SelfDeepSPIPolicy], path: Any, device: th.device | str = "auto", **kwargs: Any
     ) -> SelfDeepSPIPolicy:
         """
         Load a policy that was saved alone.
 
         :param path: of the file, or a file open for reading
         :param device: where JAX computes
+        :param kwargs: arguments of the policy that the file could not hold, or others in their place
         :return: the policy, ready to predict
-        :raises CheckpointError: the file is none of ours, is damaged, or holds another kind of policy
+        :raises CheckpointError: the file is none of ours or damaged, lacks an argument, or holds another kind of policy
         """
         contents = checkpoint.read(path)
         checkpoint.written_by(cls.__name__, contents)
         with checkpoint.building(cls.__name__), jax.default_device(checks.jax_device(device)):
-            policy = cls(lr_schedule=ConstantSchedule(1.0), **contents.attributes)
+            arguments = contents.attributes | kwargs
+            for missing in checkpoint.missing_in(arguments):
+                raise checkpoint.CheckpointError(missing.request)
+            policy = cls(lr_schedule=ConstantSchedule(1.0), **arguments)
             policy.restore(contents.tensors)
         return policy
 
@@ -609,6 +643,7 @@ class MultiInputPolicy(MlpPolicy):
         super().__init__(observation_space, *args, **kwargs)
 
     features_extractor_arguments = ("features_dim", "cnn_output_dim")
+    own_features_extractors = (CombinedExtractor,)
     observation_space: spaces.Dict
 
     @property
@@ -619,7 +654,7 @@ class MultiInputPolicy(MlpPolicy):
         return [
             key
             for key, space in self.observation_space.spaces.items()
-            if is_image_space(space) and min(latent_map_of(space)) >= 1
+            if is_image_space(space, normalized_image=not self.normalize_images) and min(latent_map_of(space)) >= 1
         ]
 
     @property
@@ -648,7 +683,8 @@ class MultiInputPolicy(MlpPolicy):
 
     def _image_encoder(self, space: spaces.Space) -> nn.Module:
         assert isinstance(space, spaces.Box)
-        convolutions = CnnEncoder(is_image_space_channels_first(space), self.normalize_images, nn.relu, self.ortho_init)
+        divides = self.normalize_images and is_image_space(space)
+        convolutions = CnnEncoder(is_image_space_channels_first(space), divides, nn.relu, self.ortho_init)
         return nn.Sequential((convolutions, CnnTorso(self.cnn_output_dim, nn.relu, self.ortho_init)))
 
 
@@ -659,6 +695,7 @@ class CnnPolicy(DeepSPIPolicy):
     default_features_dim = 512
     reward_model_units = 256
     encodes_images = True
+    own_features_extractors = (NatureCNN, JaxNatureCNN)
     # the paper's, for Atari
     algorithm_defaults: ClassVar[dict[str, Any]] = dict(
         learning_rate=LinearSchedule(2.5e-4, 0.0, 1.0), batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01

@@ -24,6 +24,7 @@ from stable_baselines3 import ppo
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule, get_linear_fn
@@ -326,6 +327,32 @@ def test_cnn_policy_takes_only_images(space: spaces.Box) -> None:
         DeepSPI("CnnPolicy", ToyEnv(space, spaces.Discrete(2)))
 
 
+class InLists(ToyEnv):
+    """Observations as plain lists, as some scripts return them; SB3 hands the last one of an episode on as it is."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        observation, info = super().reset(**kwargs)
+        return jax.tree.map(np.ndarray.tolist, observation), info
+
+    def step(self, action: Any) -> Any:
+        observation, *others = super().step(action)
+        return jax.tree.map(np.ndarray.tolist, observation), *others
+
+
+@pytest.mark.parametrize("space", [VECTOR, spaces.Dict(a=VECTOR, b=spaces.MultiBinary(2))], ids=["vector", "dict"])
+def test_observations_as_lists(space: spaces.Space) -> None:
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    rollout, _ = collected(DeepSPI(policy, InLists(space, spaces.Discrete(2)), **RUN))
+    assert rollout.dones.any()
+
+
+def test_normalised_images_in_dictionaries_are_images() -> None:
+    space = spaces.Dict(image=spaces.Box(-9, 9, (1, 36, 36)), vector=VECTOR)
+    kwargs = dict(normalize_images=False)
+    model = DeepSPI("MultiInputPolicy", ToyEnv(space, spaces.Discrete(2)), **RUN, policy_kwargs=kwargs)
+    assert model.policy.images == ["image"]  # type: ignore[attr-defined]
+
+
 # --- actions ----------------------------------------------------------------------------------------
 
 
@@ -344,6 +371,21 @@ def test_actions_begin_where_their_space_does(space: Any) -> None:
     np.testing.assert_array_equal(np.stack(taken), rollout.actions[:, 0] + space.start)
     n_actions = space.n if isinstance(space, spaces.Discrete) else np.prod(space.nvec)
     assert len(np.unique(np.stack(taken).reshape(64, -1), axis=0)) == n_actions
+
+
+def test_what_a_rollouts_end_sets_counts_from_the_next_one() -> None:
+    class Longer(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.model.n_steps = 16  # type: ignore[attr-defined]
+
+    model = model_of().learn(8, Longer())
+    assert model.rollout.rewards.sum() == 8
+    assert model.logger.name_to_value["train/clip_fraction"] < 1
+    model.learn(16, reset_num_timesteps=False)
+    assert model.num_timesteps == 24 and model.rollout.rewards.sum() == 16
 
 
 # --- what is saved ----------------------------------------------------------------------------------
@@ -432,6 +474,51 @@ def test_copies_are_models_of_their_own(copied: Any) -> None:
     assert same(before, params(model)) and not same(before, params(other))
 
 
+def test_copies_after_a_logger_of_the_users_own_learn() -> None:
+    model = model_of()
+    model.set_logger(configure(None, []))
+    copy.deepcopy(model).learn(8)
+
+
+class OwnBox(spaces.Box):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions"),
+    [(VECTOR, spaces.Discrete(2, start=3)), (OwnBox(-1, 1, (3,)), spaces.Discrete(2))],
+    ids=["Discrete", "a subclass"],
+)
+def test_spaces_come_back_equal(observations: spaces.Space, actions: spaces.Space, tmp_path: Path) -> None:
+    if "dtype" in inspect.signature(spaces.Discrete).parameters and isinstance(actions, spaces.Discrete):
+        actions = spaces.Discrete(int(actions.n), start=int(actions.start), dtype=np.int32)  # type: ignore[call-arg]
+    DeepSPI("MlpPolicy", ToyEnv(observations, actions), **RUN).save(tmp_path / "model")
+    env = DummyVecEnv([lambda: ToyEnv(observations, actions)])
+    assert DeepSPI.load(tmp_path / "model", env=env).action_space == actions
+    # the number of environments is the file's or the environment's, whatever is given
+    DeepSPI.load(tmp_path / "model", env=env, custom_objects={"n_envs": 7})
+
+
+def test_policies_of_functions_without_a_name(tmp_path: Path) -> None:
+    kwargs = dict(activation_fn=lambda x: jnp.tanh(x))
+    policy = model_of(policy_kwargs=kwargs).policy
+    with pytest.warns(UserWarning, match="activation_fn = .* has no plain form"):
+        policy.save(tmp_path / "policy")
+    with pytest.raises(ValueError, match=r"could not hold activation_fn.*load\(..., activation_fn=...\)"):
+        MlpPolicy.load(tmp_path / "policy")
+    loaded = MlpPolicy.load(tmp_path / "policy", **kwargs)
+    observations = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(loaded.predict_values(observations), policy.predict_values(observations))
+
+
+def test_schedules_for_predictions_alone_are_nothing_to_warn_of(tmp_path: Path) -> None:
+    """As RL Zoo and the Hub put them into models that they only look at."""
+    model_of().save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DeepSPI.load(tmp_path / "model", custom_objects={"learning_rate": 0.0, "clip_range": lambda _: 0.0})
+
+
 # --- interfaces -------------------------------------------------------------------------------------
 
 
@@ -476,8 +563,9 @@ def test_arguments_that_change_nothing_are_taken() -> None:
     assert model.policy.net_arch == {"pi": [5], "vf": [6]}
     with pytest.raises(TypeError, match="share one encoder"):
         model_of(policy_kwargs=dict(share_features_extractor=False))
-    with pytest.raises(TypeError, match="give it a make_encoder"):
-        model_of(policy_kwargs=dict(features_extractor_class=torch.nn.Module))
+    for other in (torch.nn.Module, stable_baselines3.common.torch_layers.NatureCNN):  # the latter is CnnPolicy's
+        with pytest.raises(TypeError, match="give it a make_encoder"):
+            model_of(policy_kwargs=dict(features_extractor_class=other))
 
 
 @pytest.mark.parametrize(
@@ -509,8 +597,12 @@ def test_torchs_view_of_a_policy() -> None:
     )
     text = repr(policy)
     assert all(part in text for part in ("encoder", "actor", "transition_model", "parameters"))
-    with pytest.raises(AttributeError, match="computes with JAX and has no 'evaluate_actions'"):
-        policy.evaluate_actions(None, None)
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+    for name in ("evaluate_actions", "extract_features", "get_distribution"):
+        with pytest.raises(AttributeError, match=f"computes with JAX and has no '{name}'"):
+            getattr(policy, name)(None)
+    with pytest.raises(NotImplementedError, match="cannot be frozen"):
+        policy.requires_grad_(False)
 
 
 def test_predict_refuses_what_training_does() -> None:
