@@ -654,7 +654,8 @@ class MultiInputPolicy(MlpPolicy):
         return [
             key
             for key, space in self.observation_space.spaces.items()
-            if is_image_space(space, normalized_image=not self.normalize_images) and min(latent_map_of(space)) >= 1
+            if is_image_space(space, normalized_image=not self.normalize_images)
+            and latent_map_size(min(rows_and_columns(space))) >= 1
         ]
 
     @property
@@ -717,11 +718,12 @@ class CnnPolicy(DeepSPIPolicy):
                 "dimensions. If they are normalised already, pass `policy_kwargs=dict(normalize_images=False)`."
             )
         self.channels_first = is_image_space_channels_first(observation_space)
-        self.latent_map = latent_map_of(observation_space)
+        height, width = rows_and_columns(observation_space)
+        self.latent_map = latent_map_size(height), latent_map_size(width)
         if min(self.latent_map) < 1:
             raise ValueError(
-                f"CnnPolicy's convolutions need images of at least 36 x 36 pixels, but got {observation_space}: resize "
-                "them, or use 'MlpPolicy'."
+                f"CnnPolicy's convolutions need images of at least 36 x 36 pixels, but these have {height} x {width}: "
+                "resize them, or use 'MlpPolicy'."
             )
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=activation_fn, **kwargs)
 
@@ -760,14 +762,14 @@ def our_policy(policy: Any) -> Any:
     )
 
 
-def latent_map_of(space: spaces.Space) -> tuple[int, int]:
+def rows_and_columns(space: spaces.Space) -> tuple[int, int]:
     """
     :param space: of one image
-    :return: rows and columns of its map after the convolutions; below 1 where it is too small for them
+    :return: its size in pixels
     """
     assert isinstance(space, spaces.Box)
     height, width = space.shape[1:] if is_image_space_channels_first(space) else space.shape[:2]
-    return latent_map_size(height), latent_map_size(width)
+    return height, width
 
 
 def as_activation(activation_fn: Any) -> Activation:
