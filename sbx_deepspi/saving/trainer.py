@@ -147,10 +147,9 @@ def load(
         vars(model).update(changes)
         key, prediction_key = restored_state(model, state, n_envs), model.policy.key
         model._setup_model()  # draws new keys from the seed
-        for name in ("lr_schedule", "clip_range_schedule", "clip_range_vf_schedule"):
-            schedule = getattr(model, name)
-            if schedule is not None and not isinstance(getattr(model, ARGUMENTS[name]), checkpoint.Missing):
-                schedule(1.0)  # whether it is one shows when it is called
+        for name, function in SCHEDULES.items():
+            if getattr(model, name) is not None and not checkpoint.missing_in(getattr(model, name)):
+                getattr(model, function)(1.0)  # whether it is one shows when it is called
         if "seed" not in changes:
             model.key, model.policy.key = jax.device_put((key, prediction_key), model.jax_device)
     if env is not None:
@@ -218,10 +217,10 @@ def restore_environment(model: Any, env: VecEnv, saved: dict[str, Any] | None, f
 
 
 OPTIONAL_NUMBERS = ("clip_range_vf", "gradient_penalty_coef", "target_kl")
-SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
-ARGUMENTS = {"lr_schedule": "learning_rate", "clip_range_schedule": "clip_range"} | {
-    "clip_range_vf_schedule": "clip_range_vf"
-}
+SCHEDULES = {
+    "learning_rate": "lr_schedule", "clip_range": "clip_range_schedule", "clip_range_vf": "clip_range_vf_schedule",
+}  # fmt: skip
+"""Arguments that may be schedules → the functions of the remaining progress that are made from them."""
 BUFFERS: dict[str, Any] = {"ep_info_buffer": dict, "ep_success_buffer": (bool, int, float)}
 
 

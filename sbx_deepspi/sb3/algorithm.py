@@ -77,9 +77,8 @@ class DeepSPI(PPO):
     :param learning_rate: learning rate, or a function of the remaining progress; ``None``: the policy's
     :param n_steps: steps of each environment per update; ``None``: about 1,024 transitions an update,
         spread over the environments there are
-    :param batch_size: minibatch size, ``None``: the policy's; the last one of an epoch is smaller if it does not divide
-        the rollout.
-        Minibatches of images are drawn as runs of up to eight successive steps, whose encodings are shared
+    :param batch_size: minibatch size; ``None``: the policy's. The last minibatch of an epoch is smaller if it does not
+        divide the rollout. Those of images are runs of up to eight successive steps, whose encodings are shared
     :param n_epochs: passes over the rollout per update; ``None``: the policy's
     :param gamma: discount factor
     :param gae_lambda: bias-variance trade-off of the generalised advantages
