@@ -200,7 +200,7 @@ def test_no_bound_is_broken() -> None:
     assert len(traits) == 6 and min(traits.values()) >= 50, traits
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=1000, deadline=None, suppress_health_check=CHECKS)
 @given(updates())
 def test_the_papers_bound_holds_where_the_model_knows_the_ends_and_is_never_below_ours(
     update: tuple[RealMDP, LatentMDP, LatentMDP],
