@@ -1,6 +1,6 @@
 """Deep SPI for Stable-Baselines3, SBX and RL Zoo."""
 
-from sbx_deepspi.envs import ConfoundingGrid, ConfoundingGridVecEnv, make_envpool_env
+from sbx_deepspi.envs import ConfoundingGrid, ConfoundingGridVecEnv, JaxVecEnv, make_envpool_env, make_jax_env
 from sbx_deepspi.saving.environment import load_normalization
 from sbx_deepspi.saving.format import CheckpointError
 from sbx_deepspi.sb3.algorithm import DeepSPI
@@ -16,8 +16,10 @@ __all__ = [
     "ConfoundingGridVecEnv",
     "DeepMDP",
     "DeepSPI",
+    "JaxVecEnv",
     "MlpPolicy",
     "SPICertificateCallback",
     "load_normalization",
     "make_envpool_env",
+    "make_jax_env",
 ]

@@ -224,6 +224,42 @@ def act(networks: Networks, parameters: Parameters, latents: jax.Array, key: jax
     return Decision(actions, distribution.log_prob(actions), log_policy(distribution, actions), values)
 
 
+def decide(
+    networks: Networks, parameters: Parameters, observations: Observations, key: jax.Array
+) -> tuple[Decision, jax.Array]:
+    """
+    :param networks: without parameters
+    :param parameters: of all of them
+    :param observations: shape (N, ...)
+    :param key: randomness, used up
+    :return: sampled actions with what an update needs to know of them, and a key for the next ones
+    """
+    key, sample_key = jax.random.split(key)
+    return act(networks, parameters, encode(networks, parameters, observations), sample_key), key
+
+
+def most_likely_actions(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:
+    """
+    :param networks: without parameters
+    :param parameters: of all of them
+    :param observations: shape (N, ...)
+    :return: actions, shape (N, ...)
+    """
+    latents = encode(networks, parameters, observations)
+    return policy_and_values(networks, parameters, latents)[0].mode()
+
+
+def values(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:
+    """
+    :param networks: without parameters
+    :param parameters: of all of them
+    :param observations: shape (N, ...)
+    :return: V(s), shape (N,)
+    """
+    latents = encode(networks, parameters, observations)
+    return policy_and_values(networks, parameters, latents)[1]
+
+
 def policy_terms(networks: Networks, parameters: Parameters, latents: jax.Array, actions: jax.Array) -> PolicyTerms:
     """
     :param networks: see :class:`Networks`

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from sbx_deepspi import agent
-from sbx_deepspi.agent import Decision, Networks
+from sbx_deepspi.agent import Networks
+from sbx_deepspi.collect.jitted import Environments, Episodes, collect
 from sbx_deepspi.deepspi import Step, UpdateReport, update
-from sbx_deepspi.guarantee.measure import certify, importance_ratios, transition_lipschitz
+from sbx_deepspi.guarantee.measure import Certificate, certify, importance_ratios, transition_lipschitz
 from sbx_deepspi.guarantee.neighbourhood import project
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.optimizer import Learner, Optimizer, Parameters, StepSizes
@@ -53,10 +54,13 @@ class Programs:
         quickly = {"xla_backend_optimization_level": 0}
         self.create = jax.jit(partial(create, networks, optimizer), compiler_options=quickly)
         self.certify = jax.jit(partial(certify, networks), compiler_options=quickly)
-        self.decide = jax.jit(partial(decide, networks))
-        self.most_likely_actions = jax.jit(partial(most_likely_actions, networks))
-        self.values = jax.jit(partial(values, networks))
+        self.decide = jax.jit(partial(agent.decide, networks))
+        self.most_likely_actions = jax.jit(partial(agent.most_likely_actions, networks))
+        self.values = jax.jit(partial(agent.values, networks))
         self.iteration = jax.jit(partial(iteration, networks, optimizer), static_argnames=("step", "projects"))
+        self.fused_iteration = jax.jit(
+            partial(fused_iteration, networks, optimizer), static_argnames=("environments", "step", "projects")
+        )
         self.importance_ratios = jax.jit(partial(importance_ratios, networks))
         self.transition_lipschitz = jax.jit(partial(transition_lipschitz, networks))
 
@@ -98,42 +102,6 @@ def create(
     return Learner(parameters, optimizer.init(parameters, step_sizes))
 
 
-def decide(
-    networks: Networks, parameters: Parameters, observations: Observations, key: jax.Array
-) -> tuple[Decision, jax.Array]:
-    """
-    :param networks: without parameters
-    :param parameters: of all of them
-    :param observations: shape (N, ...)
-    :param key: randomness, used up
-    :return: sampled actions with what an update needs to know of them, and a key for the next ones
-    """
-    key, sample_key = jax.random.split(key)
-    return agent.act(networks, parameters, agent.encode(networks, parameters, observations), sample_key), key
-
-
-def most_likely_actions(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:
-    """
-    :param networks: without parameters
-    :param parameters: of all of them
-    :param observations: shape (N, ...)
-    :return: actions, shape (N, ...)
-    """
-    latents = agent.encode(networks, parameters, observations)
-    return agent.policy_and_values(networks, parameters, latents)[0].mode()
-
-
-def values(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:
-    """
-    :param networks: without parameters
-    :param parameters: of all of them
-    :param observations: shape (N, ...)
-    :return: V(s), shape (N,)
-    """
-    latents = agent.encode(networks, parameters, observations)
-    return agent.policy_and_values(networks, parameters, latents)[1]
-
-
 def iteration(
     networks: Networks,
     optimizer: Optimizer,
@@ -171,3 +139,64 @@ def iteration(
         learner = learner.replace(parameters=parameters)
     n_epochs = state.n_epochs + report.epochs.n_epochs
     return state.replace(learner=learner, key=key, rewards=rewards, n_epochs=n_epochs), report, kept
+
+
+def fused_iteration(
+    networks: Networks,
+    optimizer: Optimizer,
+    state: TrainerState,
+    hyperparameters: Hyperparameters,
+    is_certified: bool | jax.Array,
+    *,
+    environments: Environments,
+    step: Step,
+    projects: bool,
+) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Episodes]:
+    """
+    A rollout and what follows it.
+
+    :param networks: without parameters
+    :param optimizer: of all parameters
+    :param state: before, with that of the environments
+    :param hyperparameters: see :class:`~sbx_deepspi.hyperparameters.Hyperparameters`
+    :param is_certified: whether the update gets a certificate
+    :param environments: that the rollout is collected from
+    :param step: of the algorithm
+    :param projects: whether the update is drawn back until it is in the neighbourhood
+    :return: what :func:`iteration` returns, the certificate (``None`` without a world model, zeros where there was none
+        to be), and what the host is told of the rollout
+    """
+    parameters = state.learner.parameters
+    rollout, episodes, copies, key = collect(networks, environments, parameters, state.environments, state.key)
+    lengths = state.episodes.including(episodes.lengths, rollout.dones)
+    before = state.replace(key=key, episodes=lengths, environments=copies)
+    last_observations = environments.observed(copies.observations)
+    after, report, kept = iteration(
+        networks, optimizer, before, rollout, last_observations, hyperparameters, step=step, projects=projects
+    )
+    if networks.world_model is None:
+        return after, report, kept, None, episodes
+
+    def certificate() -> Certificate:
+        return certify(
+            networks,
+            parameters,
+            after.learner.parameters,
+            rollout,
+            lengths.mean_length,
+            (before.rewards.scale, after.rewards.scale),
+            certificate_key(before),
+            hyperparameters.gamma,
+        )
+
+    none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(certificate))
+    return after, report, kept, jax.lax.cond(is_certified, certificate, lambda: none), episodes
+
+
+def certificate_key(state: TrainerState) -> jax.Array:
+    """
+    :param state: before the update
+    :return: randomness of the update's certificate: of its own, so that the run is the same however often it is
+        certified
+    """
+    return jax.random.fold_in(state.key, 1)

@@ -1,6 +1,5 @@
 """Everything that an iteration changes, as one PyTree: it is saved, and can be mapped over seeds and devices."""
 
-import math
 from typing import Any
 
 import jax
@@ -35,28 +34,35 @@ class EpisodeStatistics(struct.PyTreeNode):
         """
         return cls(np.zeros(n_envs, np.int32), np.zeros(window, np.int32), np.zeros((), np.int32))
 
-    def after_step(self, began: np.ndarray, ended: np.ndarray) -> "EpisodeStatistics":
+    def including(self, lengths: Array, ended: Array) -> "EpisodeStatistics":
         """
-        :param began: whether the step was an episode's first, bools of shape (N,)
-        :param ended: whether it was its last, bools of shape (N,)
-        :return: statistics after the step
+        NumPy's arrays on the host, JAX's inside jit.
+
+        :param lengths: steps of each environment's episode up to each of T steps, int32, shape (T, N)
+        :param ended: whether the step was its episode's last, bool, shape (T, N)
+        :return: statistics after these steps
         """
-        steps = np.where(began, 0, self.steps).astype(np.int32) + np.int32(1)
-        lengths, n_ended = self.lengths, int(self.n_ended)
-        if ended.any():
-            lengths = np.array(lengths)
-            for length in steps[ended]:
-                lengths[n_ended % len(lengths)] = length
-                n_ended += 1
-        return EpisodeStatistics(steps, lengths, np.asarray(n_ended, np.int32))
+        window, ended, of_ended = len(self.lengths), ended.reshape(-1), lengths.reshape(-1)
+        number = self.n_ended + ended.cumsum() - 1
+        n_ended = self.n_ended + ended.sum()
+        # the last slot is for what is not kept: steps that ended nothing, and all but the newest episodes
+        slots = np.where if isinstance(ended, np.ndarray) else jnp.where
+        slot = slots(ended & (number >= n_ended - window), number % window, window)
+        if isinstance(ended, np.ndarray):
+            kept = np.append(self.lengths, np.int32(0))
+            kept[slot] = of_ended
+        else:
+            kept = jnp.append(self.lengths, 0).at[slot].set(of_ended)
+        return EpisodeStatistics(lengths[-1], kept[:-1], n_ended.astype(np.int32))
 
     @property
-    def mean_length(self) -> float:
+    def mean_length(self) -> jax.Array:
         """
         :return: AEL, mean steps of the last episodes; infinite as long as none has ended
         """
-        n_known = min(int(self.n_ended), len(self.lengths))
-        return float(np.mean(self.lengths[:n_known])) if n_known else math.inf
+        n_known = jnp.minimum(self.n_ended, len(self.lengths))
+        known = jnp.where(jnp.arange(len(self.lengths)) < n_known, self.lengths, 0)
+        return jnp.where(n_known > 0, known.sum() / n_known, jnp.inf)
 
 
 class RewardStatistics(struct.PyTreeNode):
@@ -105,6 +111,7 @@ class TrainerState(struct.PyTreeNode):
     :param episodes: lengths of episodes
     :param rewards: their size
     :param n_epochs: passes over rollouts made so far, int32
+    :param environments: the state of environments inside jit; ``None`` of others
     """
 
     learner: Learner
@@ -112,3 +119,4 @@ class TrainerState(struct.PyTreeNode):
     episodes: EpisodeStatistics
     rewards: RewardStatistics
     n_epochs: Any
+    environments: Any = None

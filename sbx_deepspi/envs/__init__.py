@@ -4,9 +4,14 @@ import gymnasium as gym
 
 from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS, ConfoundingGrid, ConfoundingGridVecEnv
 from sbx_deepspi.envs.envpool import EnvPoolVecEnv, make_envpool_env
+from sbx_deepspi.envs.jitted.make import make_jax_env
+from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.envs.subprocess import TimeoutSubprocVecEnv
 
-__all__ = ["ConfoundingGrid", "ConfoundingGridVecEnv", "EnvPoolVecEnv", "TimeoutSubprocVecEnv", "make_envpool_env"]
+__all__ = [
+    "ConfoundingGrid", "ConfoundingGridVecEnv", "EnvPoolVecEnv", "JaxVecEnv", "TimeoutSubprocVecEnv",
+    "make_envpool_env", "make_jax_env",
+]  # fmt: skip
 
 gym.register(
     "ConfoundingGrid-v0",

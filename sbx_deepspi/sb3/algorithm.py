@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import deepspi, ops
 from sbx_deepspi.collect import vec_env
+from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.epochs import EpochsReport
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
@@ -24,7 +25,9 @@ from sbx_deepspi.optimizer import StepSize
 from sbx_deepspi.rollout import Rollout, automatic_n_steps
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.saving import trainer
+from sbx_deepspi.programs import certificate_key
 from sbx_deepspi.sb3 import checks, logs
+from sbx_deepspi.sb3.fused import Made, NotOnHost, collect_and_update, tell_of_wrappers
 from sbx_deepspi.sb3.interruption import Interruption, mute
 from sbx_deepspi.sb3.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, MultiInputPolicy, our_policy
 from sbx_deepspi.sb3.spaces import action_dtype, action_shape, log_policy_shape, to_environment
@@ -108,6 +111,8 @@ class DeepSPI(PPO):
     :param neighbourhood: ``"clip"``: the objective's clip alone keeps the policy near the one that collected the data;
         ``"project"``: after each update the parameters are drawn back until every importance ratio on the rollout's
         states (over all actions; for Box, over the sampled ones) lies in [1 - ε, 1 + ε]
+    :param fused: whether rollouts and updates are one program where environments are inside jit
+        (:func:`~sbx_deepspi.make_jax_env`); callbacks then get their events once a rollout is over
     :param certificate_freq: updates from one certificate to the next; the first update has one. A callback that
         requires conditions gets one for each update
     :param _init_setup_model: whether to build the networks at once
@@ -124,6 +129,7 @@ class DeepSPI(PPO):
     certificate: Certificate | None = None
     certifies_each_update = False
     _rollout: Rollout | None = None
+    _made: Made | None = None
     lr_schedule = _schedule_of("learning_rate")  # type: ignore[assignment]
     clip_range_schedule = _schedule_of("clip_range")  # type: ignore[assignment]
     clip_range_vf_schedule = _schedule_of("clip_range_vf")
@@ -160,6 +166,7 @@ class DeepSPI(PPO):
         gradient_penalty_coef: float | None = None,
         neighbourhood: str = "clip",
         certificate_freq: int = CERTIFICATE_FREQ,
+        fused: bool = True,
         _init_setup_model: bool = True,
     ):
         checks.not_supported(
@@ -210,9 +217,11 @@ class DeepSPI(PPO):
         self.gradient_penalty_coef = gradient_penalty_coef
         self.neighbourhood = neighbourhood
         self.certificate_freq = certificate_freq
+        self.fused = fused
         self.episodes = EpisodeStatistics.empty(n_envs, stats_window_size)
         self.rewards = RewardStatistics.empty()
         self.interruption = Interruption()
+        self._n_collected = 0  # transitions of the rollout that was collected last
         self._last_fault = ""
         self._faulty_updates = 0
         self._last_verdict = ""
@@ -233,6 +242,8 @@ class DeepSPI(PPO):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         checks.supported_spaces(env.observation_space, env.action_space)
+        if isinstance(env, JaxVecEnv):  # images with channels last need no wrapper
+            return env
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
@@ -291,19 +302,31 @@ class DeepSPI(PPO):
         """
         :return: everything that an iteration changes
         """
-        return TrainerState(self.policy.learner, self.key, self.episodes, self.rewards, np.int32(self._n_updates))
+        inner = None if self.env is None else self.env.unwrapped
+        return TrainerState(
+            learner=self.policy.learner,
+            key=self.key,
+            episodes=self.episodes,
+            rewards=self.rewards,
+            n_epochs=np.int32(self._n_updates),
+            environments=inner.state if isinstance(inner, JaxVecEnv) else None,
+        )
 
     @state.setter
     def state(self, state: TrainerState) -> None:
         self.policy.learner, self.key = state.learner, state.key
         self.episodes, self.rewards = state.episodes, state.rewards
         self._n_updates = int(state.n_epochs)
+        if self.env is not None and isinstance(inner := self.env.unwrapped, JaxVecEnv):
+            inner.state = state.environments
 
     @property
     def rollout_buffer(self) -> Rollout:  # type: ignore[override]
         """
         :return: the present rollout; made when learning starts: a model that only predicts has none
         """
+        if self._fused_env is not None:
+            return NotOnHost()  # type: ignore[return-value]
         if self._rollout is None or self._rollout.rewards.shape != (self.n_steps, self.n_envs):
             self._rollout = Rollout.empty(
                 self.n_steps,
@@ -320,6 +343,10 @@ class DeepSPI(PPO):
         :return: the rollout that was collected last, whatever ``n_steps`` has been set to since
         """
         return self.rollout_buffer if self._rollout is None else self._rollout
+
+    @property
+    def _fused_env(self) -> JaxVecEnv | None:
+        return self.env if self.fused and isinstance(self.env, JaxVecEnv) else None
 
     def collect_rollouts(
         self,
@@ -340,6 +367,9 @@ class DeepSPI(PPO):
         """
         if self.interruption.received or self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
             return False
+        self._n_collected = n_rollout_steps * env.num_envs
+        if env is self._fused_env:
+            return collect_and_update(self, env, callback, n_rollout_steps)
         rollout, programs, space = rollout_buffer, self.policy.programs, self.observation_space
         number = self.num_timesteps // env.num_envs  # of the step, for messages
         observations = vec_env.observations_of(self._last_obs, space, env.num_envs, number)
@@ -355,24 +385,19 @@ class DeepSPI(PPO):
             number += 1
             try:
                 made = vec_env.step(env, clipped_actions, number)
-                new_obs, rewards, dones, infos = made.new_obs, made.rewards, made.dones, made.infos
-                self.num_timesteps += env.num_envs
-                self.episodes = self.episodes.after_step(np.asarray(self._last_episode_starts), dones)
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    # this step is not learned from, but the next rollout begins where it led
-                    self._last_obs, self._last_episode_starts = new_obs, dones
-                    return False
             except (EOFError, OSError) as error:
-                # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
-                if self.interruption.received:
+                if self._was_interrupted(error):
                     return False
-                if isinstance(error, EOFError):
-                    raise ConnectionError(
-                        "The process of an environment, for training or for evaluation, has ended: if the environment "
-                        "raised an error, its traceback is above (TimeoutSubprocVecEnv says which one it was)."
-                    ) from error
                 raise
+            new_obs, rewards, dones, infos = made.new_obs, made.rewards, made.dones, made.infos
+            self.num_timesteps += env.num_envs
+            lengths = np.where(self._last_episode_starts, 0, self.episodes.steps).astype(np.int32) + np.int32(1)
+            self.episodes = self.episodes.including(lengths[None], dones[None])
+            callback.update_locals(locals())
+            if not self.goes_on_after(callback):
+                # this step is not learned from, but the next rollout begins where it led
+                self._last_obs, self._last_episode_starts = new_obs, dones
+                return False
             self._update_info_buffer(infos, dones)
 
             next_observations, truncated = vec_env.true_next_observations(made, space, number)
@@ -403,6 +428,30 @@ class DeepSPI(PPO):
         callback.on_rollout_end()
         return True
 
+    def goes_on_after(self, callback: BaseCallback) -> bool:
+        """
+        :param callback: whose ``on_step`` is called
+        :return: False if the training is to stop: by the callback or by a signal
+        :raises ConnectionError: the process of an environment for evaluation has ended
+        """
+        try:
+            return callback.on_step()
+        except (EOFError, OSError) as error:
+            if self._was_interrupted(error):
+                return False
+            raise
+
+    def _was_interrupted(self, error: Exception) -> bool:
+        # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
+        if self.interruption.received:
+            return True
+        if isinstance(error, EOFError):
+            raise ConnectionError(
+                "The process of an environment, for training or for evaluation, has ended: if the environment "
+                "raised an error, its traceback is above (TimeoutSubprocVecEnv says which one it was)."
+            ) from error
+        return False
+
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         # an episode's statistics go into every file: numbers as Python has them, and nothing that a file cannot hold
         plain = []
@@ -428,7 +477,7 @@ class DeepSPI(PPO):
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # where the rollout began, so that no schedule has come to its end before the last update
-        began = num_timesteps - self.rollout.rewards.size
+        began = num_timesteps - self._n_collected
         super()._update_current_progress_remaining(began, total_timesteps)
 
     def hyperparameters(self) -> Hyperparameters:
@@ -459,56 +508,61 @@ class DeepSPI(PPO):
             n_epochs=self.n_epochs,
             normalize_advantage=self.normalize_advantage,
             microbatch_size=ops.microbatch_size(self.jax_device.platform, images),
-            segment_length=segment_length(images and policy.world_model, len(self.rollout.rewards), self.batch_size),
+            segment_length=segment_length(images and policy.world_model, self._n_collected // self.n_envs, self.batch_size),
         )
         return jax.tree.map(float, given)  # also a 1 that stands for 1.0, which would be another type to the compiler
 
     def train(self) -> None:
         """Update policy, values and world model from the collected rollout, certify the update, log what happened."""
-        hyperparameters = self.hyperparameters()
-        projects = self.neighbourhood == "project"
-        before = self.state
-        last_observations = vec_env.observations_of(self._last_obs, self.observation_space, self.n_envs)
-        arguments = jax.device_put((before, self.rollout, last_observations), self.jax_device)
-        state, report, kept = self.policy.programs.iteration(
-            *arguments, hyperparameters, step=type(self).step, projects=projects
-        )
-        parameters, certificate = state.learner.parameters, None
-        if self._is_certified():
-            certificate = self.policy.programs.certify(
-                before.learner.parameters,
-                parameters,
-                arguments[1],
-                self.episodes.mean_length,
-                (arguments[0].rewards.scale, state.rewards.scale),
-                # of its own, so that the run is the same however often it is certified
-                jax.random.fold_in(before.key, 1),
-                hyperparameters.gamma,
-            )
-        # None unless actions are Box; what the user sees comes to the host in one transfer
-        log_std = parameters["actor"].get("log_std")
-        report, log_std, kept, n_epochs, rewards, certificate = jax.device_get(
-            (report, log_std, kept, state.n_epochs, state.rewards, certificate)
-        )
-        self.state = state.replace(episodes=self.episodes, n_epochs=n_epochs, rewards=rewards)
+        made, self._made = self._made or self._update(), None
+        self.state, report, hyperparameters = made.state, made.report, made.hyperparameters
         if report.epochs.stopped and self.verbose >= 1:
             print(
                 f"Early stopping at step {report.epochs.n_epochs - 1} due to reaching max kl: "
                 f"{report.epochs.last_kl:.2f}"
             )
-        logs.record_update(self.logger, report, hyperparameters, log_std, rewards, self._n_updates)
-        if projects:
-            self.logger.record("spi/kept_fraction", float(kept))
-        if certificate is not None:
-            self.certificate = certificate
-            verdict = logs.record_certificate(self.logger, certificate, self.gamma, self.all_actions)
+        logs.record_update(self.logger, report, hyperparameters, made.log_std, self.rewards, self._n_updates)
+        if self.neighbourhood == "project":
+            self.logger.record("spi/kept_fraction", float(made.kept))
+        if made.certificate is not None:
+            self.certificate = made.certificate
+            verdict = logs.record_certificate(self.logger, made.certificate, self.gamma, self.all_actions)
             if self.verbose >= 1 and verdict != self._last_verdict:
                 print(f"After {self.num_timesteps:,} steps: {verdict}")
             self._last_verdict = verdict
         self._watch(report.epochs)
         self._watch_penalty(logs.penalty(report, hyperparameters))
 
-    def _is_certified(self) -> bool:
+    def _update(self) -> Made:
+        hyperparameters = self.hyperparameters()
+        before = self.state
+        last_observations = vec_env.observations_of(self._last_obs, self.observation_space, self.n_envs)
+        before, rollout, last_observations = jax.device_put((before, self.rollout, last_observations), self.jax_device)
+        state, report, kept = self.policy.programs.iteration(
+            before,
+            rollout,
+            last_observations,
+            hyperparameters,
+            step=type(self).step,
+            projects=self.neighbourhood == "project",
+        )
+        certificate = None
+        if self.is_certified():
+            certificate = self.policy.programs.certify(
+                before.learner.parameters,
+                state.learner.parameters,
+                rollout,
+                self.episodes.mean_length,
+                (before.rewards.scale, state.rewards.scale),
+                certificate_key(before),
+                hyperparameters.gamma,
+            )
+        return Made.to_host(state, hyperparameters, report, kept, certificate)[0]
+
+    def is_certified(self) -> bool:
+        """
+        :return: whether the next update gets a certificate; asked once for each
+        """
         if not self.policy.world_model:
             return False
         due = self._updates_since_certificate % self.certificate_freq == 0
@@ -572,6 +626,9 @@ class DeepSPI(PPO):
         # not before: RL Zoo's enjoy puts schedules of 0 into models that it loads
         checks.neighbourhood(self.clip_range_schedule(1.0))
         self._faulty_updates, self.certifies_each_update = 0, False  # callbacks that need them say so
+        self._made = None
+        if self.fused and self.env is not None:
+            tell_of_wrappers(self.env)
         if not reset_num_timesteps and self.num_timesteps > 0:
             self._tell_of_falling_rate(total_timesteps)
         with self.interruption:
@@ -747,7 +804,7 @@ class DeepSPI(PPO):
         """
         :return: what pickle and deepcopy take: all but what only this program has, such as the logger
         """
-        live = {"jax_device", "interruption", "_rollout", "_logger"}
+        live = {"jax_device", "interruption", "_rollout", "_made", "_logger"}
         state = {name: checkpoint.to_names(value) for name, value in vars(self).items() if name not in live}
         device = f"{self.jax_device.platform}:{self.jax_device.id}"
         return state | {"device_name": device, "_custom_logger": False}
@@ -762,7 +819,7 @@ class DeepSPI(PPO):
         # what only a running program has, or is made anew from the arguments that it comes from
         return [
             *super()._excluded_save_params(),
-            *("policy", "jax_device", "interruption", "certificate", "episodes", "rewards", "key", "_rollout"),
-            *("certifies_each_update", "_left_out_infos", "_told_missing"),
+            *("policy", "jax_device", "interruption", "certificate", "episodes", "rewards", "key", "_rollout", "_made"),
+            *("certifies_each_update", "_n_collected", "_left_out_infos", "_told_missing"),
             *("lr_schedule", "clip_range_schedule", "clip_range_vf_schedule", "_set_by_constructor"),
         ]

@@ -545,7 +545,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
         :raises ValueError: the observation does not fit its space, or is not finite
         """
         observations, is_vectorized = self.prepare_obs(observation)
-        actions = to_environment(self._predict(observations, deterministic), self.action_space)
+        actions = to_environment(np.asarray(self._predict(observations, deterministic)), self.action_space)
         return actions if is_vectorized else actions.squeeze(axis=0), state
 
     def prepare_obs(self, observation: Any) -> tuple[Any, bool]:

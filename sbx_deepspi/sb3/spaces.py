@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
+
+from sbx_deepspi.collect.vec_env import observation_spec
+from sbx_deepspi.rollout import Observations
 
 
 def action_dtype(action_space: spaces.Space) -> type[np.generic]:
@@ -49,19 +53,60 @@ def log_policy_shape(action_space: spaces.Space) -> tuple[int, ...]:
     return (sum(choices_of(action_space)) or 1,)
 
 
-def to_environment(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
+def to_environment(actions: Any, action_space: spaces.Space) -> Any:
     """
+    NumPy's arrays on the host, JAX's inside jit.
+
     :param actions: as the policy samples them, shape (N, ...)
     :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
     :return: the same in the space and dtype of the environment: clipped to its bounds, or counted from its start
     """
-    actions = np.asarray(actions).reshape(-1, *(action_space.shape or ()))
+    dtype = action_space.dtype
+    if isinstance(actions, jax.Array):
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    actions = actions.reshape(-1, *(action_space.shape or ()))
     match action_space:
         case spaces.Box():
-            actions = np.clip(actions, action_space.low, action_space.high)
+            actions = actions.clip(action_space.low, action_space.high)
         case spaces.Discrete() | spaces.MultiDiscrete():
-            actions = actions + action_space.start
-    return actions.astype(action_space.dtype)
+            actions = actions + action_space.start.astype(dtype)
+    return actions.astype(dtype)
+
+
+def to_networks(observations: Any, space: spaces.Space) -> Observations:
+    """
+    Of environments inside jit. On the host, :func:`~sbx_deepspi.collect.vec_env.observations_of` does the same, and
+    checks them.
+
+    :param observations: in the space, shapes (N, ...)
+    :param space: of one observation
+    :return: the same in the dtypes in which the networks take them; choices are counted from 0
+    """
+    match space:
+        case spaces.Dict():
+            return {key: to_networks(observations[key], part) for key, part in space.spaces.items()}
+        case spaces.Discrete() | spaces.MultiDiscrete():
+            observations = observations - space.start.astype(np.int32)
+    return observations.astype(observation_spec(space).dtype)
+
+
+@dataclass(frozen=True)
+class InSpace:
+    """
+    A function of arrays in a space. Equal spaces make equal ones, although spaces have no hash.
+
+    :param function: of arrays and the space
+    :param space: the space
+    """
+
+    function: Callable[[Any, spaces.Space], Any]
+    space: spaces.Space
+
+    def __call__(self, values: Any) -> Any:
+        return self.function(values, self.space)
+
+    def __hash__(self) -> int:
+        return hash((self.function, str(self.space)))
 
 
 def one_hot_sizes(observation_space: spaces.Space) -> tuple[int, ...]:

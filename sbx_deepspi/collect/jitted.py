@@ -1,0 +1,100 @@
+"""Rollouts of environments inside jit: a scan, to be compiled together with what learns from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sbx_deepspi import agent
+from sbx_deepspi.agent import Networks
+from sbx_deepspi.envs.jitted.copies import Copies, CopiesState
+from sbx_deepspi.optimizer import Parameters
+from sbx_deepspi.rollout import Observations, Rollout
+
+
+@dataclass(frozen=True)
+class Environments:
+    """
+    What a rollout is collected from.
+
+    :param copies: of an environment
+    :param observed: their observations → as the networks take them
+    :param acted: actions as the policy samples them → as the environment takes them
+    :param n_steps: T, steps of each copy in a rollout
+    """
+
+    copies: Copies
+    observed: Callable[[Any], Observations]
+    acted: Callable[[jax.Array], jax.Array]
+    n_steps: int
+
+
+class Episodes(struct.PyTreeNode):
+    """
+    What the host is told of a rollout; every array is (T, N).
+
+    :param rewards: r, float32
+    :param terminated: whether the step led into a terminal state, bool
+    :param truncated: whether a time limit ended the episode, bool
+    :param returns: rewards of the episode up to this step, summed, float32
+    :param lengths: its steps up to this one, int32
+    :param finite_observations: whether s and s' are finite, bool
+    """
+
+    rewards: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    returns: jax.Array
+    lengths: jax.Array
+    finite_observations: jax.Array
+
+
+def collect(
+    networks: Networks, environments: Environments, parameters: Parameters, state: CopiesState, key: jax.Array
+) -> tuple[Rollout, Episodes, CopiesState, jax.Array]:
+    """
+    Run the behaviour policy.
+
+    :param networks: without parameters
+    :param environments: what to run it in
+    :param parameters: of the behaviour policy
+    :param state: of the environments
+    :param key: randomness of actions, used up
+    :return: T steps of N environments, what the host is told of them, the environments' state after them, and a key
+    """
+
+    def step(carry: tuple[CopiesState, jax.Array], _: None) -> tuple[tuple[CopiesState, jax.Array], Any]:
+        state, key = carry
+        observations = environments.observed(state.observations)
+        decision, key = agent.decide(networks, parameters, observations, key)
+        state, made = environments.copies.step(state, environments.acted(decision.actions))
+        next_observations = environments.observed(made.next_observations)
+
+        def truncated_values() -> jax.Array:
+            return jnp.where(made.truncated, agent.values(networks, parameters, next_observations), 0.0)
+
+        rollout = Rollout(
+            observations=observations,
+            next_observations=next_observations,
+            actions=decision.actions,
+            rewards=made.rewards,
+            terminated=made.terminated,
+            truncated=made.truncated,
+            truncated_values=jax.lax.cond(made.truncated.any(), truncated_values, lambda: jnp.zeros_like(made.rewards)),
+            values=decision.values,
+            log_probs=decision.log_probs,
+            log_policy=decision.log_policy,
+        )
+        finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(_finite, (observations, next_observations)))
+        episodes = Episodes(made.rewards, made.terminated, made.truncated, made.returns, made.lengths, finite)
+        return (state, key), (rollout, episodes)
+
+    (state, key), (rollout, episodes) = jax.lax.scan(step, (state, key), length=environments.n_steps)
+    return rollout, episodes, state, key
+
+
+def _finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).reshape(len(array), -1).all(axis=1)

@@ -1,0 +1,116 @@
+"""gymnax's environments, by their ids."""
+
+import dataclasses
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from gymnax.environments.spaces import gymnax_space_to_gym_space
+
+
+class GymnaxEnv:
+    """
+    One of gymnax's environments. Two are equal if they have the same id and arguments.
+
+    :param name: gymnax's id, such as ``"Breakout-MinAtar"``
+    :param arguments: of its constructor, such as ``use_minimal_action_set``, or parameters of the environment, such as
+        ``max_steps_in_episode``
+    :raises TypeError: there is no such argument
+    :raises ConnectionError: the environment's data could not be downloaded
+    """
+
+    def __init__(self, name: str, **arguments: Any) -> None:
+        self.name = name
+        self.identity = repr((name, sorted(arguments.items())))
+        parameters = _parameters_of(name)
+        try:
+            self.env, defaults = gymnax.make(
+                name, **{key: value for key, value in arguments.items() if key not in parameters}
+            )
+        except TypeError as error:
+            raise TypeError(
+                f"gymnax's {name} takes {', '.join(sorted(parameters))} and its constructor's own arguments, but got "
+                f"{arguments} ({error})."
+            ) from error
+        except OSError as error:
+            raise ConnectionError(f"gymnax's {name} downloads its data, which failed: {error}.") from error
+        self.parameters = defaults.replace(**{key: value for key, value in arguments.items() if key in parameters})
+        self.observation_space: spaces.Space = gymnax_space_to_gym_space(self.env.observation_space(self.parameters))
+        self.action_space: spaces.Space = gymnax_space_to_gym_space(self.env.action_space(self.parameters))
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        """
+        :param key: randomness
+        :return: first observation and state
+        """
+        observation, state = self.env.reset_env(key, self.parameters)
+        return self._observed(observation), state
+
+    def step(
+        self, key: jax.Array, state: Any, action: jax.Array
+    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array]:
+        """
+        :param key: randomness
+        :param state: of an episode
+        :param action: in the action space
+        :return: s' as it is observed, state, reward, terminated, truncated
+        """
+        observation, state, reward, terminated, _ = self.env.step_env(key, state, action, self.parameters)
+        truncated = jnp.asarray(self.env.is_truncated(state, self.parameters))
+        return self._observed(observation), state, reward, jnp.asarray(terminated), truncated
+
+    def _observed(self, observation: Any) -> Any:
+        # some return other dtypes than their spaces
+        return jax.tree.map(lambda array: jnp.asarray(array, self.observation_space.dtype), observation)
+
+    def render(self, state: Any) -> np.ndarray:
+        """
+        :param state: of an episode, on the host
+        :return: gymnax's own picture, uint8, shape (height, width, 3)
+        """
+        from gymnax.visualize.visualizer import Visualizer
+        from matplotlib import pyplot
+
+        visualizer = Visualizer(self.env, self.parameters, [state])
+        try:
+            visualizer.init()
+            visualizer.fig.canvas.draw()
+            return np.array(visualizer.fig.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+        finally:
+            pyplot.close(visualizer.fig)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GymnaxEnv) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __repr__(self) -> str:
+        return f"GymnaxEnv{self.identity}"
+
+
+def _parameters_of(name: str) -> set[str]:
+    # without making the environment, which may download something
+    make = gymnax.registration._registry[name]
+    defaults = make.default_params.fget(make.__new__(make))
+    return {field.name for field in dataclasses.fields(defaults)}
+
+
+def ids() -> list[str]:
+    """
+    :return: of all environments of the suite
+    """
+    return list(gymnax.registered_envs)
+
+
+def make(name: str, n_envs: int, **arguments: Any) -> tuple[GymnaxEnv, dict[str, Any]]:
+    """
+    :param name: gymnax's id
+    :param n_envs: how many copies there will be
+    :param arguments: see :class:`GymnaxEnv`
+    :return: the environment, and what else the copies need: nothing
+    """
+    return GymnaxEnv(name, **arguments), {}

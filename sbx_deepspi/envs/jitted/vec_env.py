@@ -1,0 +1,199 @@
+"""Environments inside jit as SB3 knows environments."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from sbx_deepspi.envs.batched import BatchedVecEnv
+from sbx_deepspi.envs.jitted import checks
+from sbx_deepspi.envs.jitted.copies import Copies, CopiesState
+from sbx_deepspi.envs.jitted.protocol import JaxEnv
+from sbx_deepspi.sb3.checks import positive_integer
+
+
+class JaxVecEnv(BatchedVecEnv):
+    """
+    Copies of an environment inside jit, as one SB3 ``VecEnv``.
+
+    Each step of all copies is one compiled program, and episodes are reported as a ``Monitor`` reports them. DeepSPI
+    and DeepMDP do not even come here: they compile whole iterations, see ``fused`` of
+    :class:`~sbx_deepspi.DeepSPI`.
+
+    :param env: two pure functions and two spaces, see :class:`~sbx_deepspi.envs.jitted.protocol.JaxEnv`
+    :param n_envs: number of copies
+    :param seed: of all random draws; ``None`` draws one
+    :param max_episode_steps: a time limit, beside the environment's own; ``None``: none
+    :param n_initial_states: episodes begin in one of so many states, drawn anew at each reset of all copies: for
+        environments whose reset takes longer than a step; ``None``: each episode begins with a reset of its own
+    :param normalize: normalise observations and rewards inside jit as ``VecNormalize`` does: True, or a dictionary of
+        its arguments (``norm_obs``, ``norm_reward``, ``clip_obs``, ``clip_reward``, ``gamma``, ``epsilon``,
+        ``training``)
+    :raises TypeError: the environment is none
+    :raises ValueError: what it returns does not fit its spaces, or an argument is out of its range
+    """
+
+    def __init__(
+        self,
+        env: JaxEnv,
+        n_envs: int = 1,
+        seed: int | None = None,
+        max_episode_steps: int | None = None,
+        n_initial_states: int | None = None,
+        normalize: bool | dict[str, Any] = False,
+    ) -> None:
+        state_dtypes = checks.follows_protocol(env)
+        limits = {"max_episode_steps": max_episode_steps, "n_initial_states": n_initial_states}
+        positive_integer(n_envs=n_envs, **{name: limit for name, limit in limits.items() if limit is not None})
+        normalization = checks.normalization(normalize, env.observation_space) if normalize else None
+        self.env = env
+        self.copies = Copies(env, n_envs, state_dtypes, max_episode_steps, n_initial_states, normalization)
+        self.render_mode = "rgb_array" if hasattr(env, "render") else None
+        super().__init__(n_envs, checks.normalized_space(env.observation_space, normalization), env.action_space)
+        self.state: CopiesState | None = None  # made by reset(): in SB3 a seed takes effect at the next reset
+        self._start_time = time.time()
+        self._compile()
+        self.seed(seed)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """
+        :param seed: of all random draws from the next reset on; ``None``: the present sequence goes on
+        :return: the same, for each copy
+        """
+        self._seeds = [seed] * self.num_envs
+        return self._seeds
+
+    def reset(self) -> Any:
+        """
+        Begin an episode in each copy.
+
+        :return: observations, shape (n_envs, ...)
+        """
+        seed, state = self._seeds[0], self.state
+        if seed is not None or state is None:
+            key = jax.random.PRNGKey(np.random.default_rng(seed).integers(2**31) if seed is None else seed)
+        else:
+            key = state.key
+        self._reset_seeds()
+        self.state = self._programs["reset"](key, None if state is None else state.statistics)
+        return self._on_host(self.state.observations)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        Store the actions of the next step.
+
+        :param actions: in the action space, shape (n_envs, ...)
+        :raises ValueError: their shape is wrong
+        """
+        actions = np.asarray(actions)
+        action = checks.action_of(self.action_space)
+        shape = (self.num_envs, *action.shape)
+        if actions.shape != shape:
+            raise ValueError(f"Actions must have the shape {shape}, not {actions.shape}.")
+        self._actions = actions.astype(action.dtype, copy=False)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        Make the step. A copy whose episode ends begins the next one within the same step.
+
+        :return: observations, float32 rewards and dones, of shape (n_envs, ...), and one info per copy
+        :raises ResetNeeded: reset() has not been called yet
+        """
+        if self.state is None:
+            raise ResetNeeded("Call reset() before the first step().")
+        self.state, outcome = self._programs["step"](self.state, self._actions)
+        ends = jax.device_get((outcome.rewards, outcome.dones, outcome.truncated, outcome.returns, outcome.lengths))
+        rewards, dones, truncated, returns, lengths = ends
+        infos = self.infos(dones, truncated, returns, lengths)
+        if dones.any():
+            last = self._on_host(outcome.next_observations)
+            for i in np.flatnonzero(dones):
+                infos[i]["terminal_observation"] = jax.tree.map(lambda array: array[i], last)  # noqa: B023
+        return self._on_host(self.state.observations), np.array(rewards), np.array(dones), infos
+
+    def infos(
+        self, dones: np.ndarray, truncated: np.ndarray, returns: np.ndarray, lengths: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """
+        What SB3 and its ``Monitor`` put into the infos of one step; arrays of shape (n_envs,).
+
+        :param dones: whether an episode ended
+        :param truncated: whether a time limit ended it
+        :param returns: rewards of the episode up to now, summed
+        :param lengths: its steps up to now
+        :return: a dictionary for each copy
+        """
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(dones):
+            episode = {
+                "r": round(float(returns[i]), 6),
+                "l": int(lengths[i]),
+                "t": round(time.time() - self._start_time, 6),
+            }
+            infos[i] = {"TimeLimit.truncated": bool(truncated[i]), "episode": episode}
+        return infos
+
+    def _on_host(self, observations: Any) -> Any:
+        # in the space's dtypes, and the caller's own: it may write into them
+        def convert(array: jax.Array, space: spaces.Space) -> np.ndarray:
+            return np.array(array, dtype=space.dtype)
+
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: convert(observations[key], part) for key, part in self.observation_space.spaces.items()}
+        return convert(observations, self.observation_space)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to close."""
+
+    def get_images(self) -> list[np.ndarray | None]:
+        """
+        :return: a picture of each copy; ``None`` where the environment draws none
+        :raises ResetNeeded: reset() has not been called yet
+        """
+        if self.render_mode is None:
+            return [None] * self.num_envs
+        if self.state is None:
+            raise ResetNeeded("Call reset() before render().")
+        states = jax.device_get(self.state.states)
+        return [self.env.render(jax.tree.map(lambda leaf: leaf[i], states)) for i in range(self.num_envs)]  # noqa: B023
+
+    # --- questions about single copies ---
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        if attr_name in self.SHARED_ATTRIBUTES or not hasattr(self.env, attr_name):
+            return super().get_attr(attr_name, indices)
+        return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        :param method_name: of the environment: its state is an argument, as for ``render``
+        :param method_args: its arguments
+        :param indices: of copies
+        :param method_kwargs: its arguments by name
+        :return: what it returned, for each copy
+        """
+        if not hasattr(self.env, method_name):
+            return super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        method = getattr(self.env, method_name)
+        return [method(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """
+        :return: what pickle and deepcopy take: all but the compiled programs
+        """
+        return {name: value for name, value in vars(self).items() if name != "_programs"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._compile()
+
+    def _compile(self) -> None:
+        # of this object, so that their memory goes with it
+        self._programs = {"reset": jax.jit(self.copies.reset), "step": jax.jit(self.copies.step)}

@@ -1,0 +1,200 @@
+"""
+A rollout and its update as one program, for environments inside jit, with SB3's callbacks after the fact.
+
+The program runs first. Then the callbacks get their events, while the model still has the parameters that collected the
+rollout; then :meth:`~sbx_deepspi.DeepSPI.train` takes over what the program has made of them.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sbx_deepspi.collect.jitted import Environments, Episodes
+from sbx_deepspi.deepspi import UpdateReport
+from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
+from sbx_deepspi.guarantee.measure import Certificate
+from sbx_deepspi.hyperparameters import Hyperparameters
+from sbx_deepspi.sb3.spaces import InSpace, to_environment, to_networks
+from sbx_deepspi.state import TrainerState
+
+
+class Made(NamedTuple):
+    """
+    What was made of a rollout: parameters and state of training on the device, the rest on the host.
+
+    :param state: after the update
+    :param hyperparameters: of the update
+    :param report: of the update
+    :param kept: how much of it was kept, in [0, 1]
+    :param log_std: of Box actions; ``None`` for others
+    :param certificate: ``None``: not certified
+    """
+
+    state: TrainerState
+    hyperparameters: Hyperparameters
+    report: UpdateReport
+    kept: Any
+    log_std: Any
+    certificate: Certificate | None
+
+    @classmethod
+    def to_host(
+        cls,
+        state: TrainerState,
+        hyperparameters: Hyperparameters,
+        report: UpdateReport,
+        kept: jax.Array,
+        certificate: Certificate | None,
+        *others: Any,
+    ) -> "tuple[Made, *tuple[Any, ...]]":
+        """
+        :param state: after the update
+        :param hyperparameters: of the update
+        :param report: of the update
+        :param kept: how much of it was kept
+        :param certificate: ``None``: not certified
+        :param others: what else the host is told
+        :return: what was made of a rollout, and the others, after one transfer
+        """
+        seen = state.replace(learner=None, key=None, environments=None)
+        log_std = state.learner.parameters["actor"].get("log_std")
+        seen, report, kept, log_std, certificate, others = jax.device_get(
+            (seen, report, kept, log_std, certificate, others)
+        )
+        state = state.replace(episodes=seen.episodes, rewards=seen.rewards, n_epochs=seen.n_epochs)
+        return cls(state, hyperparameters, report, kept, log_std, certificate), *others
+
+
+class NotOnHost:
+    """What stands for a rollout that never came to the host."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"The rollout's {name!r} is not on the host, because rollout and update are one program: DeepSPI(..., "
+            "fused=False) collects it step by step."
+        )
+
+
+def environments_of(env: JaxVecEnv, n_steps: int) -> Environments:
+    """
+    :param env: environments inside jit
+    :param n_steps: T
+    :return: what a program collects rollouts from
+    """
+    return Environments(
+        env.copies, InSpace(to_networks, env.observation_space), InSpace(to_environment, env.action_space), n_steps
+    )
+
+
+def tell_of_wrappers(env: VecEnv) -> None:
+    """
+    :param env: what a model learns from
+    """
+    inner = env.unwrapped
+    if isinstance(inner, JaxVecEnv) and inner is not env:
+        warnings.warn(
+            f"{type(env).__name__} is a Python object around environments inside jit: rollouts are collected step by "
+            "step, which is slower. make_jax_env(..., normalize=True) does inside what VecNormalize does.",
+            stacklevel=3,
+        )
+
+
+def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_steps: int) -> bool:
+    """
+    Run the program, and give the callbacks their events.
+
+    :param model: that learns; gets :class:`Made`
+    :param env: environments inside jit
+    :param callback: called at every step, and at the rollout's start and end
+    :param n_steps: steps of each environment
+    :return: False if the training is to stop
+    :raises ValueError: an observation or a reward is not finite
+    """
+    callback.on_rollout_start()
+    before, learner = model.state, model.policy.learner
+    model._update_current_progress_remaining(model.num_timesteps + n_steps * env.num_envs, model._total_timesteps)
+    hyperparameters = model.hyperparameters()
+    is_certified = model.is_certified()
+    arguments = jax.device_put((before, hyperparameters, is_certified), model.jax_device)
+    state, report, kept, certificate, episodes = model.policy.programs.fused_iteration(
+        *arguments,
+        environments=environments_of(env, n_steps),
+        step=type(model).step,
+        projects=model.neighbourhood == "project",
+    )
+    made, episodes = Made.to_host(
+        state, hyperparameters, report, kept, certificate if is_certified else None, episodes
+    )
+    check_finite(episodes, model.num_timesteps // env.num_envs)
+
+    dones = episodes.terminated | episodes.truncated
+    if not _tell_of_steps(model, env, callback, episodes, dones):
+        return False
+    env.state = state.environments
+    model._last_obs, model._last_episode_starts = env.state.observations, dones[-1]
+    callback.on_rollout_end()
+    if model.policy.learner is not learner:
+        warnings.warn(
+            "A callback has set parameters during a rollout, whose update was made already: they are overwritten. Set "
+            "them in _on_rollout_start, or use DeepSPI(..., fused=False).",
+            stacklevel=4,
+        )
+    model._made = made
+    return True
+
+
+def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: Episodes, dones: np.ndarray) -> bool:
+    nothing: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
+    for n_steps, done in enumerate(dones):
+        model.num_timesteps += env.num_envs
+        infos = nothing
+        if done.any():
+            infos = env.infos(
+                done, episodes.truncated[n_steps], episodes.returns[n_steps], episodes.lengths[n_steps]
+            )
+        callback.update_locals(dict(n_steps=n_steps, rewards=episodes.rewards[n_steps], dones=done, infos=infos))
+        if not model.goes_on_after(callback):
+            _make_again(model, env, episodes, dones, n_steps + 1)
+            return False
+        if done.any():
+            model._update_info_buffer([infos[i] for i in np.flatnonzero(done)])
+    return True
+
+
+def _make_again(model: Any, env: JaxVecEnv, episodes: Episodes, dones: np.ndarray, n_steps: int) -> None:
+    """
+    The first steps of a rollout that a callback has stopped: the next one begins where they led.
+
+    :param model: that learned
+    :param env: environments inside jit, as they were before the rollout
+    :param episodes: of the whole rollout
+    :param dones: of the whole rollout
+    :param n_steps: how many were made before the stop
+    """
+    environments = environments_of(env, n_steps)
+    for _ in range(n_steps):
+        observations = environments.observed(env.state.observations)
+        decision, model.key = model.policy.programs.decide(model.policy.learner.parameters, observations, model.key)
+        env.step(environments.acted(decision.actions))
+    model.episodes = model.episodes.including(episodes.lengths[:n_steps], dones[:n_steps])
+    model._last_obs, model._last_episode_starts = env.state.observations, dones[n_steps - 1]
+
+
+def check_finite(episodes: Episodes, number: int) -> None:
+    """
+    :param episodes: of a rollout
+    :param number: of the last step before it
+    :raises ValueError: naming the first step and environment with a number that is not finite
+    """
+    for name, finite in (("reward", np.isfinite(episodes.rewards)), ("observation", episodes.finite_observations)):
+        if not finite.all():
+            step, env = np.argwhere(~finite)[0]
+            raise ValueError(
+                f"Environment {env} returned a non-finite {name} at step {number + step + 1}: nothing was learned from "
+                "this rollout; check the environment (DeepSPI(..., fused=False) and SB3's VecCheckNan help to find the "
+                "cause)."
+            )
