@@ -33,7 +33,7 @@ from tqdm import tqdm
 from sbx_deepspi import CnnPolicy, ConfoundingGridVecEnv, DeepMDP, DeepSPI, agent
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.envs.confounding_grid import make_frames, make_maze, policy_value
-from sbx_deepspi.networks.encoders import CnnEncoder
+from sbx_deepspi.networks.encoders import NATURE_CNN, CnnEncoder
 from sbx_deepspi.optimizer import Parameters
 
 matplotlib.use("Agg")
@@ -85,7 +85,7 @@ class GridPolicy(CnnPolicy):
         self.observation_space = observation_space
 
     def make_encoder(self) -> nn.Module:
-        return FrameEncoder(CnnEncoder(True, True, self.activation_fn, self.ortho_init))
+        return FrameEncoder(CnnEncoder(NATURE_CNN, True, True, self.activation_fn, self.ortho_init))
 
 
 @partial(jax.jit, static_argnums=0)

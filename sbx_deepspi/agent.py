@@ -77,6 +77,14 @@ class Networks:
         """
         return self.latent_shape[:2] if len(self.latent_shape) == 3 else ()
 
+    @property
+    def n_predicted(self) -> int:
+        """
+        :return: how many numbers the transition model puts out for one latent state
+        """
+        n_outputs = 0 if self.world_model is None else sum(self.world_model.density.n_outputs)
+        return math.prod(self.latent_shape) * n_outputs
+
     def lipschitz(self, parameters: Parameters) -> Parameters:
         """
         :param parameters: of all of them
@@ -345,10 +353,13 @@ def model_losses(
 
     # one key per transition, so that parts have their own
     arguments = latents, actions, next_latents, jax.random.split(key, len(latents))
-    return ModelLosses(
-        reward=losses.reward_loss(apply(model.reward_model, parameters["reward_model"], latents, actions), rewards),
-        transition=in_parts(transition_losses, *arguments) if networks.latent_map else transition_losses(*arguments),
+    transition = (
+        in_parts(transition_losses, *arguments, n_numbers=networks.n_predicted)
+        if networks.latent_map
+        else transition_losses(*arguments)
     )
+    rewards_predicted = apply(model.reward_model, parameters["reward_model"], latents, actions)
+    return ModelLosses(reward=losses.reward_loss(rewards_predicted, rewards), transition=transition)
 
 
 def predict(

@@ -18,7 +18,7 @@ from sbx_deepspi.deepspi import Step, UpdateReport, update
 from sbx_deepspi.guarantee.measure import Certificate, certify, importance_ratios, transition_lipschitz
 from sbx_deepspi.guarantee.neighbourhood import project
 from sbx_deepspi.hyperparameters import Hyperparameters
-from sbx_deepspi.optimizer import Learner, Optimizer, Parameters, StepSizes
+from sbx_deepspi.optimizer import Learner, Optimizer, StepSizes
 from sbx_deepspi.rollout import Observations, Rollout
 from sbx_deepspi.state import TrainerState
 

@@ -49,7 +49,7 @@ class EpisodeStatistics(struct.PyTreeNode):
         slots = np.where if isinstance(ended, np.ndarray) else jnp.where
         slot = slots(ended & (number >= n_ended - window), number % window, window)
         if isinstance(ended, np.ndarray):
-            kept = np.append(self.lengths, np.int32(0))
+            kept: Any = np.append(self.lengths, np.int32(0))
             kept[slot] = of_ended
         else:
             kept = jnp.append(self.lengths, 0).at[slot].set(of_ended)

@@ -10,7 +10,7 @@ from flax import struct
 
 from sbx_deepspi import agent
 from sbx_deepspi.agent import Networks
-from sbx_deepspi.envs.jitted.copies import Copies, CopiesState
+from sbx_deepspi.collect.copies import Copies, CopiesState
 from sbx_deepspi.optimizer import Parameters
 from sbx_deepspi.rollout import Observations, Rollout
 

@@ -27,8 +27,8 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sbx_deepspi import valid
 from sbx_deepspi.envs.batched import BatchedVecEnv
-from sbx_deepspi.sb3 import checks
 
 UP, DOWN, LEFT, RIGHT = range(4)
 MAX_EPISODE_STEPS = 200
@@ -327,7 +327,7 @@ class ConfoundingGridVecEnv(BatchedVecEnv):
         gamma: float = 0.99,
         seed: int | None = None,
     ) -> None:
-        checks.positive_integer(n_envs=n_envs)
+        valid.positive_integer(n_envs=n_envs)
         super().__init__(n_envs, make_observation_space(), spaces.Discrete(4))
         self.maze = make_maze(n_path, epsilon, gamma)
         self.mdp = self.maze.mdp

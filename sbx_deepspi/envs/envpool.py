@@ -320,7 +320,7 @@ def _sb3_action_space(space: spaces.Space) -> spaces.Space:
     if not isinstance(space, spaces.Box):
         return space
     if np.issubdtype(space.dtype, np.integer):
-        return spaces.MultiDiscrete(space.high - space.low + 1)
+        return spaces.MultiDiscrete(np.asarray(space.high) - np.asarray(space.low) + 1)
     return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
 
 
@@ -329,7 +329,7 @@ def _action_bounds(space: spaces.Space) -> tuple[Any, Any]:
     if isinstance(space, spaces.Discrete):
         return 0, space.n - 1
     if isinstance(space, spaces.MultiDiscrete):
-        return 0, space.nvec - 1
+        return 0, np.asarray(space.nvec) - 1
     assert isinstance(space, spaces.Box)
     rounding = 1e-6 * (space.high - space.low)
     return space.low - rounding, space.high + rounding

@@ -1,5 +1,6 @@
 """Encoders φ: observation → latent state."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -21,18 +22,23 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-"""Nature CNN (Mnih et al. 2015): (channels, kernel size, stride) of each layer."""
+Convolutions = tuple[tuple[int, int, int], ...]
+"""(channels, kernel size, stride) of each layer."""
+NATURE_CNN: Convolutions = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Mnih et al. 2015, for images of at least 36 x 36 pixels."""
+SMALL_CNN: Convolutions = ((16, 3, 1),)
+"""Young and Tian 2019, for MinAtar's 10 x 10 cells, and for all images that are too small for the other."""
 
 
-def latent_map_size(size: int) -> int:
+def latent_map_size(size: int, convolutions: Convolutions) -> int:
     """
     Rows (or columns) of the latent map of an image with ``size`` rows (or columns).
 
     :param size: in pixels
+    :param convolutions: of the encoder
     :return: number of cells; below 1 when the image is too small
     """
-    for _, kernel_size, stride in CONVOLUTIONS:
+    for _, kernel_size, stride in convolutions:
         size = (size - kernel_size) // stride + 1
     return size
 
@@ -48,14 +54,16 @@ def kernel_init(ortho_init: bool, scale: float = np.sqrt(2)) -> nn.initializers.
 
 class CnnEncoder(nn.Module):
     """
-    φ for images: the Nature CNN's convolutions; the latent state is the last feature map.
+    φ for images: convolutions; the latent state is the last feature map.
 
+    :param convolutions: see :data:`Convolutions`
     :param channels_first: layout of the observations
     :param normalize_images: divide by 255
     :param activation_fn: after each convolution
     :param ortho_init: orthogonal kernels of gain √2
     """
 
+    convolutions: Convolutions
     channels_first: bool
     normalize_images: bool
     activation_fn: Activation
@@ -65,13 +73,13 @@ class CnnEncoder(nn.Module):
     def __call__(self, observations: jax.Array) -> jax.Array:
         """
         :param observations: shape (B, C, H, W) or (B, H, W, C), integers or floats
-        :return: z, shape (B, H', W', 64), float32; (B, 7, 7, 64) for 84 × 84 images
+        :return: z, shape (B, H', W', channels), float32; (B, 7, 7, 64) for 84 × 84 images and :data:`NATURE_CNN`
         """
         layers = []
         channels, channels_first = observations.shape[1 if self.channels_first else -1], self.channels_first
         # of the first kernel, in place of the images', which stay bytes until the product
         scale = 1 / 255.0 if self.normalize_images else 1.0
-        for i, (features, size, stride) in enumerate(CONVOLUTIONS):
+        for i, (features, size, stride) in enumerate(self.convolutions):
             kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), (size, size, channels, features))
             bias = self.param(f"bias_{i}", nn.initializers.zeros, (features,))
             layers.append((kernel * scale, bias, stride, channels_first))
@@ -82,7 +90,7 @@ class CnnEncoder(nn.Module):
                 maps = self.activation_fn(convolution(maps, kernel, stride, channels_first) + bias)
             return maps
 
-        return in_parts(encode, observations)
+        return in_parts(encode, observations, n_numbers=math.prod(observations.shape[1:]))
 
 
 class MlpEncoder(nn.Module):

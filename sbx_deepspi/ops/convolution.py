@@ -10,7 +10,7 @@ def convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_firs
     Convolution without padding.
 
     :param images: shape (B, H, W, C), or (B, C, H, W), integers or floats
-    :param kernel: square, its size a multiple of ``stride``: shape (k, k, C, O)
+    :param kernel: square, shape (k, k, C, O)
     :param stride: in both directions
     :param channels_first: layout of the images
     :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O), in the kernel's dtype

@@ -17,11 +17,16 @@ def matrix_convolution(images: jax.Array, kernel: jax.Array, stride: int, channe
     than patches of both or sums of both.
 
     :param images: shape (B, H, W, C), or (B, C, H, W), integers or floats
-    :param kernel: its size a multiple of ``stride``: shape (k, k, C, O)
+    :param kernel: shape (k, k, C, O)
     :param stride: in both directions
     :param channels_first: layout of the images
     :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O), in the kernel's dtype
     """
+    if remainder := -kernel.shape[0] % stride:
+        # with zeros to a size that the stride divides; the images get pixels that these zeros see
+        kernel = jnp.pad(kernel, ((0, remainder), (0, remainder), (0, 0), (0, 0)))
+        sides = ((0, remainder), (0, remainder))
+        images = jnp.pad(images, ((0, 0), (0, 0), *sides) if channels_first else ((0, 0), *sides, (0, 0)))
     size, _, channels, features = kernel.shape
     taps = size // stride
     height, width = images.shape[2:] if channels_first else images.shape[1:3]

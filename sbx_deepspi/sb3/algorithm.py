@@ -15,17 +15,17 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sbx_deepspi import deepspi, ops
+from sbx_deepspi import deepspi, ops, valid
 from sbx_deepspi.collect import vec_env
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.epochs import EpochsReport
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.optimizer import StepSize
+from sbx_deepspi.programs import certificate_key
 from sbx_deepspi.rollout import Rollout, automatic_n_steps
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.saving import trainer
-from sbx_deepspi.programs import certificate_key
 from sbx_deepspi.sb3 import checks, logs
 from sbx_deepspi.sb3.fused import Made, NotOnHost, collect_and_update, tell_of_wrappers
 from sbx_deepspi.sb3.interruption import Interruption, mute
@@ -169,7 +169,7 @@ class DeepSPI(PPO):
         fused: bool = True,
         _init_setup_model: bool = True,
     ):
-        checks.not_supported(
+        valid.not_supported(
             use_sde=(use_sde, (False,)),
             rollout_buffer_class=(rollout_buffer_class, (None, RolloutBuffer, DictRolloutBuffer)),
             rollout_buffer_kwargs=(rollout_buffer_kwargs, (None, {})),
@@ -182,7 +182,7 @@ class DeepSPI(PPO):
         )  # fmt: skip
         settings = policy_class.algorithm_defaults | {name: value for name, value in given.items() if value is not None}
         batch_size = settings["batch_size"]
-        checks.positive_integer(batch_size=batch_size, stats_window_size=stats_window_size)
+        valid.positive_integer(batch_size=batch_size, stats_window_size=stats_window_size)
         ops.keep_compiled_programs()
         self.jax_device = checks.jax_device(device)
         n_envs = env.num_envs if isinstance(env, VecEnv) else 1
@@ -249,26 +249,26 @@ class DeepSPI(PPO):
     def _setup_model(self) -> None:
         if self._automatic_n_steps:
             self.n_steps = automatic_n_steps(self.n_envs, self.batch_size)
-        checks.positive_integer(
+        valid.positive_integer(
             n_steps=self.n_steps, n_envs=self.n_envs, batch_size=self.batch_size, n_epochs=self.n_epochs
         )
         checks.rollout_size(self.n_steps, self.n_envs)
         checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
-        checks.positive(
+        valid.positive(
             clip_range_vf=self.clip_range_vf,
             max_grad_norm=self.max_grad_norm,
             target_kl=self.target_kl,
         )
-        checks.in_unit_interval(
+        valid.in_unit_interval(
             reward_loss_coef=self.reward_loss_coef,
             transition_loss_coef=self.transition_loss_coef,
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
         )
-        checks.one_of(NEIGHBOURHOODS, neighbourhood=self.neighbourhood)
+        valid.one_of(NEIGHBOURHOODS, neighbourhood=self.neighbourhood)
         if self.gradient_penalty_coef is not None:
-            checks.positive(gradient_penalty_coef=self.gradient_penalty_coef)
-        checks.positive_integer(certificate_freq=self.certificate_freq)
+            valid.positive(gradient_penalty_coef=self.gradient_penalty_coef)
+        valid.positive_integer(certificate_freq=self.certificate_freq)
         self.set_random_seed(self.seed)
         if isinstance(self.clip_range, (int, float)):
             checks.neighbourhood(self.clip_range)
@@ -391,7 +391,9 @@ class DeepSPI(PPO):
                 raise
             new_obs, rewards, dones, infos = made.new_obs, made.rewards, made.dones, made.infos
             self.num_timesteps += env.num_envs
-            lengths = np.where(self._last_episode_starts, 0, self.episodes.steps).astype(np.int32) + np.int32(1)
+            lengths = np.where(np.asarray(self._last_episode_starts), 0, self.episodes.steps).astype(
+                np.int32
+            ) + np.int32(1)
             self.episodes = self.episodes.including(lengths[None], dones[None])
             callback.update_locals(locals())
             if not self.goes_on_after(callback):
@@ -491,7 +493,8 @@ class DeepSPI(PPO):
                 f"world_model=False), but now reward_loss_coef={self.reward_loss_coef!r} and "
                 f"transition_loss_coef={self.transition_loss_coef!r}: give them when it is made."
             )
-        images = policy.encodes_images
+        networks, large_images = policy.programs.networks, policy.encodes_images
+        n_numbers = max(policy.n_image_numbers, networks.n_predicted if networks.latent_map else 0)
         given = Hyperparameters(
             step_sizes=StepSize(self.lr_schedule(progress), self.max_grad_norm),
             gamma=self.gamma,
@@ -507,8 +510,10 @@ class DeepSPI(PPO):
             batch_size=self.batch_size,
             n_epochs=self.n_epochs,
             normalize_advantage=self.normalize_advantage,
-            microbatch_size=ops.microbatch_size(self.jax_device.platform, images),
-            segment_length=segment_length(images and policy.world_model, self._n_collected // self.n_envs, self.batch_size),
+            microbatch_size=ops.microbatch_size(self.jax_device.platform, n_numbers),
+            segment_length=segment_length(
+                large_images and policy.world_model, self._n_collected // self.n_envs, self.batch_size
+            ),
         )
         return jax.tree.map(float, given)  # also a 1 that stands for 1.0, which would be another type to the compiler
 

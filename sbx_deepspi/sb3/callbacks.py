@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sbx_deepspi import valid
 from sbx_deepspi.guarantee.conditions import CONDITIONS, behaviour_numbers, limit_of, numbers, verdict, violations
 from sbx_deepspi.guarantee.measure import unbounded
 from sbx_deepspi.guarantee.neighbourhood import outside_neighbourhood
@@ -54,8 +55,8 @@ class SPICertificateCallback(BaseCallback):
         self.require = (require,) if isinstance(require, str) else tuple(require)
         self.on_violation = on_violation
         for condition in self.require:
-            checks.one_of((*CONDITIONS, "neighbourhood"), require=condition)
-        checks.one_of(REACTIONS, on_violation=on_violation)
+            valid.one_of((*CONDITIONS, "neighbourhood"), require=condition)
+        valid.one_of(REACTIONS, on_violation=on_violation)
         if self.path is None and not self.require:
             raise ValueError("SPICertificateCallback has nothing to do: give it a path, or conditions to require.")
         if on_violation == "restore" and not self.require:

@@ -126,9 +126,7 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
         step=type(model).step,
         projects=model.neighbourhood == "project",
     )
-    made, episodes = Made.to_host(
-        state, hyperparameters, report, kept, certificate if is_certified else None, episodes
-    )
+    made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate if is_certified else None, episodes)
     check_finite(episodes, model.num_timesteps // env.num_envs)
 
     dones = episodes.terminated | episodes.truncated
@@ -147,15 +145,13 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     return True
 
 
-def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: Episodes, dones: np.ndarray) -> bool:
+def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: Any, dones: np.ndarray) -> bool:
     nothing: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
     for n_steps, done in enumerate(dones):
         model.num_timesteps += env.num_envs
         infos = nothing
         if done.any():
-            infos = env.infos(
-                done, episodes.truncated[n_steps], episodes.returns[n_steps], episodes.lengths[n_steps]
-            )
+            infos = env.infos(done, episodes.truncated[n_steps], episodes.returns[n_steps], episodes.lengths[n_steps])
         callback.update_locals(dict(n_steps=n_steps, rewards=episodes.rewards[n_steps], dones=done, infos=infos))
         if not model.goes_on_after(callback):
             _make_again(model, env, episodes, dones, n_steps + 1)
@@ -165,7 +161,7 @@ def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes:
     return True
 
 
-def _make_again(model: Any, env: JaxVecEnv, episodes: Episodes, dones: np.ndarray, n_steps: int) -> None:
+def _make_again(model: Any, env: JaxVecEnv, episodes: Any, dones: np.ndarray, n_steps: int) -> None:
     """
     The first steps of a rollout that a callback has stopped: the next one begins where they led.
 
@@ -176,12 +172,16 @@ def _make_again(model: Any, env: JaxVecEnv, episodes: Episodes, dones: np.ndarra
     :param n_steps: how many were made before the stop
     """
     environments = environments_of(env, n_steps)
+    observations = model._last_obs
     for _ in range(n_steps):
-        observations = environments.observed(env.state.observations)
-        decision, model.key = model.policy.programs.decide(model.policy.learner.parameters, observations, model.key)
-        env.step(environments.acted(decision.actions))
+        decision, model.key = model.policy.programs.decide(
+            model.policy.learner.parameters, environments.observed(observations), model.key
+        )
+        env.step(np.asarray(environments.acted(decision.actions)))
+        assert env.state is not None
+        observations = env.state.observations
     model.episodes = model.episodes.including(episodes.lengths[:n_steps], dones[:n_steps])
-    model._last_obs, model._last_episode_starts = env.state.observations, dones[n_steps - 1]
+    model._last_obs, model._last_episode_starts = observations, dones[n_steps - 1]
 
 
 def check_finite(episodes: Episodes, number: int) -> None:

@@ -2,9 +2,10 @@
 
 import difflib
 import inspect
+import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -28,15 +29,18 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule, is_vectorized_observation
 
+from sbx_deepspi import valid
 from sbx_deepspi.agent import ONE_LIPSCHITZ_ACTIVATIONS, Networks, WorldModel
 from sbx_deepspi.collect.vec_env import observation_spec, observations_of
 from sbx_deepspi.losses import CATEGORICAL_COSTS
 from sbx_deepspi.networks.encoders import (
-    CONVOLUTIONS,
+    NATURE_CNN,
+    SMALL_CNN,
     Activation,
     CategoricalEncoder,
     CnnEncoder,
     CombinedEncoder,
+    Convolutions,
     MlpEncoder,
     exact_gelu,
     latent_map_size,
@@ -144,6 +148,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
     default_features_dim: int
     reward_model_units: int
     encodes_images = False
+    """Whether the encoder sees images so large that it pays to encode φ(s') once where it is the next step's φ(s)."""
     features_extractor_arguments: tuple[str, ...] = ("features_dim",)
     own_features_extractors: tuple[type, ...] = (FlattenExtractor,)
     """SB3's and SBX's that say what this policy does anyway."""
@@ -180,8 +185,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         unsupported = {name: value for name, value in unsupported.items() if value not in idle.get(name, ())}
         if unsupported:
             raise TypeError(_unsupported_message(unsupported))
-        checks.one_of(DENSITIES, transition_density=transition_density)
-        checks.one_of(CATEGORICAL_COSTS, categorical_cost=categorical_cost)
+        valid.one_of(DENSITIES, transition_density=transition_density)
+        valid.one_of(CATEGORICAL_COSTS, categorical_cost=categorical_cost)
         for name, constant in {"lipschitz_constant": lipschitz_constant, "lipschitz_policy": lipschitz_policy}.items():
             if constant is not None and not 0 < constant < np.inf:
                 raise ValueError(f"{name} must be positive, or None for plain layers, but got {constant!r}.")
@@ -234,7 +239,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
         self.n_variables, self.n_classes = n_variables, n_classes
         self.categorical_cost = categorical_cost
         self.world_model = world_model
-        checks.positive_integer(
+        valid.positive_integer(
             n_components=n_components,
             n_variables=n_variables,
             n_classes=n_classes,
@@ -248,6 +253,13 @@ class DeepSPIPolicy(BaseJaxPolicy):
         :return: shape of what :meth:`make_encoder` makes of one observation
         """
         raise NotImplementedError
+
+    @property
+    def n_image_numbers(self) -> int:
+        """
+        :return: how many numbers the largest image has; 0 where the encoder has no convolutions
+        """
+        return 0
 
     def make_encoder(self) -> nn.Module:
         """
@@ -655,12 +667,16 @@ class MultiInputPolicy(MlpPolicy):
             key
             for key, space in self.observation_space.spaces.items()
             if is_image_space(space, normalized_image=not self.normalize_images)
-            and latent_map_size(min(rows_and_columns(space))) >= 1
+            and latent_map_size(min(rows_and_columns(space)), NATURE_CNN) >= 1
         ]
 
     @property
     def encodes_images(self) -> bool:  # type: ignore[override]
         return bool(self.images)
+
+    @property
+    def n_image_numbers(self) -> int:
+        return max((math.prod(self.observation_space[key].shape or ()) for key in self.images), default=0)
 
     @property
     def encoder_shape(self) -> tuple[int, ...]:
@@ -685,12 +701,25 @@ class MultiInputPolicy(MlpPolicy):
     def _image_encoder(self, space: spaces.Space) -> nn.Module:
         assert isinstance(space, spaces.Box)
         divides = self.normalize_images and is_image_space(space)
-        convolutions = CnnEncoder(is_image_space_channels_first(space), divides, nn.relu, self.ortho_init)
+        convolutions = CnnEncoder(NATURE_CNN, is_channels_first(space), divides, nn.relu, self.ortho_init)
         return nn.Sequential((convolutions, CnnTorso(self.cnn_output_dim, nn.relu, self.ortho_init)))
 
 
 class CnnPolicy(DeepSPIPolicy):
-    """DeepSPI's policy for images, channels first or last; see :class:`DeepSPIPolicy`."""
+    """
+    DeepSPI's policy for images, channels first or last; see :class:`DeepSPIPolicy`.
+
+    Images are uint8 from 0 to 255; or floats, which are taken as they are.
+
+    :param observation_space: of one image
+    :param action_space: Discrete, Box, MultiDiscrete or MultiBinary
+    :param lr_schedule: learning rate as a function of the remaining progress
+    :param activation_fn: activation of encoder, torso, actor and critic
+    :param convolutions: (channels, kernel size, stride) of each layer of the encoder; ``None``: the Nature CNN, or
+        [(16, 3, 1)] for images below 36 x 36 pixels
+    :param kwargs: see :class:`DeepSPIPolicy`
+    :raises ValueError: observations are no images, or a convolution does not fit them
+    """
 
     default_net_arch = ()
     default_features_dim = 512
@@ -708,35 +737,72 @@ class CnnPolicy(DeepSPIPolicy):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         activation_fn: Activation = nn.relu,
+        convolutions: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ):
         normalize_images = kwargs.get("normalize_images", True)
-        if not is_image_space(observation_space, check_channels=False, normalized_image=not normalize_images):
+        is_floats = isinstance(observation_space, spaces.Box) and np.issubdtype(observation_space.dtype, np.floating)
+        normalized = is_floats or not normalize_images
+        if not is_image_space(observation_space, check_channels=False, normalized_image=normalized):
             raise ValueError(
                 f"You should use CnnPolicy only with images, not with {observation_space} (you are probably using "
-                "`CnnPolicy` instead of `MlpPolicy` or `MultiInputPolicy`): images are uint8 from 0 to 255 with three "
-                "dimensions. If they are normalised already, pass `policy_kwargs=dict(normalize_images=False)`."
+                "`CnnPolicy` instead of `MlpPolicy` or `MultiInputPolicy`): images have three dimensions, and are "
+                "uint8 from 0 to 255, or floats. If they are normalised already, pass "
+                "`policy_kwargs=dict(normalize_images=False)`."
             )
-        self.channels_first = is_image_space_channels_first(observation_space)
-        height, width = rows_and_columns(observation_space)
-        self.latent_map = latent_map_size(height), latent_map_size(width)
-        if min(self.latent_map) < 1:
-            raise ValueError(
-                f"CnnPolicy's convolutions need images of at least 36 x 36 pixels, but these have {height} x {width}: "
-                "resize them, or use 'MlpPolicy'."
-            )
+        size = rows_and_columns(observation_space)
+        self.convolutions = chosen_convolutions(convolutions, size)
+        self.latent_map = tuple(latent_map_size(side, self.convolutions) for side in size)
+        self.encodes_images = latent_map_size(min(size), NATURE_CNN) >= 1
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=activation_fn, **kwargs)
 
     @property
+    def n_image_numbers(self) -> int:
+        return math.prod(self.observation_space.shape or ())
+
+    @property
     def encoder_shape(self) -> tuple[int, ...]:
-        return (*self.latent_map, CONVOLUTIONS[-1][0])
+        return (*self.latent_map, self.convolutions[-1][0])
 
     def make_encoder(self) -> nn.Module:
         divides = self.normalize_images and is_image_space(self.observation_space)
-        return CnnEncoder(self.channels_first, divides, self.activation_fn, self.ortho_init)
+        channels_first = is_channels_first(self.observation_space)
+        return CnnEncoder(self.convolutions, channels_first, divides, self.activation_fn, self.ortho_init)
 
     def make_torso(self) -> nn.Module:
         return CnnTorso(self.features_dim, self.activation_fn, self.ortho_init)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"convolutions": self.convolutions}
+
+
+def chosen_convolutions(given: Sequence[Sequence[int]] | None, size: tuple[int, int]) -> Convolutions:
+    """
+    :param given: (channels, kernel size, stride) of each layer; ``None``: what suits the size
+    :param size: rows and columns of the images
+    :return: the convolutions
+    :raises ValueError: a layer is none, or does not fit what comes into it
+    """
+    if given is None:
+        given = NATURE_CNN if latent_map_size(min(size), NATURE_CNN) >= 1 else SMALL_CNN
+    layers = [tuple(layer) if isinstance(layer, Sequence) else layer for layer in given]
+    if not layers:
+        raise ValueError("convolutions must have a layer at least, but got none.")
+    for number, layer in enumerate(layers):
+        whole = isinstance(layer, tuple) and all(isinstance(n, (int, np.integer)) and n >= 1 for n in layer)
+        if not whole or len(layer) != 3:
+            raise ValueError(
+                f"convolutions[{number}] must be (channels, kernel size, stride), three whole numbers of at least 1, "
+                f"but got {layer!r}."
+            )
+        before = [latent_map_size(side, layers[:number]) for side in size]  # type: ignore[arg-type]
+        if layer[1] > min(before):
+            hint = "choose smaller ones, larger images, or 'MlpPolicy'."
+            raise ValueError(
+                f"convolutions[{number}] has a kernel of {layer[1]} x {layer[1]}, but what comes into it has only "
+                f"{before[0]} x {before[1]} cells: {hint}"
+            )
+    return tuple((int(channels), int(kernel), int(stride)) for channels, kernel, stride in layers)
 
 
 def our_policy(policy: Any) -> Any:
@@ -762,13 +828,25 @@ def our_policy(policy: Any) -> Any:
     )
 
 
+def is_channels_first(space: spaces.Space) -> bool:
+    """
+    :param space: of one image
+    :return: whether its channels come first; where sides are equal, SB3's answer for bytes, and last for floats, which
+        is how environments inside jit have them
+    """
+    assert isinstance(space, spaces.Box)
+    if space.dtype == np.uint8:
+        return is_image_space_channels_first(space)
+    return space.shape[0] < min(space.shape[1:])
+
+
 def rows_and_columns(space: spaces.Space) -> tuple[int, int]:
     """
     :param space: of one image
     :return: its size in pixels
     """
     assert isinstance(space, spaces.Box)
-    height, width = space.shape[1:] if is_image_space_channels_first(space) else space.shape[:2]
+    height, width = space.shape[1:] if is_channels_first(space) else space.shape[:2]
     return height, width
 
 

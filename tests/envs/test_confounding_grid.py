@@ -30,7 +30,7 @@ from sbx_deepspi.envs.confounding_grid import (
     make_maze,
     policy_value,
 )
-from sbx_deepspi.networks.encoders import CnnEncoder
+from sbx_deepspi.networks.encoders import NATURE_CNN, CnnEncoder
 
 Cell = tuple[int, int]
 MAZES = [(5, 0.2, 0.99), (2, 0.5, 0.9), (9, 0.01, 0.95), (1, 0.7, 0.8)]
@@ -115,7 +115,9 @@ def test_going_up_at_the_top_alone_is_optimal() -> None:
 def test_many_grids_are_never_the_bottleneck() -> None:
     """A step of all copies takes less than half the time of encoding their observations, which training does anyway."""
     env = ConfoundingGridVecEnv(128, seed=0)
-    encoder = CnnEncoder(channels_first=True, normalize_images=True, activation_fn=nn.relu, ortho_init=False)
+    encoder = CnnEncoder(
+        NATURE_CNN, channels_first=True, normalize_images=True, activation_fn=nn.relu, ortho_init=False
+    )
     frames, rng = env.reset(), np.random.default_rng(0)
     params = encoder.init(jax.random.key(0), frames)
     encode = jax.jit(encoder.apply)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
-from sbx_deepspi.envs.jitted.normalization import Normalization
-from sbx_deepspi.envs.jitted.protocol import JaxEnv
+from sbx_deepspi.collect.normalization import Normalization
 
 
 def action_of(space: spaces.Space) -> jax.ShapeDtypeStruct:
@@ -32,7 +31,7 @@ def follows_protocol(env: Any) -> tuple[Any, ...]:
     if lacking:
         raise TypeError(
             f"{name} has no {' and no '.join(lacking)}: an environment inside jit needs reset(key), step(key, state, "
-            "action), observation_space and action_space (see sbx_deepspi.envs.jitted.protocol.JaxEnv)."
+            "action), observation_space and action_space (see sbx_deepspi.collect.jax_env.JaxEnv)."
         )
     for part, kinds in {
         "observation_space": (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict),
@@ -73,15 +72,17 @@ def _traced(call: str, function: Any, *arguments: Any) -> Any:
     except jax.errors.JAXTypeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{call} cannot be compiled: it needs the value of something that is only known when it runs; use jnp.where "
-            f"or jax.lax.cond instead of Python's if, and jnp instead of np ({reason})."
+            f"{call} cannot be compiled: it needs the value of something that is only known when it runs; use "
+            f"jnp.where or jax.lax.cond instead of Python's if, and jnp instead of np ({reason})."
         ) from error
 
 
 def _fits(what: str, observation: Any, space: spaces.Space) -> None:
     if isinstance(space, spaces.Dict):
         if not isinstance(observation, dict) or observation.keys() != space.spaces.keys():
-            raise ValueError(f"{what} must be a dictionary with {sorted(space.spaces)}, but is {_described(observation)}.")
+            raise ValueError(
+                f"{what} must be a dictionary with {sorted(space.spaces)}, but is {_described(observation)}."
+            )
         for key, part in space.spaces.items():
             _fits(f"{what}[{key!r}]", observation[key], part)
         return
@@ -98,7 +99,7 @@ def _fits(what: str, observation: Any, space: spaces.Space) -> None:
 
 
 def _same_state(name: str, before: Any, after: Any) -> None:
-    structures = jax.tree.structure(before), jax.tree.structure(after)
+    structures = str(jax.tree.structure(before)), str(jax.tree.structure(after))
     if structures[0] != structures[1]:
         raise ValueError(
             f"{name}.step must return a state of the same structure as {name}.reset: {structures[0]}, but returns "

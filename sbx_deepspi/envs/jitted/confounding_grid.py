@@ -25,7 +25,7 @@ class JaxConfoundingGrid:
         self.maze = make_maze(n_path, epsilon, gamma)
         self.mdp = self.maze.mdp
         self.observation_space = make_observation_space()
-        self.action_space = spaces.Discrete(4)
+        self.action_space: spaces.Space = spaces.Discrete(4)
         self._frames = make_frames(self.maze)
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:

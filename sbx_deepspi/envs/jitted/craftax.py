@@ -33,7 +33,7 @@ class CraftaxEnv:
         self.parameters = defaults.replace(**parameters)
         space = self.env.observation_space(self.parameters)
         self.observation_space = spaces.Box(float(space.low), float(space.high), space.shape, np.float32)
-        self.action_space = spaces.Discrete(int(self.env.action_space(self.parameters).n))
+        self.action_space: spaces.Space = spaces.Discrete(int(self.env.action_space(self.parameters).n))
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
         """
@@ -52,7 +52,7 @@ class CraftaxEnv:
         :param action: in the action space
         :return: s' as it is observed, state, reward, terminated, truncated
         """
-        observation, state, reward, done, _ = self.env.step_env(key, state, action, self.parameters)
+        observation, state, reward, _, _ = self.env.step_env(key, state, action, self.parameters)
         # Craftax's "done" is also that of its time limit
         late = jnp.asarray(state.timestep >= self.parameters.max_timesteps)
         dead = self.env.is_terminal(state.replace(timestep=0), self.parameters)

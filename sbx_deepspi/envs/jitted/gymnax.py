@@ -49,9 +49,7 @@ class GymnaxEnv:
         observation, state = self.env.reset_env(key, self.parameters)
         return self._observed(observation), state
 
-    def step(
-        self, key: jax.Array, state: Any, action: jax.Array
-    ) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array]:
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array]:
         """
         :param key: randomness
         :param state: of an episode

@@ -58,8 +58,8 @@ def make_one(env_id: str, n_envs: int = 1, **arguments: Any) -> tuple[Any, dict[
     :raises ValueError: there is no such id
     """
     if env_id == "ConfoundingGrid":
-        from sbx_deepspi.envs.jitted.confounding_grid import JaxConfoundingGrid
         from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS
+        from sbx_deepspi.envs.jitted.confounding_grid import JaxConfoundingGrid
 
         return JaxConfoundingGrid(**arguments), {"max_episode_steps": MAX_EPISODE_STEPS}
     suite, _, name = env_id.partition("/")

@@ -10,11 +10,11 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from sbx_deepspi import valid
+from sbx_deepspi.collect.copies import Copies, CopiesState
+from sbx_deepspi.collect.jax_env import JaxEnv
 from sbx_deepspi.envs.batched import BatchedVecEnv
 from sbx_deepspi.envs.jitted import checks
-from sbx_deepspi.envs.jitted.copies import Copies, CopiesState
-from sbx_deepspi.envs.jitted.protocol import JaxEnv
-from sbx_deepspi.sb3.checks import positive_integer
 
 
 class JaxVecEnv(BatchedVecEnv):
@@ -25,7 +25,7 @@ class JaxVecEnv(BatchedVecEnv):
     and DeepMDP do not even come here: they compile whole iterations, see ``fused`` of
     :class:`~sbx_deepspi.DeepSPI`.
 
-    :param env: two pure functions and two spaces, see :class:`~sbx_deepspi.envs.jitted.protocol.JaxEnv`
+    :param env: two pure functions and two spaces, see :class:`~sbx_deepspi.collect.jax_env.JaxEnv`
     :param n_envs: number of copies
     :param seed: of all random draws; ``None`` draws one
     :param max_episode_steps: a time limit, beside the environment's own; ``None``: none
@@ -49,7 +49,7 @@ class JaxVecEnv(BatchedVecEnv):
     ) -> None:
         state_dtypes = checks.follows_protocol(env)
         limits = {"max_episode_steps": max_episode_steps, "n_initial_states": n_initial_states}
-        positive_integer(n_envs=n_envs, **{name: limit for name, limit in limits.items() if limit is not None})
+        valid.positive_integer(n_envs=n_envs, **{name: limit for name, limit in limits.items() if limit is not None})
         normalization = checks.normalization(normalize, env.observation_space) if normalize else None
         self.env = env
         self.copies = Copies(env, n_envs, state_dtypes, max_episode_steps, n_initial_states, normalization)
@@ -160,7 +160,8 @@ class JaxVecEnv(BatchedVecEnv):
         if self.state is None:
             raise ResetNeeded("Call reset() before render().")
         states = jax.device_get(self.state.states)
-        return [self.env.render(jax.tree.map(lambda leaf: leaf[i], states)) for i in range(self.num_envs)]  # noqa: B023
+        render = self.env.render  # type: ignore[attr-defined]
+        return [render(jax.tree.map(lambda leaf: leaf[i], states)) for i in range(self.num_envs)]  # noqa: B023
 
     # --- questions about single copies ---
 

@@ -114,12 +114,12 @@ class Normalization:
         """
         statistics = self._including(statistics, observations)
         if statistics.returns is not None:
+            returns = statistics.returns
             if self.training:
                 discounted = statistics.discounted * self.gamma + rewards
-                statistics = statistics.replace(
-                    discounted=discounted, returns=statistics.returns.including(discounted)
-                )
-            scale = jnp.sqrt(statistics.returns.variance + self.epsilon)
+                returns = returns.including(discounted)
+                statistics = statistics.replace(discounted=discounted, returns=returns)
+            scale = jnp.sqrt(returns.variance + self.epsilon)
             rewards = jnp.clip(rewards / scale, -self.clip_reward, self.clip_reward)
         return statistics.replace(discounted=jnp.where(dones, 0.0, statistics.discounted)), rewards
 

@@ -16,7 +16,7 @@ class JaxEnv(Protocol):
     One environment as pure functions, which JAX traces: no Python branch may depend on a state or an action.
 
     Many copies step at once (``jax.vmap``), start anew by themselves when an episode ends, and may have a time limit
-    (:class:`~sbx_deepspi.envs.jitted.copies.Copies`): none of this is the environment's own business. An environment
+    (:class:`~sbx_deepspi.collect.copies.Copies`): none of this is the environment's own business. An environment
     of which two instances are equal should say so (``__eq__`` and ``__hash__``, as a frozen dataclass does): models
     of equal environments share compiled programs.
 

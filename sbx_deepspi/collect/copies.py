@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sbx_deepspi.envs.jitted.normalization import Normalization, Statistics
-from sbx_deepspi.envs.jitted.protocol import JaxEnv, Observation
+from sbx_deepspi.collect.jax_env import JaxEnv, Observation
+from sbx_deepspi.collect.normalization import Normalization, Statistics
 
 
 class CopiesState(struct.PyTreeNode):
@@ -151,7 +151,7 @@ class Copies:
         return state, outcome
 
     def _begin(self, first: Any, key: jax.Array) -> tuple[Observation, Any]:
-        if first is None:
+        if self.n_initial_states is None:
             return jax.vmap(self._reset_one)(jax.random.split(key, self.n_envs))
         drawn = jax.random.randint(key, (self.n_envs,), 0, self.n_initial_states)
         return jax.tree.map(lambda array: array[drawn], first)
@@ -160,7 +160,7 @@ class Copies:
         observation, state = self.env.reset(key)
         leaves, structure = jax.tree.flatten(state)
         cast = [jnp.asarray(leaf, dtype) for leaf, dtype in zip(leaves, self.state_dtypes, strict=True)]
-        return observation, structure.unflatten(cast)
+        return observation, jax.tree.unflatten(structure, cast)
 
     def _step_one(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any, jax.Array, Any, Any]:
         observation, state, reward, terminated, truncated = self.env.step(key, state, action)
