@@ -6,6 +6,7 @@ from sbx_deepspi.saving.format import CheckpointError
 from sbx_deepspi.sb3.algorithm import DeepSPI
 from sbx_deepspi.sb3.callbacks import CheckpointCallback, SPICertificateCallback
 from sbx_deepspi.sb3.deepmdp import DeepMDP
+from sbx_deepspi.sb3.many import LearningCurve, learn_together
 from sbx_deepspi.sb3.policies import CnnPolicy, MlpPolicy
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "DeepMDP",
     "DeepSPI",
     "JaxVecEnv",
+    "LearningCurve",
     "MlpPolicy",
     "SPICertificateCallback",
+    "learn_together",
     "load_normalization",
     "make_envpool_env",
     "make_jax_env",

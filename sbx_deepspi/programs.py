@@ -61,6 +61,9 @@ class Programs:
         self.fused_iteration = jax.jit(
             partial(fused_iteration, networks, optimizer), static_argnames=("environments", "step", "projects")
         )
+        self.fused_iterations = jax.jit(
+            partial(fused_iterations, networks, optimizer), static_argnames=("environments", "step", "projects")
+        )
         self.importance_ratios = jax.jit(partial(importance_ratios, networks))
         self.transition_lipschitz = jax.jit(partial(transition_lipschitz, networks))
 
@@ -191,6 +194,34 @@ def fused_iteration(
 
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(certificate))
     return after, report, kept, jax.lax.cond(is_certified, certificate, lambda: none), episodes
+
+
+def fused_iterations(
+    networks: Networks,
+    optimizer: Optimizer,
+    states: TrainerState,
+    hyperparameters: Hyperparameters,
+    is_certified: bool | jax.Array,
+    *,
+    environments: Environments,
+    step: Step,
+    projects: bool,
+) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Episodes]:
+    """
+    :func:`fused_iteration` of S models at once, each with a state and hyperparameters of its own.
+
+    :param networks: without parameters
+    :param optimizer: of all parameters
+    :param states: arrays of shape (S, ...)
+    :param hyperparameters: arrays of shape (S,)
+    :param is_certified: whether the updates get certificates
+    :param environments: that the rollouts are collected from
+    :param step: of the algorithm
+    :param projects: whether updates are drawn back until they are in the neighbourhood
+    :return: arrays of shape (S, ...)
+    """
+    one = partial(fused_iteration, networks, optimizer, environments=environments, step=step, projects=projects)
+    return jax.vmap(one, in_axes=(0, 0, None))(states, hyperparameters, is_certified)
 
 
 def certificate_key(state: TrainerState) -> jax.Array:

@@ -329,7 +329,7 @@ def _action_bounds(space: spaces.Space) -> tuple[Any, Any]:
     if isinstance(space, spaces.Discrete):
         return 0, space.n - 1
     if isinstance(space, spaces.MultiDiscrete):
-        return 0, np.asarray(space.nvec) - 1
+        return 0, np.subtract(space.nvec, 1)
     assert isinstance(space, spaces.Box)
     rounding = 1e-6 * (space.high - space.low)
     return space.low - rounding, space.high + rounding

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import jax
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sbx_deepspi.collect.vec_env import normalizer_of, wrappers_of
+from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.saving import format as checkpoint
 
 NORMALIZATION_SETTINGS = (
@@ -39,13 +41,14 @@ def state_of(env: VecEnv, started: bool) -> dict[str, Any]:
 
     :param env: what the model learns from
     :param started: whether it has been reset, so that there are episodes
-    :return: ``normalization`` (``None`` without ``VecNormalize``) and ``episodes`` (``None`` where they cannot be
-        restored)
+    :return: ``normalization`` (``None`` without ``VecNormalize``), ``episodes`` (``None`` where they cannot be
+        restored), and ``inside_jit``, what describes environments inside jit (``None`` for others)
     """
     normalizer = normalizer_of(env)
     return {
         "normalization": None if normalizer is None else normalization_of(normalizer),
         "episodes": _episodes_of(env) if started else None,
+        "inside_jit": description_of(env),
     }
 
 
@@ -168,10 +171,11 @@ def _episodes_of(env: VecEnv) -> dict[str, Any] | None:
     try:
         if getattr(env.unwrapped, "waiting", False):
             raise RuntimeError("a step of theirs is still under way")
-        if not (env.has_attr("get_state") and env.has_attr("set_state")):
+        is_inside_jit = isinstance(env.unwrapped, JaxVecEnv)  # their state is among the tensors
+        if not is_inside_jit and not (env.has_attr("get_state") and env.has_attr("set_state")):
             return None
-        states = env.env_method("get_state")
-        monitored = all(env.env_is_wrapped(Monitor))
+        states = [] if is_inside_jit else env.env_method("get_state")
+        monitored = not is_inside_jit and all(env.env_is_wrapped(Monitor))
         rewards = [np.asarray(rewards, np.float64) for rewards in env.get_attr("rewards")] if monitored else None
         # not by the class TimeLimit: RL Zoo puts another in its place, and then Gymnasium's own has no name by which
         # it could be sent to a process
@@ -192,6 +196,76 @@ def _episodes_of(env: VecEnv) -> dict[str, Any] | None:
                 stacklevel=4,
             )
     return episodes
+
+
+# --- environments inside jit ------------------------------------------------------------------------
+
+
+def description_of(env: VecEnv) -> str | None:
+    """
+    :param env: environments in any number of wrappers
+    :return: what tells environments inside jit apart; ``None`` of others
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, JaxVecEnv):
+        return None
+    one, copies = inner.env, inner.copies
+    name = type(one).__qualname__ if type(one).__repr__ is object.__repr__ else repr(one)
+    return repr((name, copies.n_envs, copies.max_episode_steps, copies.n_initial_states, copies.normalization))
+
+
+def is_same_inside_jit(env: VecEnv, saved: dict[str, Any] | None) -> bool:
+    """
+    :param env: environments in any number of wrappers
+    :param saved: what a file has of the environments that a model learned from
+    :return: whether both are inside jit, and the same
+    """
+    return saved is not None and description_of(env) is not None and description_of(env) == saved.get("inside_jit")
+
+
+def without_typed_keys(tree: Any) -> Any:
+    """
+    :param tree: of JAX arrays
+    :return: the same with random keys as the numbers that they are
+    """
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, tree
+    )
+
+
+def inside_jit(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> Any:
+    """
+    :param env: environments inside jit
+    :param tensors: their state from a file, by name
+    :param prefix: of these names
+    :return: their state
+    :raises CheckpointError: it is not of these environments
+    """
+    like = jax.eval_shape(env.copies.reset, jax.ShapeDtypeStruct((2,), np.uint32))
+    leaves = jax.tree.leaves(checkpoint.unflatten(tensors, jax.eval_shape(without_typed_keys, like), prefix))
+
+    def typed(leaf: Any, spec: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(spec)) if is_key else jax.numpy.asarray(leaf)
+
+    return jax.tree.unflatten(jax.tree.structure(like), list(map(typed, leaves, jax.tree.leaves(like))))
+
+
+def restore_statistics(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> None:
+    """
+    Of normalised environments that have seen nothing, as a ``VecNormalize`` gets its statistics.
+
+    :param env: environments inside jit
+    :param tensors: the state of such environments from a file, by name
+    :param prefix: of these names
+    """
+    if env.copies.normalization is None or env.state is not None:
+        return
+    name = f"{prefix}statistics/"
+    like = jax.eval_shape(env.copies.reset, jax.ShapeDtypeStruct((2,), np.uint32)).statistics
+    saved = {key: tensor for key, tensor in tensors.items() if key.startswith(name)}
+    saved[f"{name}discounted"] = np.zeros(env.num_envs, np.float32)  # of other episodes, perhaps of other copies
+    env.statistics = checkpoint.unflatten(saved, like, name)
 
 
 def _arrays_of(wrapper: VecEnvWrapper) -> dict[str, Any]:

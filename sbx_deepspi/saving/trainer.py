@@ -20,6 +20,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_system_
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi.collect.vec_env import normalizer_of, observations_of
+from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.saving import environment
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.state import EpisodeStatistics, RewardStatistics
@@ -37,6 +38,7 @@ PROGRESS = (
 )  # fmt: skip
 """What SB3 and the algorithm count while they learn, beside the trainer's state."""
 STATE = "state/"
+ENVIRONMENTS = f"{STATE}environments/"
 
 
 def configuration(algorithm: type) -> list[str]:
@@ -65,10 +67,14 @@ def contents_of(model: Any, exclude: set[str], include: set[str]) -> checkpoint.
     tensors = model.policy.tensors() | checkpoint.flatten(
         {"key": state.key, "episodes": state.episodes, "rewards": state.rewards, "n_epochs": state.n_epochs}, STATE
     )
+    attributes = {name: own[name] for name in sorted(names & own.keys())}
+    attributes["_last_obs"] = jax.device_get(own["_last_obs"])
+    if own["_last_obs"] is not None and state.environments is not None:
+        tensors |= checkpoint.flatten(environment.without_typed_keys(state.environments), ENVIRONMENTS)
     return checkpoint.Checkpoint(
         written_by=type(model).__name__,
         # not by the coefficients, which may have been changed since
-        attributes={name: own[name] for name in sorted(names & own.keys())} | {"world_model": model.policy.world_model},
+        attributes=attributes | {"world_model": model.policy.world_model},
         environment=None if model.env is None else environment.state_of(model.env, model._last_obs is not None),
         tensors=tensors,
     )
@@ -82,7 +88,7 @@ def load(
     custom_objects: dict[str, Any] | None,
     print_system_info: bool,
     *,
-    force_reset: bool,
+    force_reset: bool | None,
     trust: bool,
     changes: dict[str, Any],
 ) -> Any:
@@ -93,7 +99,7 @@ def load(
     :param device: where JAX computes
     :param custom_objects: attributes to take from here instead of from the file
     :param print_system_info: print the system that saved the model, and this one
-    :param force_reset: reset the environment before learning goes on
+    :param force_reset: reset the environment before learning goes on; ``None``: only where it is not inside jit
     :param trust: load also what is pickled
     :param changes: attributes to change
     :return: the model
@@ -133,6 +139,8 @@ def load(
         env = cls._wrap_env(env, saved.get("verbose", 0))
         check_for_correct_spaces(env, saved["observation_space"], saved["action_space"])
         saved["n_envs"] = env.num_envs
+        if force_reset is None:
+            force_reset = not environment.is_same_inside_jit(env, contents.environment)
         if force_reset:
             saved["_last_obs"] = None
 
@@ -143,6 +151,7 @@ def load(
         model.policy = model._make_policy(world_model)
         tensors = dict(contents.tensors)
         state = {name: tensors.pop(name) for name in list(tensors) if not name.startswith(("state/learner/", "pred"))}
+        environments = {name: state.pop(name) for name in list(state) if name.startswith(ENVIRONMENTS)}
         model.policy.restore(tensors)
         vars(model).update(changes)
         key, prediction_key = restored_state(model, state, n_envs), model.policy.key
@@ -157,7 +166,7 @@ def load(
             with checkpoint.building(cls.__name__):
                 observations_of(model._last_obs, env.observation_space, env.num_envs)
         with checkpoint.building("environment"):
-            restore_environment(model, env, contents.environment, force_reset)
+            restore_environment(model, env, contents.environment, environments, bool(force_reset))
     return model
 
 
@@ -194,16 +203,23 @@ def restored_state(model: Any, tensors: dict[str, np.ndarray], n_envs: int) -> A
     return state["key"]
 
 
-def restore_environment(model: Any, env: VecEnv, saved: dict[str, Any] | None, force_reset: bool) -> None:
+def restore_environment(
+    model: Any, env: VecEnv, saved: dict[str, Any] | None, tensors: dict[str, np.ndarray], force_reset: bool
+) -> None:
     """
     :param model: that goes on learning
     :param env: from these environments
     :param saved: their state from the file, if it has one
+    :param tensors: the state of environments inside jit, by name
     :param force_reset: whether they are reset all the same
     """
     if saved is not None and saved["episodes"] is not None and not force_reset:
         environment.restore(env, saved)
+        if tensors and isinstance(inner := env.unwrapped, JaxVecEnv):
+            inner.state = environment.inside_jit(inner, tensors, ENVIRONMENTS)
         return
+    if tensors and isinstance(inner := env.unwrapped, JaxVecEnv):
+        environment.restore_statistics(inner, tensors, ENVIRONMENTS)
     if model._last_obs is not None:
         warnings.warn(
             "The file does not hold the environment's state: it is reset, in spite of force_reset=False.", stacklevel=4

@@ -520,7 +520,16 @@ class DeepSPI(PPO):
     def train(self) -> None:
         """Update policy, values and world model from the collected rollout, certify the update, log what happened."""
         made, self._made = self._made or self._update(), None
-        self.state, report, hyperparameters = made.state, made.report, made.hyperparameters
+        self.state = made.state
+        self.tell(made)
+
+    def tell(self, made: Made) -> None:
+        """
+        Log an update, warn of what is wrong with it, and keep its certificate.
+
+        :param made: of a rollout
+        """
+        report, hyperparameters = made.report, made.hyperparameters
         if report.epochs.stopped and self.verbose >= 1:
             print(
                 f"Early stopping at step {report.epochs.n_epochs - 1} due to reaching max kl: "
@@ -772,7 +781,7 @@ class DeepSPI(PPO):
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
-        force_reset: bool = True,
+        force_reset: bool | None = None,
         trust: bool = False,
         **kwargs: Any,
     ) -> SelfDeepSPI:
@@ -786,7 +795,8 @@ class DeepSPI(PPO):
         :param print_system_info: print the system that saved the model, and this one
         :param force_reset: reset the environment before learning goes on; if not, it is put into the state in which
             it was saved, so that the run goes on as if it had not been interrupted (where that state is not known,
-            there is a warning and a reset). A ``VecNormalize`` that has seen no observation gets the saved statistics
+            there is a warning and a reset). A ``VecNormalize`` that has seen no observation gets the saved statistics.
+            ``None``: not where the environment is inside jit and the same as then
         :param trust: load also what was saved with ``pickle=True``, which may run any code
         :param kwargs: attributes to change; ``n_steps=None`` chooses it for the environments that there are
         :return: the model

@@ -184,17 +184,18 @@ def _make_again(model: Any, env: JaxVecEnv, episodes: Any, dones: np.ndarray, n_
     model._last_obs, model._last_episode_starts = observations, dones[n_steps - 1]
 
 
-def check_finite(episodes: Episodes, number: int) -> None:
+def check_finite(episodes: Episodes, number: int, whose: str = "") -> None:
     """
     :param episodes: of a rollout
     :param number: of the last step before it
+    :param whose: the environments are, where there are several models
     :raises ValueError: naming the first step and environment with a number that is not finite
     """
     for name, finite in (("reward", np.isfinite(episodes.rewards)), ("observation", episodes.finite_observations)):
         if not finite.all():
             step, env = np.argwhere(~finite)[0]
             raise ValueError(
-                f"Environment {env} returned a non-finite {name} at step {number + step + 1}: nothing was learned from "
-                "this rollout; check the environment (DeepSPI(..., fused=False) and SB3's VecCheckNan help to find the "
+                f"Environment {env}{whose} returned a non-finite {name} at step {number + step + 1}: nothing was learned "
+                "from this rollout; check the environment (DeepSPI(..., fused=False) and SB3's VecCheckNan help to find the "
                 "cause)."
             )

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from sbx_deepspi import valid
 from sbx_deepspi.collect.copies import Copies, CopiesState
 from sbx_deepspi.collect.jax_env import JaxEnv
+from sbx_deepspi.collect.normalization import Statistics
 from sbx_deepspi.envs.batched import BatchedVecEnv
 from sbx_deepspi.envs.jitted import checks
 
@@ -56,6 +57,7 @@ class JaxVecEnv(BatchedVecEnv):
         self.render_mode = "rgb_array" if hasattr(env, "render") else None
         super().__init__(n_envs, checks.normalized_space(env.observation_space, normalization), env.action_space)
         self.state: CopiesState | None = None  # made by reset(): in SB3 a seed takes effect at the next reset
+        self.statistics: Statistics | None = None  # to begin with, instead of those of nothing
         self._start_time = time.time()
         self._compile()
         self.seed(seed)
@@ -80,7 +82,7 @@ class JaxVecEnv(BatchedVecEnv):
         else:
             key = state.key
         self._reset_seeds()
-        self.state = self._programs["reset"](key, None if state is None else state.statistics)
+        self.state = self._programs["reset"](key, self.statistics if state is None else state.statistics)
         return self._on_host(self.state.observations)
 
     def step_async(self, actions: np.ndarray) -> None:
