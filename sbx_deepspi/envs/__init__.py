@@ -4,7 +4,7 @@ import gymnasium as gym
 
 from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS, ConfoundingGrid, ConfoundingGridVecEnv
 from sbx_deepspi.envs.envpool import EnvPoolVecEnv, make_envpool_env
-from sbx_deepspi.envs.jitted.make import make_jax_env
+from sbx_deepspi.envs.jitted.make import IDS, make_jax_env
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.envs.subprocess import TimeoutSubprocVecEnv
 
@@ -18,3 +18,10 @@ gym.register(
     entry_point="sbx_deepspi.envs.confounding_grid:ConfoundingGrid",
     max_episode_steps=MAX_EPISODE_STEPS,
 )
+for suite, names in IDS.items():
+    for name in names:
+        gym.register(
+            f"{suite}/{name}",
+            entry_point="sbx_deepspi.envs.jitted.gym_env:JaxGymEnv",
+            kwargs={"env_id": f"{suite}/{name}"},
+        )

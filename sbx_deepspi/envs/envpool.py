@@ -327,7 +327,7 @@ def _sb3_action_space(space: spaces.Space) -> spaces.Space:
 def _action_bounds(space: spaces.Space) -> tuple[Any, Any]:
     """The lowest and the highest action, with a tolerance for rounding in rescaled actions."""
     if isinstance(space, spaces.Discrete):
-        return 0, space.n - 1
+        return 0, int(space.n) - 1
     if isinstance(space, spaces.MultiDiscrete):
         return 0, np.subtract(space.nvec, 1)
     assert isinstance(space, spaces.Box)

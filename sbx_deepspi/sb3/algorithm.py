@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sbx_deepspi import deepspi, ops, valid
 from sbx_deepspi.collect import vec_env
@@ -343,6 +343,13 @@ class DeepSPI(PPO):
         :return: the rollout that was collected last, whatever ``n_steps`` has been set to since
         """
         return self.rollout_buffer if self._rollout is None else self._rollout
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """
+        :return: ``VecNormalize`` with the statistics of the environments, if they are normalised, be it inside jit
+        """
+        inner = None if self.env is None else self.env.unwrapped
+        return super().get_vec_normalize_env() or (inner.vec_normalize() if isinstance(inner, JaxVecEnv) else None)
 
     @property
     def _fused_env(self) -> JaxVecEnv | None:

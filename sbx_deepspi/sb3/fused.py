@@ -195,7 +195,7 @@ def check_finite(episodes: Episodes, number: int, whose: str = "") -> None:
         if not finite.all():
             step, env = np.argwhere(~finite)[0]
             raise ValueError(
-                f"Environment {env}{whose} returned a non-finite {name} at step {number + step + 1}: nothing was learned "
-                "from this rollout; check the environment (DeepSPI(..., fused=False) and SB3's VecCheckNan help to find the "
-                "cause)."
+                f"Environment {env}{whose} returned a non-finite {name} at step {number + step + 1}: nothing was "
+                "learned from this rollout; check the environment (fused=False and SB3's VecCheckNan help to "
+                "find the cause)."
             )

@@ -17,15 +17,17 @@ from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack
 
-from sbx_deepspi import DeepMDP, DeepSPI, make_envpool_env
-from sbx_deepspi.envs import TimeoutSubprocVecEnv
+from sbx_deepspi import DeepMDP, DeepSPI, make_envpool_env, make_jax_env
+from sbx_deepspi.envs import JaxVecEnv, TimeoutSubprocVecEnv
+from sbx_deepspi.envs.jitted.make import is_jax_env_id
 from sbx_deepspi.zoo.repairs import repair_push_to_hub, run_enjoy_from_any_folder
 from sbx_deepspi.zoo.search_space import convert_hyperparams, sample_hyperparams
 
 OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP}
 HYPERPARAMS_FILE = Path(__file__).parents[2] / "rl_zoo_hyperparams" / "deepspi.yml"
+PPO_FILE = HYPERPARAMS_FILE.with_name("ppo.yml")
 
 ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 # Options that ALE and EnvPool both have, under the same name
@@ -47,8 +49,14 @@ class ExperimentManager(exp_manager.ExperimentManager):
     use_envpool = False
 
     def __init__(self, args: Namespace, algo: str, *others: Any, **kwargs: Any) -> None:
+        env_id = kwargs.get("env_id") or next(iter(others), "")
+        self._is_inside_jit = is_jax_env_id(env_id)
+        self._evaluated: list[JaxVecEnv] = []
+        self._learned_from: JaxVecEnv | None = None
         if algo in OUR_ALGOS and not kwargs.get("config"):
             kwargs["config"] = str(HYPERPARAMS_FILE)
+        elif self._is_inside_jit and not kwargs.get("config") and algo == "ppo":
+            kwargs["config"] = str(PPO_FILE)  # RL Zoo's own has none of these environments
         super().__init__(args, algo, *others, **kwargs)
         if algo in OUR_ALGOS and self.vec_env_class is SubprocVecEnv:
             # It says which environment failed, and can be closed after Ctrl-C has ended the environments' processes
@@ -100,6 +108,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
         :param no_log: whether to write no monitor file
         :return: the environments, from EnvPool if :meth:`_preprocess_hyperparams` has chosen it
         """
+        if self._is_inside_jit:
+            return self._create_jax_envs(n_envs, eval_env, no_log)
         if not self.use_envpool:
             return super().create_envs(n_envs, eval_env, no_log)
         env: VecEnv = make_envpool_env(
@@ -114,6 +124,37 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)
         return self._maybe_normalize(env, eval_env)
+
+    def _create_jax_envs(self, n_envs: int, eval_env: bool, no_log: bool) -> VecEnv:
+        if self.env_wrapper is not None:
+            raise ValueError(
+                f"{self.env_name.gym_id} is inside jit, where env_wrapper has nothing to wrap: leave it out of the "
+                "hyperparameters."
+            )
+        # our algorithms normalise inside jit, too: a Python wrapper would collect step by step
+        inside = self.normalize and self.algo in OUR_ALGOS and not self.frame_stack
+        normalize: Any = {"training": not eval_env, **self.normalize_kwargs} if inside else False
+        if inside and eval_env:
+            normalize["norm_reward"] = False
+        env: Any = make_jax_env(
+            self.env_name.gym_id,
+            n_envs=n_envs,
+            seed=self.seed + self.n_envs if eval_env else self.seed,
+            normalize=normalize,
+            monitor_dir=None if eval_env or no_log else self.save_path,
+            **(self.eval_env_kwargs if eval_env else self.env_kwargs),
+        )
+        if eval_env:
+            self._evaluated.append(env)
+        else:
+            self._learned_from = env
+        for evaluated in self._evaluated:  # RL Zoo makes those for evaluation first
+            evaluated.statistics_from = self._learned_from if inside else None
+        if self.vec_env_wrapper is not None:
+            env = self.vec_env_wrapper(env)
+        if not inside:
+            env = self._maybe_normalize(env, eval_env)
+        return VecFrameStack(env, self.frame_stack) if self.frame_stack else env
 
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv

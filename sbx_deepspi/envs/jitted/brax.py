@@ -64,17 +64,17 @@ class BraxEnv:
         return f"BraxEnv{self.identity}"
 
 
-def ids() -> list[str]:
+def has(name: str) -> bool:
     """
-    :return: of all environments of the suite
+    :param name: of an environment
+    :return: whether the suite has it
     """
-    return list(envs._envs)
+    return name in envs._envs
 
 
-def make(name: str, n_envs: int, **arguments: Any) -> tuple[BraxEnv, dict[str, Any]]:
+def make(name: str, **arguments: Any) -> tuple[BraxEnv, dict[str, Any]]:
     """
     :param name: brax's
-    :param n_envs: how many copies there will be
     :param arguments: see :class:`BraxEnv`
     :return: the environment, and what else the copies need: brax's time limit, and a pool of first states
     """

@@ -123,14 +123,23 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def normalization(given: Any, space: spaces.Space) -> Normalization:
+def normalization(given: Any, space: spaces.Space) -> Normalization | None:
     """
-    :param given: True, or arguments of ``VecNormalize``
+    :param given: True or False, arguments of ``VecNormalize``, or environments that are normalised themselves
     :param space: of one observation
-    :return: what is normalised, and how
+    :return: what is normalised, and how; ``None``: nothing
     :raises TypeError: there is no such argument
     :raises ValueError: observations are no numbers that can be normalised
     """
+    if given is False or given is None:
+        return None
+    if hasattr(given, "copies"):
+        source = given.copies.normalization
+        if source is None:
+            raise ValueError("normalize names environments that are not normalised themselves: leave it at False.")
+        return dataclasses.replace(source, training=False, norm_reward=False)
+    if given is not True and not isinstance(given, dict):
+        raise TypeError(f"normalize must be True, False, a dictionary, or environments, but got {given!r:.80}.")
     arguments = given if isinstance(given, dict) else {}
     taken = [field.name for field in dataclasses.fields(Normalization)]
     for name in arguments.keys() - set(taken):

@@ -9,8 +9,9 @@ import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 from gymnasium import spaces
 
+from sbx_deepspi.envs.jitted.make import IDS
+
 N_INITIAL_STATES = 64
-IDS = ("Craftax-Symbolic-v1", "Craftax-Pixels-v1", "Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1")
 
 
 class CraftaxEnv:
@@ -68,17 +69,17 @@ class CraftaxEnv:
         return f"CraftaxEnv{self.identity}"
 
 
-def ids() -> list[str]:
+def has(name: str) -> bool:
     """
-    :return: of all environments of the suite
+    :param name: of an environment
+    :return: whether the suite has it
     """
-    return list(IDS)
+    return name in IDS["craftax"]
 
 
-def make(name: str, n_envs: int, **parameters: Any) -> tuple[CraftaxEnv, dict[str, Any]]:
+def make(name: str, **parameters: Any) -> tuple[CraftaxEnv, dict[str, Any]]:
     """
     :param name: Craftax's id
-    :param n_envs: how many copies there will be
     :param parameters: see :class:`CraftaxEnv`
     :return: the environment, and what else the copies need: a pool of first states, since a new world takes long
     """

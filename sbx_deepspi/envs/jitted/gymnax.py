@@ -97,17 +97,17 @@ def _parameters_of(name: str) -> set[str]:
     return {field.name for field in dataclasses.fields(defaults)}
 
 
-def ids() -> list[str]:
+def has(name: str) -> bool:
     """
-    :return: of all environments of the suite
+    :param name: of an environment
+    :return: whether the suite has it
     """
-    return list(gymnax.registered_envs)
+    return name in gymnax.registered_envs
 
 
-def make(name: str, n_envs: int, **arguments: Any) -> tuple[GymnaxEnv, dict[str, Any]]:
+def make(name: str, **arguments: Any) -> tuple[GymnaxEnv, dict[str, Any]]:
     """
     :param name: gymnax's id
-    :param n_envs: how many copies there will be
     :param arguments: see :class:`GymnaxEnv`
     :return: the environment, and what else the copies need: nothing
     """

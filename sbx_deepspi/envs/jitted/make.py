@@ -2,13 +2,30 @@
 
 import difflib
 import importlib
-from collections.abc import Iterable
 from typing import Any
 
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 
-SUITES = {"gymnax": "jax", "brax": "brax", "craftax": "craftax"}
+EXTRAS = {"gymnax": "jax", "brax": "brax", "craftax": "craftax"}
 """How ids begin → the extra that installs the library."""
+IDS = {
+    "gymnax": (
+        "CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Asterix-MinAtar",
+        "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar", "Catch-bsuite",
+        "DeepSea-bsuite", "MemoryChain-bsuite", "UmbrellaChain-bsuite", "DiscountingChain-bsuite", "MNISTBandit-bsuite",
+        "SimpleBandit-bsuite", "FourRooms-misc", "MetaMaze-misc", "PointRobot-misc", "BernoulliBandit-misc",
+        "GaussianBandit-misc", "Reacher-misc", "Swimmer-misc", "Pong-misc", "FrozenLake-misc",
+    ),
+    "brax": (
+        "ant", "fast", "halfcheetah", "hopper", "humanoid", "humanoidstandup", "inverted_pendulum",
+        "inverted_double_pendulum", "pusher", "reacher", "swimmer", "walker2d",
+    ),
+    "craftax": (
+        "Craftax-Symbolic-v1", "Craftax-Pixels-v1", "Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1",
+    ),
+}  # fmt: skip
+"""Of each suite, without importing it: that takes seconds, and it may not be installed."""
+CONFOUNDING_GRID = "ConfoundingGrid"
 
 
 def make_jax_env(
@@ -17,7 +34,8 @@ def make_jax_env(
     seed: int | None = None,
     max_episode_steps: int | None = None,
     n_initial_states: int | None = None,
-    normalize: bool | dict[str, Any] = False,
+    normalize: bool | dict[str, Any] | JaxVecEnv = False,
+    monitor_dir: str | None = None,
     **arguments: Any,
 ) -> JaxVecEnv:
     """
@@ -29,15 +47,16 @@ def make_jax_env(
     :param max_episode_steps: a time limit, beside the environment's own; ``None``: the suite's
     :param n_initial_states: see :class:`JaxVecEnv`; ``None``: the suite's
     :param normalize: see :class:`JaxVecEnv`
+    :param monitor_dir: see :class:`JaxVecEnv`
     :param arguments: of the environment, such as gymnax's ``max_steps_in_episode``
     :return: the copies
     :raises ImportError: the library of this suite is not installed
     :raises ValueError: there is no such id, or an argument is out of its range
     """
-    env, defaults = make_one(env_id, n_envs, **arguments)
+    env, defaults = make_one(env_id, **arguments)
     given = {"max_episode_steps": max_episode_steps, "n_initial_states": n_initial_states}
     settings = defaults | {name: value for name, value in given.items() if value is not None}
-    return JaxVecEnv(env, n_envs, seed, normalize=normalize, **settings)
+    return JaxVecEnv(env, n_envs, seed, normalize=normalize, monitor_dir=monitor_dir, **settings)
 
 
 def is_jax_env_id(env_id: str) -> bool:
@@ -45,52 +64,48 @@ def is_jax_env_id(env_id: str) -> bool:
     :param env_id: of any environment
     :return: whether it is one of a suite inside jit
     """
-    return env_id.partition("/")[0] in SUITES and "/" in env_id
+    return env_id.partition("/")[0] in EXTRAS and "/" in env_id
 
 
-def make_one(env_id: str, n_envs: int = 1, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+def known_ids() -> list[str]:
+    """
+    :return: what :func:`make_jax_env` takes
+    """
+    return [*(f"{suite}/{name}" for suite, names in IDS.items() for name in names), CONFOUNDING_GRID]
+
+
+def make_one(env_id: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     """
     :param env_id: see :func:`make_jax_env`
-    :param n_envs: how many copies of it there will be
     :param arguments: of the environment
     :return: the environment, and the arguments of :class:`JaxVecEnv` that its suite wants
     :raises ImportError: the library of this suite is not installed
     :raises ValueError: there is no such id
     """
-    if env_id == "ConfoundingGrid":
+    if env_id == CONFOUNDING_GRID:
         from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS
         from sbx_deepspi.envs.jitted.confounding_grid import JaxConfoundingGrid
 
         return JaxConfoundingGrid(**arguments), {"max_episode_steps": MAX_EPISODE_STEPS}
     suite, _, name = env_id.partition("/")
-    if suite not in SUITES or not name:
-        raise ValueError(_unknown(env_id, [*(f"{suite}/..." for suite in SUITES), "ConfoundingGrid", *_known_ids()]))
+    if suite not in EXTRAS or not name:
+        raise ValueError(_unknown(env_id))
     try:
         adapter = importlib.import_module(f"sbx_deepspi.envs.jitted.{suite}")
     except ImportError as error:
         raise ImportError(
-            f"{env_id!r} needs the {suite} library, which cannot be imported ({error}): pip install "
-            f"'sbx-deepspi[{SUITES[suite]}]'."
+            f"{env_id!r} needs {suite}, which cannot be imported ({error}): pip install 'sbx-deepspi[{EXTRAS[suite]}]'."
         ) from error
-    if name not in adapter.ids():
-        raise ValueError(_unknown(env_id, [f"{suite}/{known}" for known in adapter.ids()]))
-    return adapter.make(name, n_envs, **arguments)
+    if not adapter.has(name):
+        raise ValueError(_unknown(env_id))
+    return adapter.make(name, **arguments)
 
 
-def _known_ids() -> Iterable[str]:
-    for suite in SUITES:
-        try:
-            adapter = importlib.import_module(f"sbx_deepspi.envs.jitted.{suite}")
-        except ImportError:
-            continue
-        yield from (f"{suite}/{name}" for name in adapter.ids())
-
-
-def _unknown(env_id: str, known: list[str]) -> str:
-    folded = {name.lower(): name for name in known}
-    by_name = {name.lower().partition("/")[2]: name for name in known if "/" in name}
-    nearest = difflib.get_close_matches(env_id.lower(), folded, n=1) or difflib.get_close_matches(
+def _unknown(env_id: str) -> str:
+    by_form = {known.lower(): known for known in known_ids()}
+    by_name = {known.lower().rpartition("/")[2]: known for known in known_ids()}
+    nearest = difflib.get_close_matches(env_id.lower(), by_form, n=1) or difflib.get_close_matches(
         env_id.lower().rpartition("/")[2], by_name, n=1
     )
-    hint = f"did you mean {(folded | by_name)[nearest[0]]!r}?" if nearest else f"there are {', '.join(known)}."
+    hint = f"did you mean {(by_name | by_form)[nearest[0]]!r}?" if nearest else f"there are {', '.join(known_ids())}."
     return f"There is no environment {env_id!r} inside jit: {hint}"

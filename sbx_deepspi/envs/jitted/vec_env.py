@@ -1,5 +1,7 @@
 """Environments inside jit as SB3 knows environments."""
 
+import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +10,15 @@ import jax
 import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
+from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sbx_deepspi import valid
 from sbx_deepspi.collect.copies import Copies, CopiesState
 from sbx_deepspi.collect.jax_env import JaxEnv
-from sbx_deepspi.collect.normalization import Statistics
+from sbx_deepspi.collect.normalization import Moments, Statistics
 from sbx_deepspi.envs.batched import BatchedVecEnv
 from sbx_deepspi.envs.jitted import checks
 
@@ -34,7 +39,9 @@ class JaxVecEnv(BatchedVecEnv):
         environments whose reset takes longer than a step; ``None``: each episode begins with a reset of its own
     :param normalize: normalise observations and rewards inside jit as ``VecNormalize`` does: True, or a dictionary of
         its arguments (``norm_obs``, ``norm_reward``, ``clip_obs``, ``clip_reward``, ``gamma``, ``epsilon``,
-        ``training``)
+        ``training``); or the environments that a model learns from, whose statistics are then used and not changed,
+        and rewards left as they are: for an evaluation
+    :param monitor_dir: where to write ``0.monitor.csv``, as a ``Monitor`` does; ``None``: nowhere
     :raises TypeError: the environment is none
     :raises ValueError: what it returns does not fit its spaces, or an argument is out of its range
     """
@@ -46,12 +53,14 @@ class JaxVecEnv(BatchedVecEnv):
         seed: int | None = None,
         max_episode_steps: int | None = None,
         n_initial_states: int | None = None,
-        normalize: bool | dict[str, Any] = False,
+        normalize: "bool | dict[str, Any] | JaxVecEnv" = False,
+        monitor_dir: str | None = None,
     ) -> None:
         state_dtypes = checks.follows_protocol(env)
         limits = {"max_episode_steps": max_episode_steps, "n_initial_states": n_initial_states}
         valid.positive_integer(n_envs=n_envs, **{name: limit for name, limit in limits.items() if limit is not None})
-        normalization = checks.normalization(normalize, env.observation_space) if normalize else None
+        self.statistics_from = normalize if isinstance(normalize, JaxVecEnv) else None
+        normalization = checks.normalization(normalize, env.observation_space)
         self.env = env
         self.copies = Copies(env, n_envs, state_dtypes, max_episode_steps, n_initial_states, normalization)
         self.render_mode = "rgb_array" if hasattr(env, "render") else None
@@ -59,6 +68,12 @@ class JaxVecEnv(BatchedVecEnv):
         self.state: CopiesState | None = None  # made by reset(): in SB3 a seed takes effect at the next reset
         self.statistics: Statistics | None = None  # to begin with, instead of those of nothing
         self._start_time = time.time()
+        self._monitor: ResultsWriter | None = None
+        if monitor_dir is not None:
+            os.makedirs(monitor_dir, exist_ok=True)
+            self._monitor = ResultsWriter(
+                os.path.join(monitor_dir, "0"), {"t_start": self._start_time, "env_id": str(env)}
+            )
         self._compile()
         self.seed(seed)
 
@@ -76,6 +91,7 @@ class JaxVecEnv(BatchedVecEnv):
 
         :return: observations, shape (n_envs, ...)
         """
+        self._take_statistics()
         seed, state = self._seeds[0], self.state
         if seed is not None or state is None:
             key = jax.random.PRNGKey(np.random.default_rng(seed).integers(2**31) if seed is None else seed)
@@ -108,6 +124,7 @@ class JaxVecEnv(BatchedVecEnv):
         """
         if self.state is None:
             raise ResetNeeded("Call reset() before the first step().")
+        self._take_statistics()
         self.state, outcome = self._programs["step"](self.state, self._actions)
         ends = jax.device_get((outcome.rewards, outcome.dones, outcome.truncated, outcome.returns, outcome.lengths))
         rewards, dones, truncated, returns, lengths = ends
@@ -138,7 +155,48 @@ class JaxVecEnv(BatchedVecEnv):
                 "t": round(time.time() - self._start_time, 6),
             }
             infos[i] = {"TimeLimit.truncated": bool(truncated[i]), "episode": episode}
+            if self._monitor is not None:
+                self._monitor.write_row(episode)
         return infos
+
+    def vec_normalize(self) -> VecNormalize | None:
+        """
+        :return: ``VecNormalize`` around these environments without their normalisation, with their statistics: to be
+            saved, for programs that know no other; ``None`` where nothing is normalised
+        """
+        settings = self.copies.normalization
+        statistics = self.statistics if self.state is None else self.state.statistics
+        if settings is None:
+            return None
+        plain = JaxVecEnv(self.env, self.num_envs, max_episode_steps=self.copies.max_episode_steps)
+        normalizer = VecNormalize(plain, **dataclasses.asdict(settings))
+        if statistics is None:
+            return normalizer
+
+        def fill(running: RunningMeanStd, moments: Moments) -> None:
+            running.mean, running.var = np.asarray(moments.mean, np.float64), np.asarray(moments.variance, np.float64)
+            running.count = float(moments.count)
+
+        if statistics.observations is not None:
+            if isinstance(normalizer.obs_rms, dict):
+                for key, running in normalizer.obs_rms.items():
+                    fill(running, statistics.observations[key])
+            else:
+                fill(normalizer.obs_rms, statistics.observations)
+        if statistics.returns is not None:
+            fill(normalizer.ret_rms, statistics.returns)
+        return normalizer
+
+    def _take_statistics(self) -> None:
+        """In an evaluation: those of the environments in training, as they are now."""
+        source = None if self.statistics_from is None else self.statistics_from.state
+        if source is None or source.statistics is None:
+            return
+        own = Statistics(source.statistics.observations, jax.numpy.zeros(self.num_envs), None)
+        if self.state is None:
+            self.statistics = own
+        else:
+            self.state = self.state.replace(statistics=own)
 
     def _on_host(self, observations: Any) -> Any:
         # in the space's dtypes, and the caller's own: it may write into them
@@ -150,7 +208,9 @@ class JaxVecEnv(BatchedVecEnv):
         return convert(observations, self.observation_space)
 
     def close(self) -> None:
-        """Do nothing: there is nothing to close."""
+        """Close the monitor file, if there is one."""
+        if self._monitor is not None:
+            self._monitor.close()
 
     def get_images(self) -> list[np.ndarray | None]:
         """
@@ -191,7 +251,7 @@ class JaxVecEnv(BatchedVecEnv):
         """
         :return: what pickle and deepcopy take: all but the compiled programs
         """
-        return {name: value for name, value in vars(self).items() if name != "_programs"}
+        return {name: value for name, value in vars(self).items() if name != "_programs"} | {"_monitor": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
