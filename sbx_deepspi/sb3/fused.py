@@ -5,7 +5,10 @@ The program runs first. Then the callbacks get their events, while the model sti
 rollout; then :meth:`~sbx_deepspi.DeepSPI.train` takes over what the program has made of them.
 """
 
+import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +16,14 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sbx_deepspi import memory
 from sbx_deepspi.collect.jitted import Environments, Episodes
+from sbx_deepspi.collect.vec_env import observation_spec
 from sbx_deepspi.deepspi import UpdateReport
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
-from sbx_deepspi.sb3.spaces import InSpace, to_environment, to_networks
+from sbx_deepspi.sb3.spaces import InSpace, action_shape, log_policy_shape, to_environment, to_networks
 from sbx_deepspi.state import TrainerState
 
 
@@ -120,12 +125,13 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     hyperparameters = model.hyperparameters()
     is_certified = model.is_certified()
     arguments = jax.device_put((before, hyperparameters, is_certified), model.jax_device)
-    state, report, kept, certificate, episodes = model.policy.programs.fused_iteration(
-        *arguments,
-        environments=environments_of(env, n_steps),
-        step=type(model).step,
-        projects=model.neighbourhood == "project",
-    )
+    with memory_errors(model, n_steps, before.environments):
+        state, report, kept, certificate, episodes = model.policy.programs.fused_iteration(
+            *arguments,
+            environments=environments_of(env, n_steps),
+            step=type(model).step,
+            projects=model.neighbourhood == "project",
+        )
     made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate if is_certified else None, episodes)
     check_finite(episodes, model.num_timesteps // env.num_envs)
 
@@ -143,6 +149,34 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
         )
     model._made = made
     return True
+
+
+@contextmanager
+def memory_errors(model: Any, n_steps: int, states: Any, n_models: int = 1) -> Iterator[None]:
+    """
+    Where a rollout is too large for the memory, say so before, or in words that tell what to do.
+
+    :param model: that learns
+    :param n_steps: T
+    :param states: of the environments
+    :param n_models: that learn at once
+    :raises MemoryError: it is too large
+    """
+    observation = memory.bytes_of(observation_spec(model.observation_space))
+    others = 4 * (math.prod(log_policy_shape(model.action_space)) + math.prod(action_shape(model.action_space)) + 10)
+    rollout = n_models * n_steps * model.n_envs * (2 * observation + others)
+    needed = memory.COPIES_OF_A_ROLLOUT * rollout + memory.bytes_of(states)
+    what = f"{n_steps} steps of {model.n_envs} environments"
+    memory.check(needed, model.jax_device, what)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"{what} need {needed / 2**30:.3g} GiB and what the networks make of them, which did not fit into the "
+            f"memory of {model.jax_device}: make n_envs, n_steps or batch_size smaller ({str(error).splitlines()[0]:.200})."
+        ) from error
 
 
 def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: Any, dones: np.ndarray) -> bool:

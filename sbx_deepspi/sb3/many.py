@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import ProgressBarCallback
 
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.sb3.algorithm import FAULTY_UPDATES_IN_A_ROW, DeepSPI
-from sbx_deepspi.sb3.fused import Made, check_finite, environments_of
+from sbx_deepspi.sb3.fused import Made, check_finite, environments_of, memory_errors
 from sbx_deepspi.sb3.interruption import Interruption
 
 
@@ -160,14 +160,15 @@ def _one_iteration(models: list[DeepSPI], states: Any, environments: Any) -> tup
         model._update_current_progress_remaining(after, model._total_timesteps)
     hyperparameters = [model.hyperparameters() for model in models]
     is_certified = {model.is_certified() for model in models}.pop()  # the same for all
-    states, *told, episodes = first.policy.programs.fused_iterations(
-        states,
-        _stack(hyperparameters),
-        is_certified,
-        environments=environments,
-        step=type(first).step,
-        projects=first.neighbourhood == "project",
-    )
+    with memory_errors(first, environments.n_steps, states.environments, len(models)):
+        states, *told, episodes = first.policy.programs.fused_iterations(
+            states,
+            _stack(hyperparameters),
+            is_certified,
+            environments=environments,
+            step=type(first).step,
+            projects=first.neighbourhood == "project",
+        )
     log_std = states.learner.parameters["actor"].get("log_std")
     seen = states.replace(learner=None, key=None, environments=None)
     *told, log_std, seen, episodes = jax.device_get((*told, log_std, seen, episodes))

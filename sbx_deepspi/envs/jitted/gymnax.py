@@ -1,6 +1,7 @@
 """gymnax's environments, by their ids."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import gymnax
@@ -25,19 +26,17 @@ class GymnaxEnv:
     def __init__(self, name: str, **arguments: Any) -> None:
         self.name = name
         self.identity = repr((name, sorted(arguments.items())))
-        parameters = _parameters_of(name)
+        constructor = set(inspect.signature(gymnax.registration._registry[name]).parameters)
+        own = {key: value for key, value in arguments.items() if key in constructor}
         try:
-            self.env, defaults = gymnax.make(
-                name, **{key: value for key, value in arguments.items() if key not in parameters}
-            )
-        except TypeError as error:
-            raise TypeError(
-                f"gymnax's {name} takes {', '.join(sorted(parameters))} and its constructor's own arguments, but got "
-                f"{arguments} ({error})."
-            ) from error
+            self.env, defaults = gymnax.make(name, **own)
         except OSError as error:
             raise ConnectionError(f"gymnax's {name} downloads its data, which failed: {error}.") from error
-        self.parameters = defaults.replace(**{key: value for key, value in arguments.items() if key in parameters})
+        parameters = {field.name for field in dataclasses.fields(defaults)}
+        for key in arguments.keys() - constructor - parameters:
+            taken = ", ".join(sorted(constructor | parameters))
+            raise TypeError(f"gymnax's {name} takes {taken}, but got {key!r}.")
+        self.parameters = defaults.replace(**{key: arguments[key] for key in arguments.keys() - constructor})
         self.observation_space: spaces.Space = gymnax_space_to_gym_space(self.env.observation_space(self.parameters))
         self.action_space: spaces.Space = gymnax_space_to_gym_space(self.env.action_space(self.parameters))
 
@@ -88,13 +87,6 @@ class GymnaxEnv:
 
     def __repr__(self) -> str:
         return f"GymnaxEnv{self.identity}"
-
-
-def _parameters_of(name: str) -> set[str]:
-    # without making the environment, which may download something
-    make = gymnax.registration._registry[name]
-    defaults = make.default_params.fget(make.__new__(make))
-    return {field.name for field in dataclasses.fields(defaults)}
 
 
 def has(name: str) -> bool:

@@ -15,7 +15,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sbx_deepspi import valid
+from sbx_deepspi import memory, valid
 from sbx_deepspi.collect.copies import Copies, CopiesState
 from sbx_deepspi.collect.jax_env import JaxEnv
 from sbx_deepspi.collect.normalization import Moments, Statistics
@@ -98,6 +98,9 @@ class JaxVecEnv(BatchedVecEnv):
         else:
             key = state.key
         self._reset_seeds()
+        if state is None:
+            needed = memory.bytes_of(jax.eval_shape(self.copies.reset, key))
+            memory.check(needed, jax.devices()[0], f"{self.num_envs} environments")
         self.state = self._programs["reset"](key, self.statistics if state is None else state.statistics)
         return self._on_host(self.state.observations)
 
