@@ -3,9 +3,9 @@ Learning curves on MinAtar: DeepSPI, PPO (our code without a world model), and r
 
     python benchmarks/minatar.py --rejax bench/rejax/bin/python
 
-64 environments x 128 steps, 4 epochs of 16 minibatches, a learning rate that stays as it is, two hidden layers of 64 with
-ReLU. Ours share the first layer and predict with it; rejax's actor and critic share nothing. Writes a CSV after each run,
-and goes on where it was: what the CSV has is not run again. Then it draws the curves and prints a table.
+64 environments x 128 steps, 4 epochs of 16 minibatches, a learning rate that stays as it is, two hidden layers of 64
+with ReLU. Ours share the first layer and predict with it; rejax's actor and critic share nothing. Writes a CSV after
+each run, and goes on where it was: what the CSV has is not run again. Then it draws the curves and prints a table.
 """
 
 import argparse

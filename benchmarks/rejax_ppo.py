@@ -1,6 +1,6 @@
 """
-rejax's PPO, for the other benchmarks to run beside ours. It wants another gymnax, so it has a virtual environment of its
-own: ``make bench/rejax``. Prints one line of JSON: seconds to compile and to run, and returns by timesteps.
+rejax's PPO, for the other benchmarks to run beside ours. It wants another gymnax, so it has a virtual environment of
+its own: ``make bench/rejax``. Prints one line of JSON: seconds to compile and to run, and returns by timesteps.
 
     bench/rejax/bin/python benchmarks/rejax_ppo.py '{"env": "CartPole-v1", "n_envs": 64, "n_steps": 128, ...}'
 """

@@ -9,8 +9,31 @@ from gymnasium import spaces
 
 from sbx_deepspi import DeepSPI, agent
 from sbx_deepspi.guarantee.measure import measure
-from sbx_deepspi.state import RewardStatistics
+from sbx_deepspi.state import EpisodeStatistics, RewardStatistics
 from tests.helpers import TINY_RUN, VECTOR, ToyEnv, collected, updated
+
+
+@pytest.mark.parametrize("window", [1, 3, 50])
+def test_lengths_of_the_last_episodes(window: int) -> None:
+    """On the host and inside jit, by a list of all lengths."""
+    ended = np.random.default_rng(0).random((40, 5)) < 0.2
+    lengths, running = np.zeros(ended.shape, np.int32), np.zeros(5, np.int32)
+    everything = []
+    for step, done in enumerate(ended):
+        lengths[step] = running = running + 1
+        everything += [int(n) for n in running[done]]
+        running = np.where(done, 0, running)
+    host = EpisodeStatistics.empty(5, window)
+    inside = EpisodeStatistics.empty(5, window)
+    assert float(host.mean_length) == np.inf
+    for step in range(len(ended)):
+        host = host.including(lengths[step][None], ended[step][None])
+    for part in (slice(0, 15), slice(15, 40)):
+        inside = jax.jit(EpisodeStatistics.including)(inside, jnp.asarray(lengths[part]), jnp.asarray(ended[part]))
+    assert float(host.mean_length) == pytest.approx(np.mean(everything[-window:]))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, host, inside)))
+    assert all(jax.tree.leaves(jax.tree.map(lambda one, two: one.dtype == two.dtype, host, inside)))
+    assert int(host.n_ended) == len(everything) and host.steps.tolist() == lengths[-1].tolist()
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 300.0, 1e30])

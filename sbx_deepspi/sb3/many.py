@@ -65,7 +65,7 @@ def learn_together(
     environments = environments_of(first.env, first.n_steps)
     if bar is not None:
         bar.init_callback(first)
-        bar.on_training_start({}, {})
+        bar.on_training_start({"total_timesteps": total}, {})
     states = jax.device_put(_stack([model.state for model in models]), first.jax_device)
     iteration = 0
     try:

@@ -65,6 +65,7 @@ def test_a_single_step_moves_parameters() -> None:
 def test_no_update_has_rate_0_and_the_first_has_all_of_it() -> None:
     """Four rollouts: schedules look at progress where each began."""
     model, rates = model_of(learning_rate=LinearSchedule(1.0, 0.0, 1.0)), []
+    model._n_collected = 8
     for made in (8, 16, 24, 32):
         model._update_current_progress_remaining(made, 32)
         rates.append(model.hyperparameters().step_sizes.learning_rate)  # type: ignore[union-attr]
@@ -320,7 +321,7 @@ def test_dictionaries_need_their_policy_and_others_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Box(0, 1, (3, 36, 36)), spaces.Box(0, 9, (36, 36, 3), np.uint8), VECTOR], ids=str
+    "space", [spaces.Box(0, 1, (36, 36)), spaces.Box(0, 9, (36, 36, 3), np.uint8), VECTOR], ids=str
 )
 def test_cnn_policy_takes_only_images(space: spaces.Box) -> None:
     with pytest.raises(ValueError, match=r"use CnnPolicy only with images.*normalize_images=False"):

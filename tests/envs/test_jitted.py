@@ -144,7 +144,8 @@ def test_ids_are_the_suites_own() -> None:
     ("env_id", "nearest"),
     [
         ("gymnax/breakout-minatar", "gymnax/Breakout-MinAtar"), ("Breakout-MinAtar", "gymnax/Breakout-MinAtar"),
-        ("gymnaxx/CartPole-v1", "gymnax/CartPole-v1"), ("confounding-grid", "ConfoundingGrid"), ("brax/Ant", "brax/ant"),
+        ("gymnaxx/CartPole-v1", "gymnax/CartPole-v1"), ("confounding-grid", "ConfoundingGrid"),
+        ("brax/Ant", "brax/ant"),
         ("gymnax/Braekout-MinAtar", "gymnax/Breakout-MinAtar"), ("CartPole-v0", "gymnax/CartPole-v1"),
     ],
 )  # fmt: skip
@@ -154,7 +155,7 @@ def test_a_slip_in_an_id_names_the_nearest(env_id: str, nearest: str) -> None:
 
 
 def test_an_id_like_no_other_names_all() -> None:
-    with pytest.raises(ValueError, match="there are gymnax/CartPole-v1, .*, ConfoundingGrid"):
+    with pytest.raises(ValueError, match=r"there are gymnax/CartPole-v1, .*, ConfoundingGrid"):
         make_jax_env("qqqq")
 
 
@@ -176,12 +177,12 @@ def test_a_missing_library_names_its_extra(env_id: str, extra: str, monkeypatch:
 def test_arguments_of_the_environment() -> None:
     env = make_jax_env("gymnax/Breakout-MinAtar", 2, use_minimal_action_set=False, max_steps_in_episode=7)
     assert env.action_space.n == 6 and env.env.parameters.max_steps_in_episode == 7
-    with pytest.raises(TypeError, match="takes .*gravity.*but got.*gravty"):
+    with pytest.raises(TypeError, match=r"takes .*gravity.*but got.*gravty"):
         make_jax_env("gymnax/CartPole-v1", gravty=1.0)
     assert make_jax_env("ConfoundingGrid", 2, n_path=3).env.maze.layout.shape == (5, 6)
     with pytest.raises(ValueError, match="n_envs must be a whole number"):
         make_jax_env("gymnax/CartPole-v1", n_envs=0)
-    with pytest.raises(TypeError, match="normalize takes .*clip_obs.*but got 'clip'"):
+    with pytest.raises(TypeError, match=r"normalize takes .*clip_obs.*but got 'clip'"):
         make_jax_env("gymnax/CartPole-v1", normalize={"clip": 3})
     with pytest.raises(ValueError, match="Only Box observations"):
         make_jax_env("gymnax/FrozenLake-misc", normalize=True)
@@ -263,13 +264,13 @@ def step_with(**changes: Any) -> Any:
         (object(), TypeError, "object has no reset and no step and no observation_space and no action_space"),
         (broken(observation_space=(2,)), TypeError, r"Mine.observation_space must be one of Gymnasium's Box.*\(2,\)"),
         (broken(action_space=spaces.Text(3)), TypeError, "Mine.action_space must be one of Gymnasium's Box"),
-        (broken(observation_space=spaces.Box(0, 1, (3,))), ValueError, r"reset\(key\)'s observation must have the shape \(3,\)"),
+        (broken(observation_space=spaces.Box(0, 1, (3,))), ValueError, r"reset\(key\)'s .* the shape \(3,\)"),
         (broken(observation_space=spaces.Discrete(4)), ValueError, r"must have the shape \(\) of its space Discrete"),
-        (broken(observation_space=spaces.MultiDiscrete([3, 3])), ValueError, "must be int64, as its space MultiDiscrete"),
-        (broken(observation_space=spaces.Dict(a=spaces.Box(0, 1, (2,)))), ValueError, r"must be a dictionary with \['a'\]"),
+        (broken(observation_space=spaces.MultiDiscrete([3, 3])), ValueError, "must be int64, as its space"),
+        (broken(observation_space=spaces.Dict(a=spaces.Box(0, 1, (2,)))), ValueError, r"a dictionary with \['a'\]"),
         (broken(reset=lambda self, key: jnp.zeros(2)), ValueError, r"must return \(observation, state\)"),
-        (broken(step=step_with(observation=lambda o: o[:1])), ValueError, r"step's observation must have the shape \(2,\)"),
-        (broken(step=step_with(reward=lambda r: jnp.stack([r]))), ValueError, r"reward must be one number.*shape \(1,\)"),
+        (broken(step=step_with(observation=lambda o: o[:1])), ValueError, r"step's observation .* \(2,\)"),
+        (broken(step=step_with(reward=lambda r: jnp.stack([r]))), ValueError, r"reward must be .*shape \(1,\)"),
         (broken(step=step_with(terminated=lambda t: t * 1)), ValueError, "terminated must be a bool, but is int32"),
         (broken(step=step_with(truncated=lambda t: None)), ValueError, "truncated must be one number, but is NoneType"),
         (broken(step=lambda *a: Line().step(*a[1:])[:4]), ValueError, "but returns a tuple of 4"),

@@ -159,7 +159,8 @@ def normalized_space(space: spaces.Space, normalization: Normalization | None) -
     :param normalization: of observations and rewards, if any
     :return: of one observation as it leaves the copies
     """
-    if normalization is None or not normalization.norm_obs:
+    # bounds stay the environment's, as VecNormalize leaves them
+    if normalization is None or not normalization.norm_obs or space.dtype == np.float32:
         return space
     if isinstance(space, spaces.Dict):
         return spaces.Dict({key: normalized_space(part, normalization) for key, part in space.spaces.items()})
