@@ -173,9 +173,10 @@ def memory_errors(model: Any, n_steps: int, states: Any, n_models: int = 1) -> I
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        reason = str(error).splitlines()[0]
         raise MemoryError(
             f"{what} need {needed / 2**30:.3g} GiB and what the networks make of them, which did not fit into the "
-            f"memory of {model.jax_device}: make n_envs, n_steps or batch_size smaller ({str(error).splitlines()[0]:.200})."
+            f"memory of {model.jax_device}: make n_envs, n_steps or batch_size smaller ({reason:.200})."
         ) from error
 
 

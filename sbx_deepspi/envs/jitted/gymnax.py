@@ -61,7 +61,8 @@ class GymnaxEnv:
 
     def _observed(self, observation: Any) -> Any:
         # some return other dtypes than their spaces
-        return jax.tree.map(lambda array: jnp.asarray(array, self.observation_space.dtype), observation)
+        dtype = jax.dtypes.canonicalize_dtype(self.observation_space.dtype)
+        return jax.tree.map(lambda array: jnp.asarray(array, dtype), observation)
 
     def render(self, state: Any) -> np.ndarray:
         """
