@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
 
-.PHONY: train test slow bench pytest coverage lint type format commit-checks lock clean
+.PHONY: train test slow bench bench-jax pytest coverage lint type format commit-checks lock clean
 
 train: $(VENV)/installed
 	$(PYTHON) -m rl_zoo3.train --algo deepspi --env $(ENV) -P $(if $(N),-n $(N)) $(ARGS)
@@ -47,6 +47,16 @@ coverage: $(VENV)/installed
 # the figures in docs/results/README.md; takes about ten minutes on two cores
 bench: $(VENV)/installed
 	$(PYTHON) benchmarks/throughput.py --name throughput
+
+# the figures on environments inside jit in docs/results/README.md; takes about half an hour on two cores
+bench-jax: $(VENV)/installed bench/rejax/installed
+	$(PYTHON) benchmarks/jax_envs.py --rejax bench/rejax/bin/python
+
+# rejax, which wants another gymnax, in a virtual environment of its own
+bench/rejax/installed: $(VENV)/installed
+	test -x bench/rejax/bin/python || $(PYTHON) -m venv bench/rejax
+	$(UV_PIP) install --python bench/rejax/bin/python --quiet rejax==0.1.3 gymnax==0.0.9 six jax==0.10.2
+	@touch $@
 
 lint: $(VENV)/installed
 	$(PYTHON) -m ruff check
@@ -78,4 +88,4 @@ lock:
 	  --no-annotate --no-header --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) .jax_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist build
+	rm -rf $(VENV) bench .jax_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist build

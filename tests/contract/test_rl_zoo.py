@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pickle
 import shlex
 import subprocess
 import sys
@@ -226,6 +227,42 @@ def test_atari(tmp_path: Path) -> None:
 
     output, _ = python(f"{ENJOY} --env {BREAKOUT} -n 1000", tmp_path)
     assert "Atari Episode Score" in output
+
+
+TINY = "--eval-freq 32 --eval-episodes 1 -params n_envs:4 n_steps:8 batch_size:16 n_epochs:1"
+INSIDE_JIT = f"--env gymnax/Catch-bsuite {TINY}"
+
+
+def test_an_environment_inside_jit(tmp_path: Path) -> None:
+    output, _ = python(f"{TRAIN} -n 64 {INSIDE_JIT}", tmp_path)
+    assert "total_timesteps | 64" in output and "Python object" not in output
+    run = tmp_path / "logs/deepspi/gymnax-Catch-bsuite_1"
+    assert np.load(run / "evaluations.npz")["ep_lengths"].tolist() == [[9], [9]]
+    assert (load_results(str(run)).l == 9).all()
+    assert DeepSPI.load(run / "gymnax-Catch-bsuite.zip").num_timesteps == 64
+    output, _ = python(f"{ENJOY} --env gymnax/Catch-bsuite -n 20", tmp_path)
+    assert "Mean episode length: 9.00" in output
+
+
+@pytest.mark.slow
+def test_ppo_and_more_inside_jit(tmp_path: Path) -> None:
+    output, _ = python(f"{TRAIN.replace('deepspi', 'ppo')} -n 64 {INSIDE_JIT}", tmp_path)
+    assert "total_timesteps | 64" in output
+    python(f"{TRAIN} -n 64 {INSIDE_JIT}", tmp_path)
+    python(f"{TRAIN} -n 64 {INSIDE_JIT} -i logs/deepspi/gymnax-Catch-bsuite_1/gymnax-Catch-bsuite.zip", tmp_path)
+    python(f"{TRAIN} --env gymnax/Catch-bsuite -n 256 -optimize --n-trials 1 --no-optim-plots", tmp_path)
+    output, _ = python(f"{TRAIN} -n 64 --env gymnax/MountainCar-v0 {TINY}", tmp_path)
+    assert "Python object" not in output  # normalised inside
+    statistics = tmp_path / "logs/deepspi/gymnax-MountainCar-v0_1/gymnax-MountainCar-v0/vecnormalize.pkl"
+    assert pickle.loads(statistics.read_bytes()).obs_rms.count > 64
+    output, _ = python(f"{ENJOY} --env gymnax/MountainCar-v0 -n 20", tmp_path)
+    assert "Loading running average" in output
+
+
+def test_hyperparameters_of_minatar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, _ = manager("deepspi", "gymnax/Freeway-MinAtar", eval_freq=-1).setup_experiment()
+    assert model.policy.convolutions == ((16, 3, 1),) and model.n_envs == 64 and model.fused
 
 
 BOTH_ALGORITHMS = [("deepspi", DeepSPI, 5e-4), ("deepmdp", DeepMDP, 1)]

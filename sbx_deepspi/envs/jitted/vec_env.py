@@ -261,5 +261,9 @@ class JaxVecEnv(BatchedVecEnv):
         self._compile()
 
     def _compile(self) -> None:
-        # of this object, so that their memory goes with it
-        self._programs = {"reset": jax.jit(self.copies.reset), "step": jax.jit(self.copies.step)}
+        # of this object, so that their memory goes with it; a reset is rare, and compiled quickly
+        quickly = {"xla_backend_optimization_level": 0}
+        self._programs = {
+            "reset": jax.jit(self.copies.reset, compiler_options=quickly),
+            "step": jax.jit(self.copies.step),
+        }
