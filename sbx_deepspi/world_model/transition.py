@@ -27,7 +27,8 @@ from sbx_deepspi.lipschitz.norms import kernel_norm_bound, spectral_norm_bound
 from sbx_deepspi.world_model.actions import ActionEmbedding, LipschitzBounds
 from sbx_deepspi.world_model.densities import LatentDensity, Outputs
 
-N_GROUPS = 16
+GROUP_CHANNELS = 4
+"""Latent channels that the last convolution of a map's model keeps together: 16 groups of the paper's 64 channels."""
 
 
 class TransitionModel(nn.Module):
@@ -135,7 +136,7 @@ def n_groups(n_channels: int) -> int:
     :param n_channels: of a latent map
     :return: groups of channels that the transition model's last convolution keeps apart
     """
-    return N_GROUPS if n_channels % N_GROUPS == 0 else 1
+    return n_channels // GROUP_CHANNELS if n_channels % GROUP_CHANNELS == 0 else 1
 
 
 class TokenTransitionModel(nn.Module):

@@ -146,7 +146,11 @@ def test_environments_without_state_keep_everything_else(tmp_path: Path) -> None
     env = make_envpool_env("CartPole-v1", n_envs=2, seed=0)
     model = DeepSPI("MlpPolicy", env, **FAST).learn(32)
     model.save(tmp_path / "model")
-    assert checkpoint.read(tmp_path / "model.zip").environment == {"normalization": None, "episodes": None}
+    assert checkpoint.read(tmp_path / "model.zip").environment == {
+        "normalization": None,
+        "episodes": None,
+        "inside_jit": None,
+    }
     loaded = DeepSPI.load(tmp_path / "model", env=env)
     assert equal(loaded.policy.tensors(), model.policy.tensors())
     assert equal(loaded.key, model.key)

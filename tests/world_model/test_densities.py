@@ -12,7 +12,7 @@ from sbx_deepspi.ops import clipped_normal, parts
 from sbx_deepspi.optimizer import Parameters
 from sbx_deepspi.world_model import densities
 from sbx_deepspi.world_model.densities import Outputs
-from sbx_deepspi.world_model.transition import N_GROUPS, TransitionModel
+from sbx_deepspi.world_model.transition import TransitionModel, n_groups
 from tests.guarantee.models import trained
 from tests.helpers import IMAGE, TINY_RUN, ToyEnv, params, same
 from tests.numerics import KEY, normal
@@ -36,7 +36,7 @@ def test_mixture_sample_by_numpy() -> None:
     np.testing.assert_allclose(sample, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("groups", [1, N_GROUPS])
+@pytest.mark.parametrize("groups", [1, n_groups(64)])
 def test_density_over_groups_of_channels(groups: int) -> None:
     """Moved back channel by channel, with the noise of its groups; the losses are those of the latents as they come."""
     locations, scales = normal(1, 2, groups, 4, 5, 2, 3), normal(2, 2, groups, 4, 5, 2, 3)
