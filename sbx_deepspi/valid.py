@@ -37,6 +37,18 @@ def one_of(names: Iterable[str], **choices: str) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, names))}, but got {choice!r}.")
 
 
+def whole_number(least: int, most: int, **numbers: Any) -> None:
+    """
+    :param least: of the range
+    :param most: of the range
+    :param numbers: name → value
+    :raises ValueError: at the first that is no whole number in the range
+    """
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not (isinstance(number, (int, np.integer)) and least <= number <= most):
+            raise ValueError(f"{name} must be a whole number from {least} to {most}, but got {number!r}.")
+
+
 def positive_integer(**numbers: int) -> None:
     """
     :param numbers: name → value

@@ -49,6 +49,8 @@ class Outcome(struct.PyTreeNode):
     :param truncated: whether a time limit ended the episode at s', which is not terminal, bool
     :param returns: rewards of the episode up to this step, as the environment gave them, summed, float32
     :param lengths: steps of the episode up to this one, int32
+    :param finite_observations: whether s', and the observation after it, are finite as the environment gave them, bool
+    :param finite_rewards: whether the reward is, bool
     """
 
     next_observations: Observation
@@ -57,6 +59,8 @@ class Outcome(struct.PyTreeNode):
     truncated: jax.Array
     returns: jax.Array
     lengths: jax.Array
+    finite_observations: jax.Array
+    finite_rewards: jax.Array
 
     @property
     def dones(self) -> jax.Array:
@@ -133,13 +137,16 @@ class Copies:
             return jax.tree.map(select, self._begin(state.first, draw_key), (last_observations, states))
 
         observations, states = jax.lax.cond(dones.any(), begin_where_done, lambda: (last_observations, states))
+        # before they are normalised: there one copy's NaN becomes everybody's
+        finite = _finite(observations) & _finite(last_observations)
+        finite_rewards = jnp.isfinite(rewards)
         statistics = state.statistics
         if self.normalization is not None:
             assert statistics is not None
             statistics, rewards = self.normalization.after_step(statistics, observations, rewards, dones)
             observations = self.normalization.observations(statistics, observations)
             last_observations = self.normalization.observations(statistics, last_observations)
-        outcome = Outcome(last_observations, rewards, terminated, truncated, returns, lengths)
+        outcome = Outcome(last_observations, rewards, terminated, truncated, returns, lengths, finite, finite_rewards)
         state = state.replace(
             key=key,
             states=states,
@@ -159,9 +166,27 @@ class Copies:
     def _reset_one(self, key: jax.Array) -> tuple[Observation, Any]:
         observation, state = self.env.reset(key)
         leaves, structure = jax.tree.flatten(state)
-        cast = [jnp.asarray(leaf, dtype) for leaf, dtype in zip(leaves, self.state_dtypes, strict=True)]
-        return observation, jax.tree.unflatten(structure, cast)
+        cast = [_as(leaf, dtype) for leaf, dtype in zip(leaves, self.state_dtypes, strict=True)]
+        return _in_space(observation, self.env.observation_space), jax.tree.unflatten(structure, cast)
 
     def _step_one(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any, jax.Array, Any, Any]:
         observation, state, reward, terminated, truncated = self.env.step(key, state, action)
+        observation = _in_space(observation, self.env.observation_space)
         return observation, state, jnp.asarray(reward, jnp.float32), jnp.asarray(terminated), jnp.asarray(truncated)
+
+
+def _in_space(observation: Observation, space: Any) -> Observation:
+    # in the dtype of its space: a reset may return integers where steps return floats
+    if hasattr(space, "spaces"):
+        return {key: _in_space(observation[key], part) for key, part in space.spaces.items()}
+    return jnp.asarray(observation, jax.dtypes.canonicalize_dtype(space.dtype))
+
+
+def _as(leaf: Any, dtype: Any) -> Any:
+    # random keys have a dtype to which nothing is cast
+    return leaf if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else jnp.asarray(leaf, dtype)
+
+
+def _finite(observations: Observation) -> jax.Array:
+    leaves = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in jax.tree.leaves(observations)]
+    return jnp.stack(leaves).all(axis=0)

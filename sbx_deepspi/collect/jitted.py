@@ -41,7 +41,8 @@ class Episodes(struct.PyTreeNode):
     :param truncated: whether a time limit ended the episode, bool
     :param returns: rewards of the episode up to this step, summed, float32
     :param lengths: its steps up to this one, int32
-    :param finite_observations: whether s and s' are finite, bool
+    :param finite_observations: whether s', and the observation after it, are finite, bool
+    :param finite_rewards: whether r is, bool
     """
 
     rewards: jax.Array
@@ -50,6 +51,7 @@ class Episodes(struct.PyTreeNode):
     returns: jax.Array
     lengths: jax.Array
     finite_observations: jax.Array
+    finite_rewards: jax.Array
 
 
 def collect(
@@ -88,13 +90,16 @@ def collect(
             log_probs=decision.log_probs,
             log_policy=decision.log_policy,
         )
-        finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(_finite, (observations, next_observations)))
-        episodes = Episodes(made.rewards, made.terminated, made.truncated, made.returns, made.lengths, finite)
+        episodes = Episodes(
+            made.rewards,
+            made.terminated,
+            made.truncated,
+            made.returns,
+            made.lengths,
+            made.finite_observations,
+            made.finite_rewards,
+        )
         return (state, key), (rollout, episodes)
 
     (state, key), (rollout, episodes) = jax.lax.scan(step, (state, key), length=environments.n_steps)
     return rollout, episodes, state, key
-
-
-def _finite(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(array).reshape(len(array), -1).all(axis=1)

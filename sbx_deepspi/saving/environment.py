@@ -1,6 +1,9 @@
 """The state of environments that a resumed run needs to be the run that was interrupted."""
 
+import dataclasses
+import re
 import warnings
+import zlib
 from typing import Any
 
 import jax
@@ -153,7 +156,8 @@ def load_normalization(path: Any, venv: VecEnv) -> VecNormalize:
         saved = None if contents.environment is None else contents.environment["normalization"]
         if saved is None:
             raise checkpoint.CheckpointError(
-                f"{path} holds no VecNormalize statistics: its model learned without them."
+                f"{path} holds no VecNormalize statistics: its model learned without them, or from environments that "
+                "normalise inside jit (DeepSPI.load(path, env=make_jax_env(..., normalize=True)) gives them theirs)."
             )
         settings = saved["settings"]
         numbers = [settings[name] for name in ("clip_obs", "clip_reward", "gamma", "epsilon")]
@@ -209,9 +213,33 @@ def description_of(env: VecEnv) -> str | None:
     inner = env.unwrapped
     if not isinstance(inner, JaxVecEnv):
         return None
-    one, copies = inner.env, inner.copies
-    name = type(one).__qualname__ if type(one).__repr__ is object.__repr__ else repr(one)
-    return repr((name, copies.n_envs, copies.max_episode_steps, copies.n_initial_states, copies.normalization))
+    copies, wrappers = inner.copies, [type(wrapper).__name__ for wrapper in wrappers_of(env)]
+    limits = copies.n_envs, copies.max_episode_steps, copies.n_initial_states, copies.normalization
+    return repr((wrappers, describe(inner.env), limits))
+
+
+def describe(value: Any, depth: int = 4) -> str:
+    """
+    :param value: an environment, or a part of one
+    :param depth: to which parts of parts are looked at
+    :return: what it is made of, without addresses in memory: the same in every process
+    """
+    if isinstance(value, (np.ndarray, jax.Array)):
+        array = np.asarray(value)
+        return f"array({array.dtype}, {array.shape}, {zlib.crc32(array.tobytes())})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(describe(item, depth - 1) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {describe(item, depth - 1)}' for key, item in value.items())}}}"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    parts = getattr(value, "__dict__", {})
+    if type(value).__repr__ is not object.__repr__ and not dataclasses.is_dataclass(value):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    inside = (
+        ", ".join(f"{name}={describe(part, depth - 1)}" for name, part in sorted(parts.items())) if depth else "..."
+    )
+    return f"{type(value).__qualname__}({inside})"
 
 
 def is_same_inside_jit(env: VecEnv, saved: dict[str, Any] | None) -> bool:
@@ -246,7 +274,7 @@ def inside_jit(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> A
 
     def typed(leaf: Any, spec: Any) -> Any:
         is_key = jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(spec)) if is_key else jax.numpy.asarray(leaf)
+        return jax.random.wrap_key_data(leaf, impl=spec.dtype._impl.name) if is_key else jax.numpy.asarray(leaf)
 
     return jax.tree.unflatten(jax.tree.structure(like), list(map(typed, leaves, jax.tree.leaves(like))))
 
@@ -259,11 +287,20 @@ def restore_statistics(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: s
     :param tensors: the state of such environments from a file, by name
     :param prefix: of these names
     """
+    name = f"{prefix}statistics/"
+    normalized = any(key.startswith(f"{name}observations") for key in tensors)
+    if normalized and (env.copies.normalization is None or not env.copies.normalization.norm_obs):
+        warnings.warn(
+            "The model learned from observations that were normalised inside jit, but these environments are not: make "
+            "them with normalize=True.",
+            stacklevel=4,
+        )
     if env.copies.normalization is None or env.state is not None:
         return
-    name = f"{prefix}statistics/"
     like = jax.eval_shape(env.copies.reset, jax.ShapeDtypeStruct((2,), np.uint32)).statistics
     saved = {key: tensor for key, tensor in tensors.items() if key.startswith(name)}
+    if not saved:
+        return
     saved[f"{name}discounted"] = np.zeros(env.num_envs, np.float32)  # of other episodes, perhaps of other copies
     env.statistics = checkpoint.unflatten(saved, like, name)
 

@@ -60,7 +60,7 @@ def contents_of(model: Any, exclude: set[str], include: set[str]) -> checkpoint.
     :param include: attributes to save that otherwise would not be
     :return: what its file will hold
     """
-    own = vars(model)
+    own = vars(model) | model._before_rollout
     set_by_user = own.keys() - model._set_by_constructor - set(model._excluded_save_params()) - {"rollout_buffer"}
     names = {*configuration(type(model)), *MADE_FROM, *PROGRESS, *set_by_user} - exclude | include
     state = model.state
@@ -161,6 +161,7 @@ def load(
                 getattr(model, function)(1.0)  # whether it is one shows when it is called
         if "seed" not in changes:
             model.key, model.policy.key = jax.device_put((key, prediction_key), model.jax_device)
+    model._environment_tensors = environments
     if env is not None:
         if model._last_obs is not None:
             with checkpoint.building(cls.__name__):

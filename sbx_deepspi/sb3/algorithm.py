@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import jax
 import numpy as np
 import torch as th
@@ -17,6 +18,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sbx_deepspi import deepspi, ops, valid
 from sbx_deepspi.collect import vec_env
+from sbx_deepspi.collect.jax_env import JaxEnv
+from sbx_deepspi.envs.jitted.make import is_jax_env_id, make_jax_env
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.epochs import EpochsReport
 from sbx_deepspi.guarantee.measure import Certificate
@@ -26,8 +29,9 @@ from sbx_deepspi.programs import certificate_key
 from sbx_deepspi.rollout import Rollout, automatic_n_steps
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.saving import trainer
+from sbx_deepspi.saving.environment import restore_statistics
 from sbx_deepspi.sb3 import checks, logs
-from sbx_deepspi.sb3.fused import Made, NotOnHost, collect_and_update, tell_of_wrappers
+from sbx_deepspi.sb3.fused import Made, NotOnHost, collect_and_update, tell_of_evaluations, tell_of_wrappers
 from sbx_deepspi.sb3.interruption import Interruption, mute
 from sbx_deepspi.sb3.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, MultiInputPolicy, our_policy
 from sbx_deepspi.sb3.spaces import action_dtype, action_shape, log_policy_shape, to_environment
@@ -130,6 +134,7 @@ class DeepSPI(PPO):
     certifies_each_update = False
     _rollout: Rollout | None = None
     _made: Made | None = None
+    _environment_tensors: dict[str, np.ndarray] | None = None  # of the file that the model comes from
     lr_schedule = _schedule_of("learning_rate")  # type: ignore[assignment]
     clip_range_schedule = _schedule_of("clip_range")  # type: ignore[assignment]
     clip_range_vf_schedule = _schedule_of("clip_range_vf")
@@ -174,6 +179,8 @@ class DeepSPI(PPO):
             rollout_buffer_class=(rollout_buffer_class, (None, RolloutBuffer, DictRolloutBuffer)),
             rollout_buffer_kwargs=(rollout_buffer_kwargs, (None, {})),
         )
+        if isinstance(env, str) and is_jax_env_id(env):
+            env = make_jax_env(env, seed=seed)
         policy = our_policy(policy)
         policy_class = self.policy_aliases.get(policy, MlpPolicy) if isinstance(policy, str) else policy
         given = dict(
@@ -221,6 +228,7 @@ class DeepSPI(PPO):
         self.episodes = EpisodeStatistics.empty(n_envs, stats_window_size)
         self.rewards = RewardStatistics.empty()
         self.interruption = Interruption()
+        self._before_rollout: dict[str, Any] = {}  # see sb3.fused.COUNTED
         self._n_collected = 0  # transitions of the rollout that was collected last
         self._last_fault = ""
         self._faulty_updates = 0
@@ -241,10 +249,24 @@ class DeepSPI(PPO):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, JaxEnv) and not isinstance(env, (gym.Env, VecEnv)):
+            raise ValueError(
+                f"{type(env).__name__} is one environment inside jit: make copies of it, JaxVecEnv(env, n_envs=...)."
+            )
         checks.supported_spaces(env.observation_space, env.action_space)
         if isinstance(env, JaxVecEnv):  # images with channels last need no wrapper
             return env
         return PPO._wrap_env(env, verbose, monitor_wrapper)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        :param env: to learn from, with as many environments and the same spaces
+        :param force_reset: reset it before learning goes on
+        """
+        super().set_env(env, force_reset)
+        inner = self.env.unwrapped if self.env is not None else None
+        if self._environment_tensors and isinstance(inner, JaxVecEnv):
+            restore_statistics(inner, self._environment_tensors, trainer.ENVIRONMENTS)
 
     def _setup_model(self) -> None:
         if self._automatic_n_steps:
@@ -648,8 +670,10 @@ class DeepSPI(PPO):
         checks.neighbourhood(self.clip_range_schedule(1.0))
         self._faulty_updates, self.certifies_each_update = 0, False  # callbacks that need them say so
         self._made = None
-        if self.fused and self.env is not None:
-            tell_of_wrappers(self.env)
+        if self.env is not None:
+            if self.fused:
+                tell_of_wrappers(self.env)
+            tell_of_evaluations(self.env, callback)
         if not reset_num_timesteps and self.num_timesteps > 0:
             self._tell_of_falling_rate(total_timesteps)
         with self.interruption:
@@ -841,7 +865,18 @@ class DeepSPI(PPO):
         # what only a running program has, or is made anew from the arguments that it comes from
         return [
             *super()._excluded_save_params(),
-            *("policy", "jax_device", "interruption", "certificate", "episodes", "rewards", "key", "_rollout", "_made"),
-            *("certifies_each_update", "_n_collected", "_left_out_infos", "_told_missing"),
+            *(
+                "policy",
+                "jax_device",
+                "interruption",
+                "certificate",
+                "episodes",
+                "rewards",
+                "key",
+                "_rollout",
+                "_made",
+                "_environment_tensors",
+            ),
+            *("certifies_each_update", "_n_collected", "_before_rollout", "_left_out_infos", "_told_missing"),
             *("lr_schedule", "clip_range_schedule", "clip_range_vf_schedule", "_set_by_constructor"),
         ]

@@ -5,6 +5,7 @@ The program runs first. Then the callbacks get their events, while the model sti
 rollout; then :meth:`~sbx_deepspi.DeepSPI.train` takes over what the program has made of them.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import memory
@@ -74,6 +75,10 @@ class Made(NamedTuple):
         return cls(state, hyperparameters, report, kept, log_std, certificate), *others
 
 
+COUNTED = ("num_timesteps", "ep_info_buffer", "ep_success_buffer", "_episode_num", "_updates_since_certificate")
+"""What counts on while callbacks are told of a rollout. Until they have been, a file holds it as it was before."""
+
+
 class NotOnHost:
     """What stands for a rollout that never came to the host."""
 
@@ -119,10 +124,13 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     :return: False if the training is to stop
     :raises ValueError: an observation or a reward is not finite
     """
+    if env.state is None:  # other environments than those that were reset
+        model._last_obs = env.reset()
     callback.on_rollout_start()
     before, learner = model.state, model.policy.learner
     model._update_current_progress_remaining(model.num_timesteps + n_steps * env.num_envs, model._total_timesteps)
     hyperparameters = model.hyperparameters()
+    model._before_rollout = {name: copy.copy(getattr(model, name)) for name in COUNTED}
     is_certified = model.is_certified()
     arguments = jax.device_put((before, hyperparameters, is_certified), model.jax_device)
     with memory_errors(model, n_steps, before.environments):
@@ -136,7 +144,15 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     check_finite(episodes, model.num_timesteps // env.num_envs)
 
     dones = episodes.terminated | episodes.truncated
-    if not _tell_of_steps(model, env, callback, episodes, dones):
+    try:
+        goes_on = _tell_of_steps(model, env, callback, episodes, dones)
+    except BaseException:
+        # of a callback: the rollout was never made, and the environments are where they were
+        vars(model).update(model._before_rollout)
+        raise
+    finally:
+        model._before_rollout = {}
+    if not goes_on:
         return False
     env.state = state.environments
     model._last_obs, model._last_episode_starts = env.state.observations, dones[-1]
@@ -149,6 +165,29 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
         )
     model._made = made
     return True
+
+
+def tell_of_evaluations(env: VecEnv, callback: Any) -> None:
+    """
+    :param env: what a model learns from
+    :param callback: of the training: one, several, or none
+    """
+    inner = env.unwrapped
+    if (
+        not isinstance(inner, JaxVecEnv)
+        or inner.copies.normalization is None
+        or not inner.copies.normalization.norm_obs
+    ):
+        return
+    callbacks = callback if isinstance(callback, list) else [callback]
+    for one in callbacks:
+        evaluated = one.eval_env.unwrapped if isinstance(one, EvalCallback) else None
+        if isinstance(evaluated, JaxVecEnv) and evaluated.copies.normalization is None:
+            warnings.warn(
+                "The model learns from normalised observations, but EvalCallback's environments are not normalised: "
+                "make them with normalize=env, the environments that the model learns from.",
+                stacklevel=3,
+            )
 
 
 @contextmanager
@@ -189,6 +228,7 @@ def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes:
             infos = env.infos(done, episodes.truncated[n_steps], episodes.returns[n_steps], episodes.lengths[n_steps])
         callback.update_locals(dict(n_steps=n_steps, rewards=episodes.rewards[n_steps], dones=done, infos=infos))
         if not model.goes_on_after(callback):
+            model._updates_since_certificate = model._before_rollout["_updates_since_certificate"]
             _make_again(model, env, episodes, dones, n_steps + 1)
             return False
         if done.any():
@@ -226,11 +266,12 @@ def check_finite(episodes: Episodes, number: int, whose: str = "") -> None:
     :param whose: the environments are, where there are several models
     :raises ValueError: naming the first step and environment with a number that is not finite
     """
-    for name, finite in (("reward", np.isfinite(episodes.rewards)), ("observation", episodes.finite_observations)):
-        if not finite.all():
-            step, env = np.argwhere(~finite)[0]
-            raise ValueError(
-                f"Environment {env}{whose} returned a non-finite {name} at step {number + step + 1}: nothing was "
-                "learned from this rollout; check the environment (fused=False and SB3's VecCheckNan help to "
-                "find the cause)."
-            )
+    are_finite = {"observation": episodes.finite_observations, "reward": episodes.finite_rewards}
+    # the earliest first: what follows may follow from it
+    found = sorted((*np.argwhere(~finite)[0], name) for name, finite in are_finite.items() if not finite.all())
+    for step, env, name in found:
+        raise ValueError(
+            f"Environment {env}{whose} returned a non-finite {name} at step {number + step + 1}: nothing was "
+            "learned from this rollout; check the environment (fused=False and SB3's VecCheckNan help to "
+            "find the cause)."
+        )

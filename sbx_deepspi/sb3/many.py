@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
+from sbx_deepspi.saving.environment import description_of
 from sbx_deepspi.sb3.algorithm import FAULTY_UPDATES_IN_A_ROW, DeepSPI
 from sbx_deepspi.sb3.fused import Made, check_finite, environments_of, memory_errors
 from sbx_deepspi.sb3.interruption import Interruption
@@ -55,6 +56,8 @@ def learn_together(
         were not finite: all models are as their last good updates left them
     :raises KeyboardInterrupt: SIGINT or SIGTERM came: the running update was finished first
     """
+    if not isinstance(models, (list, tuple)):
+        raise TypeError(f"learn_together takes a list of models, but got {models!r:.80}.")
     models = list(models)
     check_models(models)
     first, envs = models[0], [model.env for model in models]
@@ -109,6 +112,9 @@ def check_models(models: list[DeepSPI]) -> None:
         raise ValueError("learn_together needs a model at least, but got none.")
     first = models[0]
     for index, model in enumerate(models):
+        if not isinstance(model, DeepSPI) or not model.fused:
+            what = "has fused=False" if isinstance(model, DeepSPI) else f"is {model!r:.80}"
+            raise ValueError(f"Model {index} {what}: learn_together takes models of DeepSPI's that are fused.")
         if not isinstance(model.env, JaxVecEnv):
             raise ValueError(
                 f"Model {index} learns from {type(model.env).__name__}, which is not inside jit: make its environments "
@@ -118,9 +124,12 @@ def check_models(models: list[DeepSPI]) -> None:
             raise ValueError(f"Model {index} shares its environments with another: make some for each.")
         differs = next((name for name, value in _compiled(model).items() if value != _compiled(first)[name]), None)
         if differs is not None:
+            hint = ""
+            if differs == "environment" and first.env and description_of(model.env) == description_of(first.env):
+                hint = " (equal environments have to say so: a @dataclass(frozen=True) does, and so does one object)"
             raise ValueError(
-                f"Model {index} has another {differs} than model 0: models that learn together may differ in seeds and "
-                "numbers only."
+                f"Model {index} has another {differs} than model 0{hint}: models that learn together may differ in "
+                "seeds and numbers only."
             )
 
 
@@ -134,6 +143,9 @@ def _compiled(model: DeepSPI) -> dict[str, Any]:
         "policy": model.policy.programs,
         "neighbourhood": model.neighbourhood,
         "certificate_freq": model.certificate_freq,
+        "number of updates since the last certificate": model._updates_since_certificate,
+        "normalize_advantage": model.normalize_advantage,
+        "stats_window_size": model._stats_window_size,
         "device": model.jax_device,
         "batch_size, n_epochs, or number that is None": jax.tree.structure(model.hyperparameters()),
         "number of steps": model.num_timesteps,

@@ -247,6 +247,67 @@ def test_other_environments_are_reset(tmp_path: Path) -> None:
     assert DeepSPI.load(tmp_path / "model").predict(np.zeros(2, np.float32))[0] in (0, 1)
 
 
+class Plain(Line):
+    """Not a dataclass: what tells two of them apart are their attributes."""
+
+    def __init__(self, slips: float, function: Any = np.tanh) -> None:
+        object.__setattr__(self, "slips", slips)
+        object.__setattr__(self, "function", function)
+
+
+def test_an_environment_is_known_by_its_attributes(tmp_path: Path) -> None:
+    model, _ = learned(True, env=JaxVecEnv(Plain(0.1), 4, 0))
+    model.save(tmp_path / "model")
+    for env, goes_on in ((JaxVecEnv(Plain(0.1), 4), True), (JaxVecEnv(Plain(0.2), 4), False)):
+        assert (DeepSPI.load(tmp_path / "model", env=env)._last_obs is not None) == goes_on
+    wrapped = DeepSPI.load(tmp_path / "model", env=VecMonitor(JaxVecEnv(Plain(0.1), 4)))
+    assert wrapped._last_obs is None  # a wrapper more
+
+
+def test_what_is_saved_amid_a_rollout_is_its_beginning(tmp_path: Path) -> None:
+    """Nothing is counted twice when it goes on."""
+    model = DeepSPI("MlpPolicy", line_env(), **FAST)
+    model.learn(4 * PER_ROLLOUT, callback=CheckpointCallback(12, str(tmp_path)))
+    resumed = DeepSPI.load(tmp_path / "rl_model_48_steps.zip", env=line_env(seed=5))
+    assert resumed.num_timesteps == PER_ROLLOUT
+    resumed.learn(3 * PER_ROLLOUT, reset_num_timesteps=False)
+    assert same(params(resumed), params(model)) and resumed.num_timesteps == model.num_timesteps
+    assert [dict(e, t=0) for e in resumed.ep_info_buffer] == [dict(e, t=0) for e in model.ep_info_buffer]
+
+    class Fails(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps > PER_ROLLOUT + 8:
+                raise RuntimeError("mine")
+            return True
+
+    failed = DeepSPI("MlpPolicy", line_env(), **FAST)
+    with pytest.raises(RuntimeError, match="mine"):
+        failed.learn(4 * PER_ROLLOUT, callback=Fails())
+    assert failed.num_timesteps == PER_ROLLOUT
+    failed.learn(3 * PER_ROLLOUT, reset_num_timesteps=False)
+    assert same(params(failed), params(model))
+
+
+def test_statistics_find_their_way(tmp_path: Path) -> None:
+    model, _ = learned(True, env=line_env(normalize=True))
+    model.save(tmp_path / "model")
+    loaded, env = DeepSPI.load(tmp_path / "model"), line_env(normalize=True)
+    loaded.set_env(env)
+    env.reset()
+    assert float(env.state.statistics.returns.count) > 4 * PER_ROLLOUT
+    for give in (lambda env: DeepSPI.load(tmp_path / "model", env=env), loaded.set_env):
+        with pytest.warns(UserWarning, match="normalised inside jit, but these environments are not"):
+            give(line_env())
+    with pytest.warns(UserWarning, match="EvalCallback's environments are not normalised"):
+        model.learn(PER_ROLLOUT, callback=EvalCallback(line_env(2), eval_freq=100, verbose=0))
+
+
+def test_other_environments_without_a_reset() -> None:
+    model, _ = learned(True)
+    model.set_env(line_env(seed=3), force_reset=False)
+    assert model.learn(PER_ROLLOUT, reset_num_timesteps=False).num_timesteps == 5 * PER_ROLLOUT
+
+
 # --- several models ---------------------------------------------------------------------------------
 
 
@@ -287,6 +348,10 @@ def test_models_that_learn_together_are_what_each_would_be_alone() -> None:
         (lambda: [DeepMDP("MlpPolicy", line_env(), **FAST)], "Model 1 has another class"),
         (lambda: [DeepSPI("MlpPolicy", line_env(8), **FAST)], "Model 1 has another environment"),
         (lambda: [model := model_of(1), model], "Model 2 shares its environments"),
+        (lambda: [model_of(1, fused=False)], "Model 1 has fused=False"),
+        (lambda: ["model"], "Model 1 is 'model'"),
+        (lambda: [model_of(1, normalize_advantage=False)], "Model 1 has another normalize_advantage"),
+        (lambda: [model_of(1, stats_window_size=10)], "Model 1 has another stats_window_size"),
     ],
 )  # fmt: skip
 def test_models_that_cannot_learn_together(others: Any, message: str) -> None:

@@ -22,10 +22,10 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
 
-from sbx_deepspi import JaxVecEnv, make_jax_env
+from sbx_deepspi import DeepSPI, JaxVecEnv, make_jax_env
 from sbx_deepspi.envs.jitted.make import IDS, known_ids
 from sbx_deepspi.memory import total_memory
-from tests.jax_envs import Line, line_env
+from tests.jax_envs import Breaks, Line, line_env
 
 # --- a VecEnv ---------------------------------------------------------------------------------------
 
@@ -83,8 +83,13 @@ def test_questions_about_single_copies(tmp_path: Path) -> None:
         env.env_method("fly")
     with pytest.raises(NotImplementedError, match="nothing to set"):
         env.set_attr("size", 4)
-    with pytest.raises(ValueError, match=r"shape \(3,\), not \(2,\)"):
-        env.step(np.ones(2, int))
+    for actions, message in [
+        (np.ones(2, int), "must be 3, .* but got 2"), (np.ones((3, 1), int), r"shape \(3,\), not \(3, 1\)"),
+        (np.array([0, 1, 2]), r"whole numbers in Discrete\(2\)"), (np.array([0, 1, -1]), "whole numbers"),
+        (np.array([0, 1, 0.5]), "whole numbers"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            env.step(actions)
     assert [image.shape for image in env.get_images()] == [(1, 7, 3)] * 3
     assert env.render("rgb_array").ndim == 3
     for _ in range(12):
@@ -283,6 +288,95 @@ def test_what_does_not_fit_is_named(env: Any, error: type[Exception], message: s
     with pytest.raises(error, match=message) as raised:
         JaxVecEnv(env, 2)
     assert "\n" not in str(raised.value)
+
+
+def test_an_environment_without_a_hash() -> None:
+    with pytest.raises(TypeError, match=r"Mine has no hash .*@dataclass\(frozen=True\)"):
+        JaxVecEnv(broken(__hash__=None), 2)
+
+
+def test_an_error_of_its_own_is_named() -> None:
+    def fails(self: Any, key: Any) -> Any:
+        return jnp.ones(3) @ jnp.ones(2), {}
+
+    with pytest.raises(ValueError, match=r"Mine.reset\(key\) cannot be traced: .*dot_general"):
+        JaxVecEnv(broken(reset=fails), 2)
+
+
+def test_numbers_take_their_spaces_dtype() -> None:
+    """Whole numbers from reset and floats from step, or the other way round, are one dtype outside."""
+    mine = broken(reset=lambda self, key: (jnp.zeros(2, jnp.int32), {"position": 0, "time": 0}))
+    env = JaxVecEnv(mine, 2, 0)
+    assert env.reset().dtype == env.step([1, 1])[0].dtype == np.float32
+    assert env.state.states["position"].dtype == jnp.int32
+
+
+class Keyed(Line):
+    """Its state holds a random key with a type of its own."""
+
+    def reset(self, key: jax.Array) -> Any:
+        observation, state = super().reset(key)
+        return observation, state | {"key": jax.random.key(3)}
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> Any:
+        following, own = jax.random.split(state["key"])
+        observation, new, *others = super().step(jax.random.key_data(own), state, action)
+        return observation, new | {"key": following}, *others
+
+
+def test_typed_keys_in_a_state_are_saved(tmp_path: Path) -> None:
+    env = JaxVecEnv(Keyed(), 4, 0, max_episode_steps=10)
+    model = DeepSPI("MlpPolicy", env, n_steps=4, batch_size=16, policy_kwargs=dict(net_arch=[]), seed=0).learn(16)
+    model.save(tmp_path / "model")
+    again = DeepSPI.load(tmp_path / "model", env=JaxVecEnv(Keyed(), 4, 5, max_episode_steps=10))
+    keys = (jax.random.key_data(one.env.state.states["key"]) for one in (model, again))
+    np.testing.assert_array_equal(*keys)
+    assert again.learn(16, reset_num_timesteps=False).num_timesteps == 32
+
+
+def test_the_first_observation_and_one_copys_fault_are_named() -> None:
+    with pytest.raises(ValueError, match="Environment 0 returned a non-finite observation"):
+        first = broken(reset=lambda self, key: (jnp.full(2, jnp.nan), {"position": 0, "time": 0}))
+        JaxVecEnv(first, 2, 0).reset()
+    env = JaxVecEnv(Breaks(after=3), 4, 0, normalize=True)
+    env.reset()
+    env.state = env.state.replace(states=env.state.states | {"time": jnp.array([0, 0, 2, 0])})
+    before = env.state
+    with pytest.raises(ValueError, match="Environment 2 returned a non-finite observation"):
+        env.step(np.ones(4, int))
+    assert env.state is before  # no statistics of it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(seed=1.5), "seed must be a whole number from 0"), (dict(seed=-1), "seed must be a whole number"),
+        (dict(n_envs=2.5), "n_envs must be a whole number"), (dict(max_episode_steps=0), "max_episode_steps must be"),
+        (dict(normalize="yes"), "normalize must be True, False"), (dict(normalize={"gamma": 2}), "gamma must lie in"),
+        (dict(normalize={"clip_obs": -1}), "clip_obs must be positive"), (dict(n_initial_states=0), "n_initial_states"),
+    ],
+)  # fmt: skip
+def test_arguments_out_of_their_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_jax_env("gymnax/CartPole-v1", **arguments)
+
+
+def test_an_evaluation_sees_through_wrappers_and_looks_at_the_space() -> None:
+    training = line_env(normalize=True)
+    assert line_env(2, normalize=VecMonitor(training)).statistics_from is training
+    with pytest.raises(ValueError, match="normalize names environments that observe Box"):
+        make_jax_env("gymnax/CartPole-v1", normalize=training)
+    with pytest.raises(ValueError, match="not normalised themselves"):
+        line_env(normalize=line_env())
+
+
+def test_an_id_is_enough_and_one_environment_is_told_to_be_copied() -> None:
+    model = DeepSPI("MlpPolicy", "gymnax/CartPole-v1", n_steps=8, batch_size=8)
+    assert isinstance(model.env, JaxVecEnv) and model.env.num_envs == 1
+    with pytest.raises(ValueError, match=r"Line is one environment inside jit: make copies of it, JaxVecEnv"):
+        DeepSPI("MlpPolicy", Line())
+    with pytest.raises(TypeError, match="env_id must be a string"):
+        make_jax_env(None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -39,18 +39,18 @@ def test_mixture_sample_by_numpy() -> None:
 @pytest.mark.parametrize("groups", [1, n_groups(64)])
 def test_density_over_groups_of_channels(groups: int) -> None:
     """Moved back channel by channel, with the noise of its groups; the losses are those of the latents as they come."""
-    locations, scales = normal(1, 2, groups, 4, 5, 2, 3), normal(2, 2, groups, 4, 5, 2, 3)
-    logits, next_latents = normal(3, 2, 1, 4, 5, 3), normal(4, 2, 4, 5, 2 * groups)
+    locations, scales = normal(1, 2, groups, 4, 5, 4, 3), normal(2, 2, groups, 4, 5, 4, 3)
+    logits, next_latents = normal(3, 2, 1, 4, 5, 3), normal(4, 2, 4, 5, 4 * groups)
     density = densities.Mixture(lipschitz_constant=None, n_components=3)
     model, outputs = TransitionModel(3, density), Outputs((locations, scales), logits)
     noise = clipped_normal(KEY, locations.shape)
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = np.zeros((2, 4, 5, 2 * groups))
+    expected = np.zeros((2, 4, 5, 4 * groups))
     for group in range(groups):
-        for channel in range(2):
+        for channel in range(4):
             of_each = (array[:, group, :, :, channel] for array in (locations, positive(scales), noise))
             location, scale, epsilon = map(np.asarray, of_each)
-            expected[..., 2 * group + channel] = (weights[:, 0] * (location + scale * epsilon)).sum(-1)
+            expected[..., 4 * group + channel] = (weights[:, 0] * (location + scale * epsilon)).sum(-1)
     np.testing.assert_allclose(model.as_latents(density.sample(outputs, KEY)), expected, rtol=1e-4, atol=1e-5)
     of_each = density.loss(outputs, model.as_outputs(next_latents), KEY)
     np.testing.assert_allclose(of_each, huber(expected - next_latents).sum(axis=(1, 2, 3)), rtol=1e-4)

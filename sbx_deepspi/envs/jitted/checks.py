@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from sbx_deepspi import valid
 from sbx_deepspi.collect.normalization import Normalization
+from sbx_deepspi.envs.batched import BatchedVecEnv
 
 
 def action_of(space: spaces.Space) -> jax.ShapeDtypeStruct:
@@ -40,6 +42,13 @@ def follows_protocol(env: Any) -> tuple[Any, ...]:
         if not isinstance(getattr(env, part), kinds):
             names = ", ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{name}.{part} must be one of Gymnasium's {names}, but is {getattr(env, part)!r:.200}.")
+    try:
+        hash(env)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} has no hash ({error}), by which equal environments share compiled programs: make it a "
+            "@dataclass(frozen=True) whose fields are numbers, strings or tuples, or give it __eq__ and __hash__."
+        ) from error
     key = jax.ShapeDtypeStruct((2,), np.uint32)
     first = _traced(f"{name}.reset(key)", env.reset, key)
     if not (isinstance(first, tuple) and len(first) == 2):
@@ -75,6 +84,9 @@ def _traced(call: str, function: Any, *arguments: Any) -> Any:
             f"{call} cannot be compiled: it needs the value of something that is only known when it runs; use "
             f"jnp.where or jax.lax.cond instead of Python's if, and jnp instead of np ({reason})."
         ) from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{call} cannot be traced: {reason:.300}") from error
 
 
 def _fits(what: str, observation: Any, space: spaces.Space) -> None:
@@ -91,8 +103,8 @@ def _fits(what: str, observation: Any, space: spaces.Space) -> None:
             f"{what} must have the shape {space.shape or ()} of its space {space}, but is {_described(observation)}."
         )
     assert space.dtype is not None
-    integers = not np.issubdtype(space.dtype, np.floating)
-    if integers and not (jnp.issubdtype(observation.dtype, jnp.integer) or observation.dtype == bool):
+    choices = isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
+    if choices and not (jnp.issubdtype(observation.dtype, jnp.integer) or observation.dtype == bool):
         raise ValueError(f"{what} must be {space.dtype}, as its space {space} says, but is {_described(observation)}.")
     if jnp.issubdtype(observation.dtype, jnp.complexfloating):
         raise ValueError(f"{what} must be real numbers, but is {_described(observation)}.")
@@ -107,12 +119,18 @@ def _same_state(name: str, before: Any, after: Any) -> None:
         )
     named = jax.tree_util.tree_leaves_with_path(before)
     for (path, old), new in zip(named, jax.tree.leaves(after), strict=True):
-        if old.shape != new.shape or not np.can_cast(old.dtype, new.dtype, "same_kind"):
+        if old.shape != new.shape or not _can_become(old.dtype, new.dtype):
             part = jax.tree_util.keystr(path)
             raise ValueError(
                 f"{name}.step must return a state of the same shapes and dtypes as {name}.reset, but state{part} is "
                 f"{_described(old)} after reset and {_described(new)} after step."
             )
+
+
+def _can_become(old: Any, new: Any) -> bool:
+    if jax.dtypes.issubdtype(old, jax.dtypes.extended) or jax.dtypes.issubdtype(new, jax.dtypes.extended):
+        return old == new
+    return np.can_cast(old, new, "same_kind")
 
 
 def _described(value: Any) -> str:
@@ -121,6 +139,26 @@ def _described(value: Any) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
     return type(value).__name__
+
+
+def actions(given: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """
+    :param given: of N copies
+    :param space: of one action
+    :return: the same as the environment takes them inside jit
+    :raises ValueError: they are not in the space; Box actions may lie outside of its bounds
+    """
+    spec = action_of(space)
+    if given.shape[1:] != spec.shape:
+        raise ValueError(f"Actions must have the shape {(len(given), *spec.shape)}, not {given.shape}.")
+    if not isinstance(space, spaces.Box):
+        first, size = getattr(space, "start", 0), getattr(space, "nvec", getattr(space, "n", 2))
+        within = (given >= first) & (given < first + (2 if isinstance(space, spaces.MultiBinary) else size))
+        if not np.issubdtype(given.dtype, np.integer) or not within.all():
+            raise ValueError(f"Actions must be whole numbers in {space}, but got {given!r:.200}.")
+    elif not np.isfinite(given).all():
+        raise ValueError(f"Actions must be finite, but got {given!r:.200}.")
+    return given.astype(spec.dtype, copy=False)
 
 
 def normalization(given: Any, space: spaces.Space) -> Normalization | None:
@@ -133,10 +171,12 @@ def normalization(given: Any, space: spaces.Space) -> Normalization | None:
     """
     if given is False or given is None:
         return None
-    if hasattr(given, "copies"):
-        source = given.copies.normalization
+    if isinstance(given, BatchedVecEnv):
+        source = given.copies.normalization  # type: ignore[attr-defined]
         if source is None:
             raise ValueError("normalize names environments that are not normalised themselves: leave it at False.")
+        if given.observation_space != space:
+            raise ValueError(f"normalize names environments that observe {given.observation_space}, not {space}.")
         return dataclasses.replace(source, training=False, norm_reward=False)
     if given is not True and not isinstance(given, dict):
         raise TypeError(f"normalize must be True, False, a dictionary, or environments, but got {given!r:.80}.")
@@ -145,6 +185,8 @@ def normalization(given: Any, space: spaces.Space) -> Normalization | None:
     for name in arguments.keys() - set(taken):
         raise TypeError(f"normalize takes VecNormalize's {', '.join(taken)}, but got {name!r}.")
     made = Normalization(**arguments)
+    valid.positive(clip_obs=made.clip_obs, clip_reward=made.clip_reward, epsilon=made.epsilon)
+    valid.in_unit_interval(gamma=made.gamma)
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     if made.norm_obs and not all(isinstance(part, spaces.Box) for part in parts):
         raise ValueError(

@@ -46,7 +46,7 @@ class GymnaxEnv:
         :return: first observation and state
         """
         observation, state = self.env.reset_env(key, self.parameters)
-        return self._observed(observation), state
+        return observation, state
 
     def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array]:
         """
@@ -57,12 +57,7 @@ class GymnaxEnv:
         """
         observation, state, reward, terminated, _ = self.env.step_env(key, state, action, self.parameters)
         truncated = jnp.asarray(self.env.is_truncated(state, self.parameters))
-        return self._observed(observation), state, reward, jnp.asarray(terminated), truncated
-
-    def _observed(self, observation: Any) -> Any:
-        # some return other dtypes than their spaces
-        dtype = jax.dtypes.canonicalize_dtype(self.observation_space.dtype)
-        return jax.tree.map(lambda array: jnp.asarray(array, dtype), observation)
+        return observation, state, reward, jnp.asarray(terminated), truncated
 
     def render(self, state: Any) -> np.ndarray:
         """

@@ -82,6 +82,8 @@ def make_one(env_id: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     :raises ImportError: the library of this suite is not installed
     :raises ValueError: there is no such id
     """
+    if not isinstance(env_id, str):
+        raise TypeError(f"env_id must be a string such as 'gymnax/CartPole-v1', but got {env_id!r:.80}.")
     if env_id == CONFOUNDING_GRID:
         from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS
         from sbx_deepspi.envs.jitted.confounding_grid import JaxConfoundingGrid

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sbx_deepspi import memory, valid
@@ -59,6 +59,10 @@ class JaxVecEnv(BatchedVecEnv):
         state_dtypes = checks.follows_protocol(env)
         limits = {"max_episode_steps": max_episode_steps, "n_initial_states": n_initial_states}
         valid.positive_integer(n_envs=n_envs, **{name: limit for name, limit in limits.items() if limit is not None})
+        if seed is not None:
+            valid.whole_number(0, 2**32 - 1, seed=seed)
+        if isinstance(normalize, VecEnv):
+            normalize = normalize.unwrapped  # type: ignore[assignment]
         self.statistics_from = normalize if isinstance(normalize, JaxVecEnv) else None
         normalization = checks.normalization(normalize, env.observation_space)
         self.env = env
@@ -94,14 +98,22 @@ class JaxVecEnv(BatchedVecEnv):
         self._take_statistics()
         seed, state = self._seeds[0], self.state
         if seed is not None or state is None:
-            key = jax.random.PRNGKey(np.random.default_rng(seed).integers(2**31) if seed is None else seed)
+            # not the key that a model makes from the same seed
+            key = jax.random.fold_in(
+                jax.random.PRNGKey(np.random.default_rng().integers(2**31) if seed is None else seed), 1
+            )
         else:
             key = state.key
         self._reset_seeds()
         if state is None:
             needed = memory.bytes_of(jax.eval_shape(self.copies.reset, key))
             memory.check(needed, jax.devices()[0], f"{self.num_envs} environments")
-        self.state = self._programs["reset"](key, self.statistics if state is None else state.statistics)
+        new = self._programs["reset"](key, self.statistics if state is None else state.statistics)
+        for leaf in jax.tree.leaves(jax.device_get(new.observations)):
+            if not np.isfinite(leaf).all():
+                first = int(np.argwhere(~np.isfinite(leaf))[0, 0])
+                raise ValueError(f"Environment {first} returned a non-finite observation when it was reset.")
+        self.state = new
         return self._on_host(self.state.observations)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -109,14 +121,12 @@ class JaxVecEnv(BatchedVecEnv):
         Store the actions of the next step.
 
         :param actions: in the action space, shape (n_envs, ...)
-        :raises ValueError: their shape is wrong
+        :raises ValueError: there are not as many as copies, or they are not in the space
         """
         actions = np.asarray(actions)
-        action = checks.action_of(self.action_space)
-        shape = (self.num_envs, *action.shape)
-        if actions.shape != shape:
-            raise ValueError(f"Actions must have the shape {shape}, not {actions.shape}.")
-        self._actions = actions.astype(action.dtype, copy=False)
+        if len(actions) != self.num_envs:
+            raise ValueError(f"Actions must be {self.num_envs}, one for each copy, but got {len(actions)}.")
+        self._actions = checks.actions(actions, self.action_space)
 
     def step_wait(self) -> VecEnvStepReturn:
         """
@@ -128,7 +138,16 @@ class JaxVecEnv(BatchedVecEnv):
         if self.state is None:
             raise ResetNeeded("Call reset() before the first step().")
         self._take_statistics()
-        self.state, outcome = self._programs["step"](self.state, self._actions)
+        state, outcome = self._programs["step"](self.state, self._actions)
+        if self.copies.normalization is not None:
+            # here, where it can be told whose it is; who learns from others looks for himself
+            for name, finite in (("observation", outcome.finite_observations), ("reward", outcome.finite_rewards)):
+                if not np.asarray(finite).all():
+                    raise ValueError(
+                        f"Environment {int(np.argmin(finite))} returned a non-finite {name}: it is not normalised, and "
+                        "the environments stay as they were before the step."
+                    )
+        self.state = state
         ends = jax.device_get((outcome.rewards, outcome.dones, outcome.truncated, outcome.returns, outcome.lengths))
         rewards, dones, truncated, returns, lengths = ends
         infos = self.infos(dones, truncated, returns, lengths)
