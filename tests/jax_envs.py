@@ -1,14 +1,18 @@
 """Environments inside jit that compile in no time."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from gymnasium import spaces
 
 from sbx_deepspi import JaxVecEnv
+
+needs_gymnax = pytest.mark.skipif(find_spec("gymnax") is None, reason="gymnax is not installed")
 
 
 @dataclass(frozen=True)

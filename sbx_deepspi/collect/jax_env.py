@@ -47,3 +47,25 @@ class JaxEnv(Protocol):
             one), the new state, the reward, whether s' is terminal, and whether a time limit ends the episode there
         """
         ...
+
+
+class Named:
+    """
+    Environments that are what their names and arguments say: two of one class are equal if these are.
+
+    :param name: of the environment
+    :param arguments: by name
+    """
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self.name = name
+        self.identity = repr((name, sorted(arguments.items())))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.identity == self.identity  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.identity}"

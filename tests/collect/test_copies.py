@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sbx_deepspi import JaxVecEnv, make_jax_env
 from sbx_deepspi.collect.copies import Copies
 from sbx_deepspi.collect.normalization import Moments
-from tests.jax_envs import Line, line_env
+from tests.jax_envs import Line, line_env, needs_gymnax
 
 N_ENVS, N_STEPS = 5, 60
 
@@ -73,6 +73,7 @@ def test_a_pool_of_initial_states() -> None:
     assert len(pools) > 1  # drawn anew
 
 
+@needs_gymnax
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "MountainCar-v0", "Catch-bsuite"])
 def test_a_step_is_gymnaxs_own(env_id: str) -> None:
     """Their dynamics draw nothing: gymnax's wrapper gives the same, whatever its keys."""
@@ -91,6 +92,7 @@ def test_a_step_is_gymnaxs_own(env_id: str) -> None:
     assert n_ended > N_ENVS
 
 
+@needs_gymnax
 def test_cartpole_is_gymnasiums() -> None:
     """The same first states and actions: the same observations, rewards and ends, to float32's rounding."""
     env = make_jax_env("gymnax/CartPole-v1", N_ENVS, seed=2)
@@ -165,6 +167,7 @@ def test_an_evaluation_uses_the_statistics_of_training() -> None:
     np.testing.assert_array_equal(training.state.statistics.observations.mean, mean)
 
 
+@needs_gymnax
 def test_copies_of_equal_environments_are_equal() -> None:
     assert line_env().copies == line_env(seed=3).copies != line_env(8).copies
     first, second, third = (make_jax_env("gymnax/CartPole-v1", gravity=g).copies for g in (9.8, 9.8, 1.6))

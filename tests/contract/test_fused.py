@@ -25,7 +25,7 @@ import sbx_deepspi
 from sbx_deepspi import DeepMDP, DeepSPI, JaxVecEnv, LearningCurve, SPICertificateCallback, learn_together, make_jax_env
 from sbx_deepspi.memory import total_memory
 from tests.helpers import TINY_RUN, params, same
-from tests.jax_envs import Breaks, Line, line_env
+from tests.jax_envs import Breaks, Line, line_env, needs_gymnax
 
 FAST: dict[str, Any] = TINY_RUN | dict(
     batch_size=16, policy_kwargs=dict(net_arch=[], transition_density="deterministic", lipschitz_constant=None)
@@ -375,6 +375,7 @@ def test_a_fault_in_one_of_several_names_it() -> None:
 # --- it learns --------------------------------------------------------------------------------------
 
 
+@needs_gymnax
 @pytest.mark.slow
 def test_cartpole_is_learned() -> None:
     env = make_jax_env("gymnax/CartPole-v1", n_envs=32, seed=0)

@@ -27,6 +27,7 @@ from sbx_deepspi.envs import EnvPoolVecEnv, TimeoutSubprocVecEnv
 from sbx_deepspi.sb3.policies import MultiInputPolicy
 from sbx_deepspi.zoo import hook, repairs, search_space
 from sbx_deepspi.zoo import registration as zoo
+from tests.jax_envs import needs_gymnax
 
 TRAIN = "-m rl_zoo3.train --algo deepspi"
 ENJOY = "-m rl_zoo3.enjoy --algo deepspi -f logs --no-render"
@@ -233,6 +234,7 @@ TINY = "--eval-freq 32 --eval-episodes 1 -params n_envs:4 n_steps:8 batch_size:1
 INSIDE_JIT = f"--env gymnax/Catch-bsuite {TINY}"
 
 
+@needs_gymnax
 def test_an_environment_inside_jit(tmp_path: Path) -> None:
     output, _ = python(f"{TRAIN} -n 64 {INSIDE_JIT}", tmp_path)
     assert "total_timesteps | 64" in output and "Python object" not in output
@@ -244,6 +246,7 @@ def test_an_environment_inside_jit(tmp_path: Path) -> None:
     assert "Mean episode length: 9.00" in output
 
 
+@needs_gymnax
 @pytest.mark.slow
 def test_ppo_and_more_inside_jit(tmp_path: Path) -> None:
     output, _ = python(f"{TRAIN.replace('deepspi', 'ppo')} -n 64 {INSIDE_JIT}", tmp_path)
@@ -259,6 +262,7 @@ def test_ppo_and_more_inside_jit(tmp_path: Path) -> None:
     assert "Loading running average" in output
 
 
+@needs_gymnax
 def test_hyperparameters_of_minatar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, _ = manager("deepspi", "gymnax/Freeway-MinAtar", eval_freq=-1).setup_experiment()

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNorma
 from sbx_deepspi import DeepSPI, JaxVecEnv, make_jax_env
 from sbx_deepspi.envs.jitted.make import IDS, known_ids
 from sbx_deepspi.memory import total_memory
-from tests.jax_envs import Breaks, Line, line_env
+from tests.jax_envs import Breaks, Line, line_env, needs_gymnax
 
 # --- a VecEnv ---------------------------------------------------------------------------------------
 
@@ -145,6 +145,7 @@ def test_ids_are_the_suites_own() -> None:
     assert {f"gymnax/{name}" for name in IDS["gymnax"]} <= set(gym.registry) and "brax/ant" in known_ids()
 
 
+@needs_gymnax
 @pytest.mark.parametrize(
     ("env_id", "nearest"),
     [
@@ -179,6 +180,7 @@ def test_a_missing_library_names_its_extra(env_id: str, extra: str, monkeypatch:
         make_jax_env(env_id)
 
 
+@needs_gymnax
 def test_arguments_of_the_environment() -> None:
     env = make_jax_env("gymnax/Breakout-MinAtar", 2, use_minimal_action_set=False, max_steps_in_episode=7)
     assert env.action_space.n == 6 and env.env.parameters.max_steps_in_episode == 7
@@ -193,6 +195,7 @@ def test_arguments_of_the_environment() -> None:
         make_jax_env("gymnax/FrozenLake-misc", normalize=True)
 
 
+@needs_gymnax
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in IDS["gymnax"] if name != "MNISTBandit-bsuite"])  # it downloads
 def test_every_environment_of_gymnax(name: str) -> None:
@@ -236,6 +239,7 @@ def test_the_grid_inside_jit_has_the_grids_tables() -> None:
     assert tried.sum() >= 3 and np.abs(errors[tried]).max() < 0.1
 
 
+@needs_gymnax
 def test_one_copy_as_a_gymnasium_environment() -> None:
     env = gym.make("gymnax/Catch-bsuite", render_mode="rgb_array")
     check_env(env.unwrapped, skip_render_check=True)
@@ -347,6 +351,7 @@ def test_the_first_observation_and_one_copys_fault_are_named() -> None:
     assert env.state is before  # no statistics of it
 
 
+@needs_gymnax
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -361,6 +366,7 @@ def test_arguments_out_of_their_range(arguments: dict[str, Any], message: str) -
         make_jax_env("gymnax/CartPole-v1", **arguments)
 
 
+@needs_gymnax
 def test_an_evaluation_sees_through_wrappers_and_looks_at_the_space() -> None:
     training = line_env(normalize=True)
     assert line_env(2, normalize=VecMonitor(training)).statistics_from is training
@@ -370,6 +376,7 @@ def test_an_evaluation_sees_through_wrappers_and_looks_at_the_space() -> None:
         line_env(normalize=line_env())
 
 
+@needs_gymnax
 def test_an_id_is_enough_and_one_environment_is_told_to_be_copied() -> None:
     model = DeepSPI("MlpPolicy", "gymnax/CartPole-v1", n_steps=8, batch_size=8)
     assert isinstance(model.env, JaxVecEnv) and model.env.num_envs == 1

@@ -11,8 +11,10 @@ from gymnasium import spaces
 MAX_EPISODE_STEPS = 1000
 N_INITIAL_STATES = 256
 
+from sbx_deepspi.collect.jax_env import Named
 
-class BraxEnv:
+
+class BraxEnv(Named):
     """
     One of brax's environments. Two are equal if they have the same name and arguments.
 
@@ -21,8 +23,7 @@ class BraxEnv:
     """
 
     def __init__(self, name: str, **arguments: Any) -> None:
-        self.name = name
-        self.identity = repr((name, sorted(arguments.items())))
+        super().__init__(name, arguments)
         self.env = envs.get_environment(name, **arguments)
         self.observation_space = spaces.Box(-np.inf, np.inf, (int(self.env.observation_size),), np.float32)  # type: ignore[arg-type]
         self.action_space = spaces.Box(-1.0, 1.0, (self.env.action_size,), np.float32)
@@ -53,15 +54,6 @@ class BraxEnv:
         :return: brax's own picture, uint8, shape (height, width, 3)
         """
         return np.asarray(self.env.render([state.pipeline_state])[0])  # type: ignore[attr-defined]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BraxEnv) and self.identity == other.identity
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
-
-    def __repr__(self) -> str:
-        return f"BraxEnv{self.identity}"
 
 
 def has(name: str) -> bool:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from sbx_deepspi.collect.jax_env import Named
 from sbx_deepspi.envs.confounding_grid import draw_picture, make_frames, make_maze, make_observation_space
 
 
-class JaxConfoundingGrid:
+class JaxConfoundingGrid(Named):
     """
     See :class:`~sbx_deepspi.ConfoundingGrid`. Two are equal if their parameters are.
 
@@ -21,7 +22,7 @@ class JaxConfoundingGrid:
     """
 
     def __init__(self, n_path: int = 5, epsilon: float = 0.2, gamma: float = 0.99) -> None:
-        self.parameters = (n_path, epsilon, gamma)
+        super().__init__("ConfoundingGrid", dict(n_path=n_path, epsilon=epsilon, gamma=gamma))
         self.maze = make_maze(n_path, epsilon, gamma)
         self.mdp = self.maze.mdp
         self.observation_space = make_observation_space()
@@ -59,12 +60,3 @@ class JaxConfoundingGrid:
         :return: the layout and the agent, uint8, shape (height, width, 3)
         """
         return draw_picture(self.maze, int(state))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, JaxConfoundingGrid) and self.parameters == other.parameters
-
-    def __hash__(self) -> int:
-        return hash(self.parameters)
-
-    def __repr__(self) -> str:
-        return f"JaxConfoundingGrid{self.parameters}"

@@ -13,8 +13,10 @@ from sbx_deepspi.envs.jitted.make import IDS
 
 N_INITIAL_STATES = 64
 
+from sbx_deepspi.collect.jax_env import Named
 
-class CraftaxEnv:
+
+class CraftaxEnv(Named):
     """
     One of Craftax's environments. Two are equal if they have the same id and parameters.
 
@@ -24,8 +26,7 @@ class CraftaxEnv:
     """
 
     def __init__(self, name: str, **parameters: Any) -> None:
-        self.name = name
-        self.identity = repr((name, sorted(parameters.items())))
+        super().__init__(name, parameters)
         self.env = make_craftax_env_from_name(name, auto_reset=False)
         defaults = self.env.default_params
         taken = sorted(field.name for field in dataclasses.fields(defaults))
@@ -58,15 +59,6 @@ class CraftaxEnv:
         late = jnp.asarray(state.timestep >= self.parameters.max_timesteps)
         dead = self.env.is_terminal(state.replace(timestep=0), self.parameters)
         return jnp.asarray(observation, jnp.float32), state, reward, jnp.asarray(dead), late & ~dead
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CraftaxEnv) and self.identity == other.identity
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
-
-    def __repr__(self) -> str:
-        return f"CraftaxEnv{self.identity}"
 
 
 def has(name: str) -> bool:

@@ -11,8 +11,10 @@ import numpy as np
 from gymnasium import spaces
 from gymnax.environments.spaces import gymnax_space_to_gym_space
 
+from sbx_deepspi.collect.jax_env import Named
 
-class GymnaxEnv:
+
+class GymnaxEnv(Named):
     """
     One of gymnax's environments. Two are equal if they have the same id and arguments.
 
@@ -24,8 +26,7 @@ class GymnaxEnv:
     """
 
     def __init__(self, name: str, **arguments: Any) -> None:
-        self.name = name
-        self.identity = repr((name, sorted(arguments.items())))
+        super().__init__(name, arguments)
         constructor = set(inspect.signature(gymnax.registration._registry[name]).parameters)
         own = {key: value for key, value in arguments.items() if key in constructor}
         try:
@@ -74,15 +75,6 @@ class GymnaxEnv:
             return np.array(visualizer.fig.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
         finally:
             pyplot.close(visualizer.fig)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GymnaxEnv) and self.identity == other.identity
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
-
-    def __repr__(self) -> str:
-        return f"GymnaxEnv{self.identity}"
 
 
 def has(name: str) -> bool:
