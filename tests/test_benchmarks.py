@@ -19,12 +19,13 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, agent, deepspi, losses
+from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, LearningCurve, agent, deepspi, losses
 from sbx_deepspi.envs.confounding_grid import make_frames
 from sbx_deepspi.lipschitz import normalizer
 from sbx_deepspi.ops import parts
 from sbx_deepspi.rollout import to_transitions
 from tests.helpers import CHANNELS_FIRST, ToyEnv, collected, updated
+from tests.jax_envs import needs_gymnax
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -310,3 +311,36 @@ def test_initialisation_of_the_learning_curve_is_sbxs(monkeypatch: pytest.Monkey
             assert our.size == their.size
             assert our.std() == pytest.approx(their.std(), rel=0.1)  # the smallest has 1,500 numbers
             assert np.abs(our).max() == pytest.approx(np.abs(their).max(), rel=0.02)
+
+
+# --- environments inside jit ------------------------------------------------------------------------
+
+
+@needs_gymnax
+def test_points_of_a_learning_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import minatar
+
+    curve = LearningCurve(np.array([1, 20, 21, 999, 1000, 1010]), np.array([1.0, 3.0, 5.0, 7.0, 8.0, 9.0]), np.ones(6))
+    assert minatar.points(curve, 1000) == [(20, 2.0), (40, 5.0), (1000, 8.0)]
+
+
+@needs_gymnax
+@pytest.mark.slow
+def test_speeds_of_environments_inside_jit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import jax_envs
+
+    for arguments in (("ppo", "gymnax/CartPole-v1", "8", "64", "0.1"), ("deepspi", "host", "8", "64", "0.1")):
+        measured = jax_envs.in_a_process(*arguments)
+        assert measured["steps_per_s"] > 10 and measured["compile_s"] > 0
+    # two layers, apart and with the first shared
+    assert jax_envs.macs("rejax", "CartPole-v1") - jax_envs.macs("ppo", "CartPole-v1") == 4 * 64
+
+
+@pytest.mark.slow
+def test_example_of_ones_own_environment_learns_within_a_minute() -> None:
+    process = run("own_jax_environment.py", folder=EXAMPLES)
+    assert process.returncode == 0, process.stderr
+    found = re.search(r"mean reward ([\d.]+)", process.stdout)
+    assert found is not None and float(found[1]) > 90

@@ -8,10 +8,10 @@ import numpy as np
 from brax import envs
 from gymnasium import spaces
 
+from sbx_deepspi.collect.jax_env import Named
+
 MAX_EPISODE_STEPS = 1000
 N_INITIAL_STATES = 256
-
-from sbx_deepspi.collect.jax_env import Named
 
 
 class BraxEnv(Named):

@@ -9,11 +9,10 @@ import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 from gymnasium import spaces
 
+from sbx_deepspi.collect.jax_env import Named
 from sbx_deepspi.envs.jitted.make import IDS
 
 N_INITIAL_STATES = 64
-
-from sbx_deepspi.collect.jax_env import Named
 
 
 class CraftaxEnv(Named):

@@ -95,6 +95,8 @@ def make_one(env_id: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     try:
         adapter = importlib.import_module(f"sbx_deepspi.envs.jitted.{suite}")
     except ImportError as error:
+        if name not in IDS[suite]:
+            raise ValueError(_unknown(env_id)) from None
         raise ImportError(
             f"{env_id!r} needs {suite}, which cannot be imported ({error}): pip install 'sbx-deepspi[{EXTRAS[suite]}]'."
         ) from error
