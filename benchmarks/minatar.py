@@ -4,8 +4,9 @@ Learning curves on MinAtar: DeepSPI, PPO (our code without a world model), and r
     python benchmarks/minatar.py --rejax bench/rejax/bin/python
 
 64 environments x 128 steps, 4 epochs of 16 minibatches, a learning rate that stays as it is, two hidden layers of 64
-with ReLU. Ours share the first layer and predict with it; rejax's actor and critic share nothing. Writes a CSV after
-each run, and goes on where it was: what the CSV has is not run again. Then it draws the curves and prints a table.
+with ReLU. Ours share the first layer and predict with it, rejax's actor and critic share nothing: the "wide" ones have
+128 units in that layer, as many as rejax's two have together. alpha is 0.1 and 0.005. Writes a CSV after each run, and
+goes on where it was: what the CSV has is not run again. Then it draws the curves and prints a table.
 """
 
 import argparse
@@ -29,19 +30,22 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 N_POINTS = 50
 SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=512, n_epochs=4, ent_coef=0.01)
 NETWORKS: dict[str, Any] = dict(net_arch=[64], activation_fn=jax.nn.relu)
+WIDE = dict(features_extractor_kwargs=dict(features_dim=128))
+"""As many units in the first layer as rejax's two networks have together."""
+PPO = dict(reward_loss_coef=0.0, transition_loss_coef=0.0)
+DEEPSPI = dict(reward_loss_coef=0.1, transition_loss_coef=0.005)
+DETERMINISTIC = dict(transition_density="deterministic")
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "ppo": dict(reward_loss_coef=0.0, transition_loss_coef=0.0),
-    "deepspi": dict(reward_loss_coef=0.1, transition_loss_coef=0.005),
-    "deepspi_paper": dict(reward_loss_coef=0.01, transition_loss_coef=5e-4),
-    "deepspi_deterministic": dict(
-        reward_loss_coef=0.1, transition_loss_coef=0.005, policy_kwargs=dict(transition_density="deterministic")
-    ),
+    "ppo": PPO,
+    "deepspi": DEEPSPI,
+    "ppo_wide": PPO | dict(policy_kwargs=WIDE),
+    "deepspi_wide": DEEPSPI | dict(policy_kwargs=WIDE | DETERMINISTIC),
 }
 LABELS = {
-    "ppo": "PPO (ours, no world model)",
-    "deepspi": "DeepSPI (alpha 0.1, 0.005)",
-    "deepspi_paper": "DeepSPI (alpha 0.01, 0.0005)",
-    "deepspi_deterministic": "DeepSPI (alpha 0.1, 0.005; deterministic)",
+    "ppo": "PPO (ours, no world model), 64 latent dimensions",
+    "deepspi": "DeepSPI, 64, mixture",
+    "ppo_wide": "PPO (ours), 128",
+    "deepspi_wide": "DeepSPI, 128, deterministic",
     "rejax": "rejax's PPO",
 }
 
@@ -114,7 +118,7 @@ def draw(path: Path, game: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="Breakout")
-    parser.add_argument("--algorithms", nargs="+", default=["ppo", "deepspi", "deepspi_deterministic", "rejax"])
+    parser.add_argument("--algorithms", nargs="+", default=[*ALGORITHMS, "rejax"])
     parser.add_argument("--steps", type=int, default=5_000_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3])

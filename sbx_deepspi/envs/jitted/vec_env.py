@@ -108,7 +108,9 @@ class JaxVecEnv(BatchedVecEnv):
         if state is None:
             needed = memory.bytes_of(jax.eval_shape(self.copies.reset, key))
             memory.check(needed, jax.devices()[0], f"{self.num_envs} environments")
-        new = self._programs["reset"](key, self.statistics if state is None else state.statistics)
+        # from the host, wherever they are: arrays that are bound to a device would be compiled for anew
+        known = jax.device_get((key, self.statistics if state is None else state.statistics))
+        new = self._programs["reset"](*known)
         for leaf in jax.tree.leaves(jax.device_get(new.observations)):
             if not np.isfinite(leaf).all():
                 first = int(np.argwhere(~np.isfinite(leaf))[0, 0])
