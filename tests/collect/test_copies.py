@@ -14,6 +14,8 @@ from sbx_deepspi.collect.copies import Copies
 from sbx_deepspi.collect.normalization import Moments
 from tests.jax_envs import Line, line_env, needs_gymnax
 
+SLOW = pytest.mark.slow
+
 N_ENVS, N_STEPS = 5, 60
 
 
@@ -74,7 +76,9 @@ def test_a_pool_of_initial_states() -> None:
 
 
 @needs_gymnax
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "MountainCar-v0", "Catch-bsuite"])
+@pytest.mark.parametrize(
+    "env_id", ["CartPole-v1", pytest.param("MountainCar-v0", marks=SLOW), pytest.param("Catch-bsuite", marks=SLOW)]
+)
 def test_a_step_is_gymnaxs_own(env_id: str) -> None:
     """Their dynamics draw nothing: gymnax's wrapper gives the same, whatever its keys."""
     limit = {"max_steps_in_episode": 12}
@@ -114,7 +118,14 @@ def test_cartpole_is_gymnasiums() -> None:
 # --- normalisation ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"norm_reward": False}, {"norm_obs": False, "gamma": 0.9}, {"clip_obs": 0.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"norm_obs": False, "gamma": 0.9},
+        *(pytest.param(s, marks=SLOW) for s in ({"norm_reward": False}, {"clip_obs": 0.5})),
+    ],
+)
 def test_normalised_as_by_vec_normalize(settings: dict[str, Any]) -> None:
     inside, outside = line_env(normalize=settings or True), VecNormalize(line_env(), **settings)
     rng = np.random.default_rng(0)

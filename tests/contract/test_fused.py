@@ -27,6 +27,8 @@ from sbx_deepspi.memory import total_memory
 from tests.helpers import TINY_RUN, params, same
 from tests.jax_envs import Breaks, Line, line_env, needs_gymnax
 
+SLOW = pytest.mark.slow
+
 FAST: dict[str, Any] = TINY_RUN | dict(
     batch_size=16, policy_kwargs=dict(net_arch=[], transition_density="deterministic", lipschitz_constant=None)
 )
@@ -71,8 +73,8 @@ def assert_close(first: Any, second: Any) -> None:
     ("algorithm", "kwargs"),
     [
         (DeepSPI, {}),
-        (DeepMDP, {}),
-        (DeepSPI, dict(neighbourhood="project", target_kl=0.01)),
+        pytest.param(DeepMDP, {}, marks=pytest.mark.slow),
+        pytest.param(DeepSPI, dict(neighbourhood="project", target_kl=0.01), marks=pytest.mark.slow),
         (DeepSPI, dict(reward_loss_coef=0.0, transition_loss_coef=0.0)),
     ],
     ids=["deepspi", "deepmdp", "project", "ppo"],
@@ -101,7 +103,9 @@ def test_normalised_inside_jit() -> None:
     assert_close(one.env.state.statistics, other.env.state.statistics)
 
 
-@pytest.mark.parametrize("stop_at", [3 * 4, PER_ROLLOUT + 5 * 4, 2 * PER_ROLLOUT])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(3 * 4, marks=SLOW), PER_ROLLOUT + 5 * 4, pytest.param(2 * PER_ROLLOUT, marks=SLOW)]
+)
 def test_a_callback_stops_where_it_says(stop_at: int) -> None:
     """The rest of that rollout was never made, and the next one begins where it led."""
     models = [DeepSPI("MlpPolicy", line_env(), fused=fused, **FAST) for fused in (True, False)]
@@ -161,7 +165,7 @@ def test_what_is_not_on_the_host_says_so() -> None:
         DeepSPI("MlpPolicy", line_env(), **FAST).learn(PER_ROLLOUT, callback=Meddler())
 
 
-@pytest.mark.parametrize("wrap", [VecNormalize, VecMonitor])
+@pytest.mark.parametrize("wrap", [VecNormalize, pytest.param(VecMonitor, marks=SLOW)])
 def test_a_python_wrapper_means_step_by_step(wrap: Any) -> None:
     model = DeepSPI("MlpPolicy", wrap(line_env()), **FAST)
     with pytest.warns(UserWarning, match=f"{wrap.__name__} is a Python object around environments inside jit"):
@@ -173,7 +177,7 @@ def test_a_python_wrapper_means_step_by_step(wrap: Any) -> None:
         model.learn(PER_ROLLOUT)
 
 
-@pytest.mark.parametrize("where", ["observation", "reward"])
+@pytest.mark.parametrize("where", ["observation", pytest.param("reward", marks=SLOW)])
 def test_numbers_that_are_not_finite_change_nothing(where: str) -> None:
     env = JaxVecEnv(Breaks(where=where, after=13), 4, 0)
     model = DeepSPI("MlpPolicy", env, **FAST)

@@ -27,6 +27,8 @@ from sbx_deepspi.envs.jitted.make import IDS, known_ids
 from sbx_deepspi.memory import total_memory
 from tests.jax_envs import Breaks, Line, line_env, needs_gymnax
 
+SLOW = pytest.mark.slow
+
 # --- a VecEnv ---------------------------------------------------------------------------------------
 
 
@@ -118,7 +120,10 @@ def test_dictionaries() -> None:
     assert last.keys() == {"where", "side"} and last["where"].shape == (2,)
 
 
-@pytest.mark.parametrize("wrap", [VecMonitor, VecNormalize, lambda env: VecFrameStack(env, 2)])
+@pytest.mark.parametrize(
+    "wrap",
+    [pytest.param(VecMonitor, marks=SLOW), VecNormalize, pytest.param(lambda env: VecFrameStack(env, 2), marks=SLOW)],
+)
 def test_sb3s_wrappers_and_ppo(wrap: Any) -> None:
     env, evaluated = wrap(line_env()), wrap(line_env(2, seed=5))
     model = stable_baselines3.PPO("MlpPolicy", env, n_steps=16, batch_size=32, n_epochs=2, seed=0, device="cpu")

@@ -26,9 +26,7 @@ def model_of(space: spaces.Box, **policy_kwargs: Any) -> DeepSPI:
 @pytest.mark.parametrize(
     ("space", "convolutions", "latent_shape"),
     [
-        (CELLS, None, (8, 8, 16)),
         (CUBE, None, (8, 8, 16)),
-        (CELLS, [(16, 3, 1)], (8, 8, 16)),
         (CELLS, [[8, 3, 2], [12, 2, 1]], (3, 3, 12)),
         (spaces.Box(0, 255, (4, 84, 84), np.uint8), None, (7, 7, 64)),
         (spaces.Box(0, 255, (35, 35, 3), np.uint8), None, (33, 33, 16)),
@@ -77,7 +75,7 @@ def test_what_does_not_fit_is_named(convolutions: Any, message: str) -> None:
         model_of(CELLS, convolutions=convolutions)
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 3), (2, 3), (3, 1)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 3), (2, 3)])
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_a_kernel_of_any_size(kernel: int, stride: int, channels_first: bool) -> None:
     from sbx_deepspi.ops import convolution
