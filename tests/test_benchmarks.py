@@ -287,6 +287,7 @@ def test_deepspi_of_the_learning_curve_takes_sbxs_steps(monkeypatch: pytest.Monk
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * moved)
 
 
+@pytest.mark.slow
 def test_initialisation_of_the_learning_curve_is_sbxs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import learning_curve

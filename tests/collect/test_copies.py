@@ -123,7 +123,8 @@ def test_cartpole_is_gymnasiums() -> None:
     [
         {},
         {"norm_obs": False, "gamma": 0.9},
-        *(pytest.param(s, marks=SLOW) for s in ({"norm_reward": False}, {"clip_obs": 0.5})),
+        pytest.param({"norm_reward": False}, marks=SLOW),
+        pytest.param({"clip_obs": 0.5}, marks=SLOW),
     ],
 )
 def test_normalised_as_by_vec_normalize(settings: dict[str, Any]) -> None:

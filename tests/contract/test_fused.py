@@ -368,6 +368,7 @@ def test_no_models_at_all() -> None:
         learn_together([], PER_ROLLOUT)
 
 
+@SLOW
 def test_a_fault_in_one_of_several_names_it() -> None:
     models = [DeepSPI("MlpPolicy", JaxVecEnv(Breaks(after=13), 4, seed), **FAST | dict(seed=seed)) for seed in (0, 1)]
     with pytest.raises(ValueError, match="Environment 0 of model 0 returned a non-finite observation at step 13"):
