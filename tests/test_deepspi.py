@@ -91,6 +91,7 @@ def test_every_world_model_runs(policy: str, density: str, lipschitz_constant: f
         assert not same(before[part], after[part]), f"{part} did not learn"
 
 
+@pytest.mark.slow
 def test_float_images_and_images_that_are_not_divided() -> None:
     image = spaces.Box(0, 1, (36, 36, 3), np.float32)
     kwargs = dict(normalize_images=False)

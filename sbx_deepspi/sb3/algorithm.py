@@ -420,10 +420,8 @@ class DeepSPI(PPO):
                 raise
             new_obs, rewards, dones, infos = made.new_obs, made.rewards, made.dones, made.infos
             self.num_timesteps += env.num_envs
-            lengths = np.where(np.asarray(self._last_episode_starts), 0, self.episodes.steps).astype(
-                np.int32
-            ) + np.int32(1)
-            self.episodes = self.episodes.including(lengths[None], dones[None])
+            lengths = np.where(np.asarray(self._last_episode_starts), 0, self.episodes.steps) + 1
+            self.episodes = self.episodes.including(lengths.astype(np.int32)[None], dones[None])
             callback.update_locals(locals())
             if not self.goes_on_after(callback):
                 # this step is not learned from, but the next rollout begins where it led

@@ -333,6 +333,7 @@ class Keyed(Line):
         return observation, new | {"key": following}, *others
 
 
+@pytest.mark.slow
 def test_typed_keys_in_a_state_are_saved(tmp_path: Path) -> None:
     env = JaxVecEnv(Keyed(), 4, 0, max_episode_steps=10)
     model = DeepSPI("MlpPolicy", env, n_steps=4, batch_size=16, policy_kwargs=dict(net_arch=[]), seed=0).learn(16)
