@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from sbx_deepspi import agent
 from sbx_deepspi.agent import Networks
-from sbx_deepspi.collect.jitted import Environments, Episodes, collect
+from sbx_deepspi.collect.copies import Outcome
+from sbx_deepspi.collect.jitted import Environments, collect
 from sbx_deepspi.deepspi import Step, UpdateReport, update
 from sbx_deepspi.guarantee.measure import Certificate, certify, importance_ratios, transition_lipschitz
 from sbx_deepspi.guarantee.neighbourhood import project
@@ -154,7 +155,7 @@ def fused_iteration(
     environments: Environments,
     step: Step,
     projects: bool,
-) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Episodes]:
+) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Outcome]:
     """
     A rollout and what follows it.
 
@@ -206,7 +207,7 @@ def fused_iterations(
     environments: Environments,
     step: Step,
     projects: bool,
-) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Episodes]:
+) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Outcome]:
     """
     :func:`fused_iteration` of S models at once, each with a state and hyperparameters of its own.
 

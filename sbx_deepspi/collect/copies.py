@@ -41,9 +41,9 @@ class CopiesState(struct.PyTreeNode):
 
 class Outcome(struct.PyTreeNode):
     """
-    What one step of N copies gave; every array is (N, ...).
+    What one step of N copies gave, arrays of shape (N, ...); or T steps, of shape (T, N, ...).
 
-    :param next_observations: s', also where it ended an episode
+    :param next_observations: s', also where it ended an episode; ``None`` where the host is told of a rollout
     :param rewards: r, float32
     :param terminated: whether s' is terminal, bool
     :param truncated: whether a time limit ended the episode at s', which is not terminal, bool

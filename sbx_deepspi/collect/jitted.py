@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from sbx_deepspi import agent
 from sbx_deepspi.agent import Networks
-from sbx_deepspi.collect.copies import Copies, CopiesState
+from sbx_deepspi.collect.copies import Copies, CopiesState, Outcome
 from sbx_deepspi.optimizer import Parameters
 from sbx_deepspi.rollout import Observations, Rollout
 
@@ -32,31 +31,9 @@ class Environments:
     n_steps: int
 
 
-class Episodes(struct.PyTreeNode):
-    """
-    What the host is told of a rollout; every array is (T, N).
-
-    :param rewards: r, float32
-    :param terminated: whether the step led into a terminal state, bool
-    :param truncated: whether a time limit ended the episode, bool
-    :param returns: rewards of the episode up to this step, summed, float32
-    :param lengths: its steps up to this one, int32
-    :param finite_observations: whether s', and the observation after it, are finite, bool
-    :param finite_rewards: whether r is, bool
-    """
-
-    rewards: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    returns: jax.Array
-    lengths: jax.Array
-    finite_observations: jax.Array
-    finite_rewards: jax.Array
-
-
 def collect(
     networks: Networks, environments: Environments, parameters: Parameters, state: CopiesState, key: jax.Array
-) -> tuple[Rollout, Episodes, CopiesState, jax.Array]:
+) -> tuple[Rollout, Outcome, CopiesState, jax.Array]:
     """
     Run the behaviour policy.
 
@@ -65,7 +42,8 @@ def collect(
     :param parameters: of the behaviour policy
     :param state: of the environments
     :param key: randomness of actions, used up
-    :return: T steps of N environments, what the host is told of them, the environments' state after them, and a key
+    :return: T steps of N environments; what the host is told of them, without s', arrays of shape (T, N); the
+        environments' state after them; and a key
     """
 
     def step(carry: tuple[CopiesState, jax.Array], _: None) -> tuple[tuple[CopiesState, jax.Array], Any]:
@@ -90,16 +68,7 @@ def collect(
             log_probs=decision.log_probs,
             log_policy=decision.log_policy,
         )
-        episodes = Episodes(
-            made.rewards,
-            made.terminated,
-            made.truncated,
-            made.returns,
-            made.lengths,
-            made.finite_observations,
-            made.finite_rewards,
-        )
-        return (state, key), (rollout, episodes)
+        return (state, key), (rollout, made.replace(next_observations=None))
 
     (state, key), (rollout, episodes) = jax.lax.scan(step, (state, key), length=environments.n_steps)
     return rollout, episodes, state, key

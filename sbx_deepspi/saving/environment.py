@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sbx_deepspi.collect.vec_env import normalizer_of, wrappers_of
-from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
+from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv, inside_jit
 from sbx_deepspi.saving import format as checkpoint
 
 NORMALIZATION_SETTINGS = (
@@ -175,7 +175,7 @@ def _episodes_of(env: VecEnv) -> dict[str, Any] | None:
     try:
         if getattr(env.unwrapped, "waiting", False):
             raise RuntimeError("a step of theirs is still under way")
-        is_inside_jit = isinstance(env.unwrapped, JaxVecEnv)  # their state is among the tensors
+        is_inside_jit = inside_jit(env) is not None  # their state is among the tensors
         if not is_inside_jit and not (env.has_attr("get_state") and env.has_attr("set_state")):
             return None
         states = [] if is_inside_jit else env.env_method("get_state")
@@ -210,8 +210,8 @@ def description_of(env: VecEnv) -> str | None:
     :param env: environments in any number of wrappers
     :return: what tells environments inside jit apart; ``None`` of others
     """
-    inner = env.unwrapped
-    if not isinstance(inner, JaxVecEnv):
+    inner = inside_jit(env)
+    if inner is None:
         return None
     copies, wrappers = inner.copies, [type(wrapper).__name__ for wrapper in wrappers_of(env)]
     limits = copies.n_envs, copies.max_episode_steps, copies.n_initial_states, copies.normalization
@@ -261,7 +261,7 @@ def without_typed_keys(tree: Any) -> Any:
     )
 
 
-def inside_jit(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> Any:
+def state_inside_jit(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> Any:
     """
     :param env: environments inside jit
     :param tensors: their state from a file, by name

@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, get_system_
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi.collect.vec_env import normalizer_of, observations_of
-from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
+from sbx_deepspi.envs.jitted.vec_env import inside_jit
 from sbx_deepspi.saving import environment
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.state import EpisodeStatistics, RewardStatistics
@@ -216,10 +216,10 @@ def restore_environment(
     """
     if saved is not None and saved["episodes"] is not None and not force_reset:
         environment.restore(env, saved)
-        if tensors and isinstance(inner := env.unwrapped, JaxVecEnv):
-            inner.state = environment.inside_jit(inner, tensors, ENVIRONMENTS)
+        if tensors and (inner := inside_jit(env)) is not None:
+            inner.state = environment.state_inside_jit(inner, tensors, ENVIRONMENTS)
         return
-    if tensors and isinstance(inner := env.unwrapped, JaxVecEnv):
+    if tensors and (inner := inside_jit(env)) is not None:
         environment.restore_statistics(inner, tensors, ENVIRONMENTS)
     if model._last_obs is not None:
         warnings.warn(

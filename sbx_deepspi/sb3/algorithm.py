@@ -20,7 +20,7 @@ from sbx_deepspi import deepspi, ops, valid
 from sbx_deepspi.collect import vec_env
 from sbx_deepspi.collect.jax_env import JaxEnv
 from sbx_deepspi.envs.jitted.make import is_jax_env_id, make_jax_env
-from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
+from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv, inside_jit
 from sbx_deepspi.epochs import EpochsReport
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
@@ -264,8 +264,8 @@ class DeepSPI(PPO):
         :param force_reset: reset it before learning goes on
         """
         super().set_env(env, force_reset)
-        inner = self.env.unwrapped if self.env is not None else None
-        if self._environment_tensors and isinstance(inner, JaxVecEnv):
+        inner = inside_jit(self.env)
+        if self._environment_tensors and inner is not None:
             restore_statistics(inner, self._environment_tensors, trainer.ENVIRONMENTS)
 
     def _setup_model(self) -> None:
@@ -324,14 +324,14 @@ class DeepSPI(PPO):
         """
         :return: everything that an iteration changes
         """
-        inner = None if self.env is None else self.env.unwrapped
+        inner = inside_jit(self.env)
         return TrainerState(
             learner=self.policy.learner,
             key=self.key,
             episodes=self.episodes,
             rewards=self.rewards,
             n_epochs=np.int32(self._n_updates),
-            environments=inner.state if isinstance(inner, JaxVecEnv) else None,
+            environments=None if inner is None else inner.state,
         )
 
     @state.setter
@@ -339,7 +339,7 @@ class DeepSPI(PPO):
         self.policy.learner, self.key = state.learner, state.key
         self.episodes, self.rewards = state.episodes, state.rewards
         self._n_updates = int(state.n_epochs)
-        if self.env is not None and isinstance(inner := self.env.unwrapped, JaxVecEnv):
+        if (inner := inside_jit(self.env)) is not None:
             inner.state = state.environments
 
     @property
@@ -370,8 +370,8 @@ class DeepSPI(PPO):
         """
         :return: ``VecNormalize`` with the statistics of the environments, if they are normalised, be it inside jit
         """
-        inner = None if self.env is None else self.env.unwrapped
-        return super().get_vec_normalize_env() or (inner.vec_normalize() if isinstance(inner, JaxVecEnv) else None)
+        inner = inside_jit(self.env)
+        return super().get_vec_normalize_env() or (None if inner is None else inner.vec_normalize())
 
     @property
     def _fused_env(self) -> JaxVecEnv | None:

@@ -18,10 +18,11 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import memory
-from sbx_deepspi.collect.jitted import Environments, Episodes
+from sbx_deepspi.collect.copies import Outcome
+from sbx_deepspi.collect.jitted import Environments
 from sbx_deepspi.collect.vec_env import observation_spec
 from sbx_deepspi.deepspi import UpdateReport
-from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
+from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv, inside_jit
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.sb3.spaces import InSpace, action_shape, log_policy_shape, to_environment, to_networks
@@ -104,8 +105,7 @@ def tell_of_wrappers(env: VecEnv) -> None:
     """
     :param env: what a model learns from
     """
-    inner = env.unwrapped
-    if isinstance(inner, JaxVecEnv) and inner is not env:
+    if inside_jit(env) not in (None, env):
         warnings.warn(
             f"{type(env).__name__} is a Python object around environments inside jit: rollouts are collected step by "
             "step, which is slower. make_jax_env(..., normalize=True) does inside what VecNormalize does.",
@@ -131,23 +131,22 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     model._update_current_progress_remaining(model.num_timesteps + n_steps * env.num_envs, model._total_timesteps)
     hyperparameters = model.hyperparameters()
     model._before_rollout = {name: copy.copy(getattr(model, name)) for name in COUNTED}
-    is_certified = model.is_certified()
-    arguments = jax.device_put((before, hyperparameters, is_certified), model.jax_device)
-    with memory_errors(model, n_steps, before.environments):
-        state, report, kept, certificate, episodes = model.policy.programs.fused_iteration(
-            *arguments,
-            environments=environments_of(env, n_steps),
-            step=type(model).step,
-            projects=model.neighbourhood == "project",
-        )
-    made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate if is_certified else None, episodes)
-    check_finite(episodes, model.num_timesteps // env.num_envs)
-
-    dones = episodes.terminated | episodes.truncated
     try:
-        goes_on = _tell_of_steps(model, env, callback, episodes, dones)
+        is_certified = model.is_certified()
+        arguments = jax.device_put((before, hyperparameters, is_certified), model.jax_device)
+        with memory_errors(model, n_steps, before.environments):
+            state, report, kept, certificate, episodes = model.policy.programs.fused_iteration(
+                *arguments,
+                environments=environments_of(env, n_steps),
+                step=type(model).step,
+                projects=model.neighbourhood == "project",
+            )
+        certificate = certificate if is_certified else None
+        made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate, episodes)
+        check_finite(episodes, model.num_timesteps // env.num_envs)
+        goes_on = _tell_of_steps(model, env, callback, episodes)
     except BaseException:
-        # of a callback: the rollout was never made, and the environments are where they were
+        # the rollout was never made: the environments are where they were
         vars(model).update(model._before_rollout)
         raise
     finally:
@@ -155,7 +154,7 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     if not goes_on:
         return False
     env.state = state.environments
-    model._last_obs, model._last_episode_starts = env.state.observations, dones[-1]
+    model._last_obs, model._last_episode_starts = env.state.observations, episodes.dones[-1]
     callback.on_rollout_end()
     if model.policy.learner is not learner:
         warnings.warn(
@@ -172,17 +171,14 @@ def tell_of_evaluations(env: VecEnv, callback: Any) -> None:
     :param env: what a model learns from
     :param callback: of the training: one, several, or none
     """
-    inner = env.unwrapped
-    if (
-        not isinstance(inner, JaxVecEnv)
-        or inner.copies.normalization is None
-        or not inner.copies.normalization.norm_obs
-    ):
+    inner = inside_jit(env)
+    normalization = None if inner is None else inner.copies.normalization
+    if normalization is None or not normalization.norm_obs:
         return
     callbacks = callback if isinstance(callback, list) else [callback]
     for one in callbacks:
-        evaluated = one.eval_env.unwrapped if isinstance(one, EvalCallback) else None
-        if isinstance(evaluated, JaxVecEnv) and evaluated.copies.normalization is None:
+        evaluated = inside_jit(one.eval_env) if isinstance(one, EvalCallback) else None
+        if evaluated is not None and evaluated.copies.normalization is None:
             warnings.warn(
                 "The model learns from normalised observations, but EvalCallback's environments are not normalised: "
                 "make them with normalize=env, the environments that the model learns from.",
@@ -219,31 +215,40 @@ def memory_errors(model: Any, n_steps: int, states: Any, n_models: int = 1) -> I
         ) from error
 
 
-def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: Any, dones: np.ndarray) -> bool:
+def steps_of(env: JaxVecEnv, episodes: Any) -> Iterator[tuple[int, np.ndarray, list[dict[str, Any]]]]:
+    """
+    :param env: environments inside jit
+    :param episodes: an :class:`~sbx_deepspi.collect.copies.Outcome` of T steps, on the host
+    :return: for each step its number, whether episodes ended, shape (N,), and N infos, empty but where one did
+    """
     nothing: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
-    for n_steps, done in enumerate(dones):
-        model.num_timesteps += env.num_envs
+    for number, done in enumerate(episodes.dones):
         infos = nothing
         if done.any():
-            infos = env.infos(done, episodes.truncated[n_steps], episodes.returns[n_steps], episodes.lengths[n_steps])
-        callback.update_locals(dict(n_steps=n_steps, rewards=episodes.rewards[n_steps], dones=done, infos=infos))
+            infos = env.infos(done, episodes.truncated[number], episodes.returns[number], episodes.lengths[number])
+        yield number, done, infos
+
+
+def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: Any) -> bool:
+    for number, done, infos in steps_of(env, episodes):
+        model.num_timesteps += env.num_envs
+        callback.update_locals(dict(n_steps=number, rewards=episodes.rewards[number], dones=done, infos=infos))
         if not model.goes_on_after(callback):
             model._updates_since_certificate = model._before_rollout["_updates_since_certificate"]
-            _make_again(model, env, episodes, dones, n_steps + 1)
+            _make_again(model, env, episodes, number + 1)
             return False
         if done.any():
             model._update_info_buffer([infos[i] for i in np.flatnonzero(done)])
     return True
 
 
-def _make_again(model: Any, env: JaxVecEnv, episodes: Any, dones: np.ndarray, n_steps: int) -> None:
+def _make_again(model: Any, env: JaxVecEnv, episodes: Any, n_steps: int) -> None:
     """
     The first steps of a rollout that a callback has stopped: the next one begins where they led.
 
     :param model: that learned
     :param env: environments inside jit, as they were before the rollout
     :param episodes: of the whole rollout
-    :param dones: of the whole rollout
     :param n_steps: how many were made before the stop
     """
     environments = environments_of(env, n_steps)
@@ -255,11 +260,11 @@ def _make_again(model: Any, env: JaxVecEnv, episodes: Any, dones: np.ndarray, n_
         env.step(np.asarray(environments.acted(decision.actions)))
         assert env.state is not None
         observations = env.state.observations
-    model.episodes = model.episodes.including(episodes.lengths[:n_steps], dones[:n_steps])
-    model._last_obs, model._last_episode_starts = observations, dones[n_steps - 1]
+    model.episodes = model.episodes.including(episodes.lengths[:n_steps], episodes.dones[:n_steps])
+    model._last_obs, model._last_episode_starts = observations, episodes.dones[n_steps - 1]
 
 
-def check_finite(episodes: Episodes, number: int, whose: str = "") -> None:
+def check_finite(episodes: Outcome, number: int, whose: str = "") -> None:
     """
     :param episodes: of a rollout
     :param number: of the last step before it

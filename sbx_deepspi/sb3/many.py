@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import ProgressBarCallback
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.saving.environment import description_of
 from sbx_deepspi.sb3.algorithm import FAULTY_UPDATES_IN_A_ROW, DeepSPI
-from sbx_deepspi.sb3.fused import Made, check_finite, environments_of, memory_errors
+from sbx_deepspi.sb3.fused import Made, check_finite, environments_of, memory_errors, steps_of
 from sbx_deepspi.sb3.interruption import Interruption
 
 
@@ -192,15 +192,12 @@ def _one_iteration(models: list[DeepSPI], states: Any, environments: Any) -> tup
 
 
 def _tell(model: DeepSPI, env: Any, recorder: "_Recorder", made: Made, episodes: Any) -> None:
-    dones = episodes.terminated | episodes.truncated
-    for step, done in enumerate(dones):
+    for number, done, infos in steps_of(env, episodes):
         model.num_timesteps += model.n_envs
         if done.any():
-            infos = env.infos(done, episodes.truncated[step], episodes.returns[step], episodes.lengths[step])
-            ended = [infos[i] for i in np.flatnonzero(done)]
-            model._update_info_buffer(ended)
-            recorder.add(model.num_timesteps, episodes.returns[step][done], episodes.lengths[step][done])
-    model._last_episode_starts = dones[-1]
+            model._update_info_buffer([infos[i] for i in np.flatnonzero(done)])
+            recorder.add(model.num_timesteps, episodes.returns[number][done], episodes.lengths[number][done])
+    model._last_episode_starts = episodes.dones[-1]
     model.episodes, model.rewards = made.state.episodes, made.state.rewards
     model._n_updates = int(made.state.n_epochs)
 

@@ -190,6 +190,8 @@ def test_numbers_that_are_not_finite_change_nothing(where: str) -> None:
     assert same(params(model), params(untouched))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params(model)))
     assert same(model.env.state, untouched.env.state)
+    # as if the rollout had not been: a file of it, and the next certificate
+    assert model._before_rollout == {} and model._updates_since_certificate == untouched._updates_since_certificate
 
 
 def test_a_rollout_too_large_for_the_memory() -> None:

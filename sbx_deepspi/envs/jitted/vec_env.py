@@ -1,5 +1,6 @@
 """Environments inside jit as SB3 knows environments."""
 
+import copy
 import dataclasses
 import os
 import time
@@ -192,7 +193,9 @@ class JaxVecEnv(BatchedVecEnv):
         statistics = self.statistics if self.state is None else self.state.statistics
         if settings is None:
             return None
-        plain = JaxVecEnv(self.env, self.num_envs, max_episode_steps=self.copies.max_episode_steps)
+        plain = copy.copy(self)  # the environment is not traced again: EvalCallback asks at each evaluation
+        plain.copies, plain.state = dataclasses.replace(self.copies, normalization=None), None
+        plain._compile()
         normalizer = VecNormalize(plain, **dataclasses.asdict(settings))
         if statistics is None:
             return normalizer
@@ -288,3 +291,12 @@ class JaxVecEnv(BatchedVecEnv):
             "reset": jax.jit(self.copies.reset, compiler_options=quickly),
             "step": jax.jit(self.copies.step),
         }
+
+
+def inside_jit(env: VecEnv | None) -> JaxVecEnv | None:
+    """
+    :param env: environments in any number of wrappers
+    :return: the innermost, if they are inside jit
+    """
+    inner = None if env is None else env.unwrapped
+    return inner if isinstance(inner, JaxVecEnv) else None
