@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import memory
@@ -175,7 +175,8 @@ def tell_of_evaluations(env: VecEnv, callback: Any) -> None:
     normalization = None if inner is None else inner.copies.normalization
     if normalization is None or not normalization.norm_obs:
         return
-    callbacks = callback if isinstance(callback, list) else [callback]
+    callbacks = callback.callbacks if isinstance(callback, CallbackList) else callback
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     for one in callbacks:
         evaluated = inside_jit(one.eval_env) if isinstance(one, EvalCallback) else None
         if evaluated is not None and evaluated.copies.normalization is None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import (
     BaseCallback,
+    CallbackList,
     CheckpointCallback,
     EvalCallback,
     StopTrainingOnMaxEpisodes,
@@ -305,7 +306,8 @@ def test_statistics_find_their_way(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="normalised inside jit, but these environments are not"):
             give(line_env())
     with pytest.warns(UserWarning, match="EvalCallback's environments are not normalised"):
-        model.learn(PER_ROLLOUT, callback=EvalCallback(line_env(2), eval_freq=100, verbose=0))
+        evaluation = EvalCallback(line_env(2), eval_freq=100, verbose=0)
+        model.learn(PER_ROLLOUT, callback=CallbackList([evaluation]))
 
 
 def test_other_environments_without_a_reset() -> None:
