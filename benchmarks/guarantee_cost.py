@@ -37,7 +37,7 @@ def main() -> None:
 
     def update_of(model: DeepSPI) -> Callable[[], Any]:
         arguments = jax.device_put((model.state, model.rollout_buffer, model._last_obs))
-        iteration = partial(model.policy.programs.iteration, step=type(model).step, projects=False)
+        iteration = partial(model.policy.programs.iteration, update=type(model).update, projects=False)
         return lambda: iteration(*arguments, model.hyperparameters())
 
     programs, before = lipschitz.policy.programs, lipschitz.policy.learner.parameters

@@ -25,6 +25,7 @@ both.
 
 import argparse
 import csv
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -44,7 +45,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from throughput import HYPERPARAMETERS
 
-from sbx_deepspi import DeepSPI, make_envpool_env
+from sbx_deepspi import DeepSPI, deepspi, make_envpool_env
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.deepspi import gradient, loss
 from sbx_deepspi.hyperparameters import Hyperparameters, Metrics
@@ -222,7 +223,7 @@ def two_steps(
 class TwoStepDeepSPI(DeepSPI):
     """DeepSPI that steps as SBX's PPO does; see :func:`two_steps`."""
 
-    step = staticmethod(two_steps)
+    update = staticmethod(partial(deepspi.update, two_steps))
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -75,7 +75,9 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
     key = jax.random.PRNGKey(0)
     state, rollout, last_observations = jax.device_put((model.state, model.rollout_buffer, model._last_obs))
     parameters = state.learner.parameters
-    iteration = partial(programs.iteration, state, rollout, last_observations, h, step=type(model).step, projects=False)
+    iteration = partial(
+        programs.iteration, state, rollout, last_observations, h, update=type(model).update, projects=False
+    )
     updated = iteration()[0].learner.parameters
     transitions = to_transitions(rollout, np.zeros(model.n_envs, np.float32), h.gamma, h.gae_lambda)
     transitions = transitions.replace(segment_length=h.segment_length)
@@ -109,7 +111,9 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
         return (terms.log_probs + terms.entropies + terms.values).sum()
 
     def losses_of(parameters: Parameters, part: Transitions, latents: Any) -> agent.ModelLosses:
-        return agent.model_losses(networks, parameters, latents[0], part.actions, part.rewards, latents[1], key)
+        return agent.model_losses(
+            networks, parameters, latents[0], part.actions, part.rewards, part.terminated, latents[1], key
+        )
 
     def rewards(parameters: Parameters, part: Transitions, latents: Any) -> jax.Array:
         return losses_of(parameters, part, latents).reward.sum()

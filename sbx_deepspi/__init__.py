@@ -6,6 +6,7 @@ from sbx_deepspi.saving.format import CheckpointError
 from sbx_deepspi.sb3.algorithm import DeepSPI
 from sbx_deepspi.sb3.callbacks import CheckpointCallback, SPICertificateCallback
 from sbx_deepspi.sb3.deepmdp import DeepMDP
+from sbx_deepspi.sb3.dreamspi import DreamSPI
 from sbx_deepspi.sb3.many import LearningCurve, learn_together
 from sbx_deepspi.sb3.policies import CnnPolicy, MlpPolicy
 
@@ -17,6 +18,7 @@ __all__ = [
     "ConfoundingGridVecEnv",
     "DeepMDP",
     "DeepSPI",
+    "DreamSPI",
     "JaxVecEnv",
     "LearningCurve",
     "MlpPolicy",

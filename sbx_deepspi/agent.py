@@ -22,6 +22,7 @@ from sbx_deepspi.rollout import Observations
 from sbx_deepspi.world_model.actions import LipschitzBounds
 from sbx_deepspi.world_model.densities import LatentDensity
 from sbx_deepspi.world_model.reward import RewardModel
+from sbx_deepspi.world_model.termination import TerminationModel
 
 tfd = tfp.distributions
 
@@ -37,25 +38,27 @@ class WorldModel:
     :param reward_model: (z, a) → R̄
     :param density: P̄'s family
     :param encode_actions: actions as both models take them
+    :param termination_model: z' → Ē; ``None``: the latent MDP never ends
     """
 
     transition_model: Any
     reward_model: RewardModel
     density: LatentDensity
     encode_actions: Callable[[jax.Array], jax.Array]
+    termination_model: TerminationModel | None = None
 
 
 @dataclass(frozen=True)
 class Networks:
     """
     Everything that DeepSPI learns, without the parameters. These are one tree {encoder, torso, actor, critic,
-    transition_model, reward_model}, without the last two where there is no world model.
+    transition_model, reward_model, termination_model}, without the last three where there is no world model.
 
     :param encoder: φ, observation → latent z
     :param torso: z → features
     :param actor: π̄, features → action distribution
     :param critic: V, features → value
-    :param world_model: P̄ and R̄; ``None``: none, which is PPO
+    :param world_model: P̄, R̄ and, where asked for, Ē; ``None``: none, which is PPO
     :param latent_shape: of one latent state
     :param lipschitz_policy: bound of the Lipschitz constant of torso and actor in z; ``None``: none
     :param action_distance: Lipschitz constant of the distribution over actions, as vectors, in the actor's outputs
@@ -119,10 +122,12 @@ class ModelLosses(struct.PyTreeNode):
 
     :param reward: ℓ_R
     :param transition: ℓ_P
+    :param termination: ℓ_E; 0 without a termination model
     """
 
     reward: jax.Array
     transition: jax.Array
+    termination: jax.Array
 
 
 class Decision(struct.PyTreeNode):
@@ -148,11 +153,13 @@ class NetworkBounds(struct.PyTreeNode):
     :param policy: of π̄'s distribution over actions as vectors, in the 1-Wasserstein distance
     :param reward: of R̄
     :param transition: of P̄
+    :param termination: of Ē; 0 where there is none
     """
 
     policy: jax.Array | float
     reward: LipschitzBounds
     transition: LipschitzBounds
+    termination: jax.Array | float
 
 
 def apply(module: nn.Module, parameters: dict[str, Any], *inputs: Any) -> Any:
@@ -173,7 +180,7 @@ def create_parameters(networks: Networks, key: jax.Array, observations: Observat
     :param actions: an example, shape (1, ...)
     :return: first parameters
     """
-    names = "encoder", "torso", "actor", "critic", "transition_model", "reward_model"
+    names = "encoder", "torso", "actor", "critic", "transition_model", "reward_model", "termination_model"
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     parameters: Parameters = {}
 
@@ -190,6 +197,8 @@ def create_parameters(networks: Networks, key: jax.Array, observations: Observat
         model, encoded = networks.world_model, networks.world_model.encode_actions(actions)
         create("transition_model", model.transition_model, latents, encoded)
         create("reward_model", model.reward_model, latents, encoded)
+        if model.termination_model is not None:
+            create("termination_model", model.termination_model, latents)
     return limit_policy(networks, parameters)
 
 
@@ -325,24 +334,27 @@ def model_losses(
     latents: jax.Array,
     actions: jax.Array,
     rewards: jax.Array,
+    terminated: jax.Array,
     next_latents: jax.Array,
     key: jax.Array,
 ) -> ModelLosses:
     """
-    ℓ_R and ℓ_P. Gradient flows through both φ(s) and φ(s').
+    ℓ_R, ℓ_P and ℓ_E. Gradient flows through both φ(s) and φ(s').
 
     :param networks: see :class:`Networks`
     :param parameters: of all networks, normalised
     :param latents: φ(s), shape (B, ...)
     :param actions: a, shape (B, ...)
     :param rewards: r/σ, shape (B,)
+    :param terminated: whether s' is terminal, shape (B,)
     :param next_latents: φ(s'), shape (B, ...)
     :param key: randomness of the latent sample ẑ'
     :return: one number of each per transition; 0 without a world model
     """
     model = networks.world_model
     if model is None:
-        return ModelLosses(jnp.zeros(len(latents)), jnp.zeros(len(latents)))
+        zeros = jnp.zeros(len(latents))
+        return ModelLosses(reward=zeros, transition=zeros, termination=zeros)
     actions = model.encode_actions(actions)
 
     def transition_losses(
@@ -359,7 +371,13 @@ def model_losses(
         else transition_losses(*arguments)
     )
     rewards_predicted = apply(model.reward_model, parameters["reward_model"], latents, actions)
-    return ModelLosses(reward=losses.reward_loss(rewards_predicted, rewards), transition=transition)
+    return ModelLosses(
+        reward=losses.reward_loss(rewards_predicted, rewards),
+        transition=transition,
+        termination=jnp.zeros(len(latents))
+        if model.termination_model is None
+        else losses.termination_loss(end_probabilities(networks, parameters, next_latents), terminated),
+    )
 
 
 def predict(
@@ -381,6 +399,20 @@ def predict(
     outputs = apply(model.transition_model, parameters["transition_model"], latents, actions)
     next_latents = model.transition_model.as_latents(model.density.sample(outputs, key))
     return apply(model.reward_model, parameters["reward_model"], latents, actions), next_latents
+
+
+def end_probabilities(networks: Networks, parameters: Parameters, next_latents: jax.Array) -> jax.Array:
+    """
+    :param networks: with a world model
+    :param parameters: of all networks
+    :param next_latents: z', shape (B, ...)
+    :return: Ē(z'), shape (B,); 0 without a termination model
+    """
+    assert networks.world_model is not None
+    model = networks.world_model.termination_model
+    if model is None:
+        return jnp.zeros(len(next_latents))
+    return apply(model, parameters["termination_model"], next_latents)
 
 
 def normalized(networks: Networks, parameters: Parameters) -> Parameters:
@@ -438,4 +470,7 @@ def lipschitz_bounds(networks: Networks, parameters: Parameters) -> NetworkBound
         policy,
         model.reward_model.lipschitz_bounds(parameters["reward_model"]),
         model.transition_model.lipschitz_bounds(parameters["transition_model"], networks.latent_map),
+        0.0
+        if model.termination_model is None
+        else model.termination_model.lipschitz_bound(parameters["termination_model"]),
     )

@@ -24,7 +24,7 @@ def loss(
     -E[min(ρ Â, clip(ρ, 1-ε, 1+ε) Â)] + E[α_R ℓ_R + α_P ℓ_P] - c_e H(π) + c_v ½ (V - return)².
 
     PPO's loss, plus the world model's, which nothing clips: what it asks of the encoder does not depend on how far the
-    policy has moved.
+    policy has moved. With a termination model, ℓ_R + ℓ_E stands in ℓ_R's place.
 
     :param networks: see :class:`~sbx_deepspi.agent.Networks`
     :param parameters: what the loss is differentiated by, of a world model that is Lipschitz
@@ -37,12 +37,21 @@ def loss(
     latents, next_latents = encode_pairs(partial(agent.encode, networks, parameters), transitions)
     policy = agent.policy_terms(networks, parameters, latents, transitions.actions)
     model = agent.model_losses(
-        networks, parameters, latents, transitions.actions, transitions.rewards, next_latents, key
+        networks,
+        parameters,
+        latents,
+        transitions.actions,
+        transitions.rewards,
+        transitions.terminated,
+        next_latents,
+        key,
     )
 
     ratios = losses.importance_ratio(policy.log_probs, transitions.log_probs)
     ppo_loss = -losses.clipped_surrogate(ratios, transitions.advantages, h.clip_range).mean()
-    model_loss = (h.reward_loss_coef * model.reward + h.transition_loss_coef * model.transition).mean()
+    model_loss = (
+        h.reward_loss_coef * (model.reward + model.termination) + h.transition_loss_coef * model.transition
+    ).mean()
     return complete(networks, parameters, ppo_loss + model_loss, latents, policy, model, transitions, key, h)
 
 

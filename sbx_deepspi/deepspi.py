@@ -31,10 +31,12 @@ class UpdateReport(struct.PyTreeNode):
 
     :param epochs: means of :class:`Metrics` over the minibatches, faults, early stop
     :param explained_variance: of the returns by the values at collection time, scalar
+    :param dreams: see :class:`~sbx_deepspi.dreamspi.DreamReport`; ``None`` of algorithms that do not dream
     """
 
     epochs: EpochsReport
     explained_variance: jax.Array
+    dreams: Any = None
 
 
 Loss = Callable[[Networks, Parameters, Transitions, jax.Array, Hyperparameters], tuple[jax.Array, Metrics]]
@@ -50,6 +52,8 @@ def loss(
     """
     -J = -E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] - c_e H(π) + c_v ½ (V - return)², with U = Â - α_R ℓ_R - α_P ℓ_P.
 
+    With a termination model, ℓ_R + ℓ_E stands in ℓ_R's place.
+
     ℓ_R and ℓ_P stay differentiable inside the clip: the encoder moves no faster than the neighbourhood lets it.
 
     :param networks: see :class:`~sbx_deepspi.agent.Networks`
@@ -63,10 +67,21 @@ def loss(
     latents, next_latents = encode_pairs(partial(agent.encode, networks, parameters), transitions)
     policy = agent.policy_terms(networks, parameters, latents, transitions.actions)
     model = agent.model_losses(
-        networks, parameters, latents, transitions.actions, transitions.rewards, next_latents, key
+        networks,
+        parameters,
+        latents,
+        transitions.actions,
+        transitions.rewards,
+        transitions.terminated,
+        next_latents,
+        key,
     )
     utilities = losses.utility(
-        transitions.advantages, model.reward, model.transition, h.reward_loss_coef, h.transition_loss_coef
+        transitions.advantages,
+        model.reward + model.termination,
+        model.transition,
+        h.reward_loss_coef,
+        h.transition_loss_coef,
     )
     ratios = losses.importance_ratio(policy.log_probs, transitions.log_probs)
     policy_loss = -losses.clipped_surrogate(ratios, utilities, h.clip_range).mean()
@@ -115,6 +130,7 @@ def complete(
         value_loss=value_loss,
         reward_loss=model.reward.mean(),
         transition_loss=model.transition.mean(),
+        termination_loss=model.termination.mean(),
         gradient_penalty=gradient_penalty,
         approx_kl=losses.approximate_kl(log_ratios),
         clip_fraction=jnp.mean(jnp.abs(jnp.exp(log_ratios) - 1) > h.clip_range),
@@ -208,7 +224,7 @@ def update(
     """
     What an iteration makes of its rollout: advantages, then epochs of steps.
 
-    :param step: of an algorithm, such as :data:`step`
+    :param step: such as :data:`step`
     :param networks: see :class:`~sbx_deepspi.agent.Networks`
     :param optimizer: of all parameters
     :param learner: parameters and optimiser
@@ -240,3 +256,10 @@ def update(
     variance, unexplained = jnp.var(transitions.returns), jnp.var(transitions.returns - transitions.values)
     explained = jnp.where(variance > 0, 1 - unexplained / variance, jnp.nan)
     return learner, UpdateReport(report, explained)
+
+
+Update = Callable[
+    [Networks, Optimizer, Learner, Rollout, Observations, float | jax.Array, jax.Array, Hyperparameters],
+    tuple[Learner, UpdateReport],
+]
+"""What an algorithm makes of a rollout; DeepSPI's is :func:`update` of :data:`step`."""

@@ -6,6 +6,19 @@ from flax import struct
 from sbx_deepspi.optimizer import StepSizes
 
 
+class DreamHyperparameters(struct.PyTreeNode):
+    """
+    What DreamSPI's policy step depends on; :class:`~sbx_deepspi.DreamSPI` documents each by its name.
+
+    :param weight: of the dream's loss
+    """
+
+    weight: float
+    horizon: int = struct.field(pytree_node=False)
+    n_dreams: int = struct.field(pytree_node=False)
+    dyna: bool = struct.field(pytree_node=False)
+
+
 class Hyperparameters(struct.PyTreeNode):
     """
     What an update depends on beside parameters and data; :class:`~sbx_deepspi.DeepSPI` documents each by its name.
@@ -16,6 +29,7 @@ class Hyperparameters(struct.PyTreeNode):
     :param step_sizes: learning rate and ``max_grad_norm``, for all parameters or for groups of them
     :param microbatch_size: the most transitions that go through the networks at a time
     :param segment_length: successive steps of one environment that stay together when minibatches are drawn
+    :param dream: DreamSPI's; ``None`` of the others
     """
 
     step_sizes: StepSizes
@@ -34,6 +48,7 @@ class Hyperparameters(struct.PyTreeNode):
     normalize_advantage: bool = struct.field(pytree_node=False)
     microbatch_size: int = struct.field(pytree_node=False)
     segment_length: int = struct.field(pytree_node=False)
+    dream: DreamHyperparameters | None = None
 
 
 class Metrics(struct.PyTreeNode):
@@ -46,6 +61,7 @@ class Metrics(struct.PyTreeNode):
     :param value_loss: ½ (V - return)²
     :param reward_loss: ℓ_R
     :param transition_loss: ℓ_P
+    :param termination_loss: ℓ_E
     :param gradient_penalty: 0 unless asked for
     :param approx_kl: divergence from the behaviour policy, estimated, in nats
     :param clip_fraction: part of the importance ratios outside [1 - ε, 1 + ε]
@@ -58,6 +74,7 @@ class Metrics(struct.PyTreeNode):
     value_loss: jax.Array
     reward_loss: jax.Array
     transition_loss: jax.Array
+    termination_loss: jax.Array
     gradient_penalty: jax.Array
     approx_kl: jax.Array
     clip_fraction: jax.Array

@@ -6,33 +6,35 @@ import jax.numpy as jnp
 from sbx_deepspi import agent
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.optimizer import Parameters
-from sbx_deepspi.rollout import Rollout
+from sbx_deepspi.rollout import Array, Rollout
 
 
 def imagine(networks: Networks, parameters: Parameters, latents: jax.Array, horizon: int, key: jax.Array) -> Rollout:
     """
-    Follow the latent policy π̄ in the latent model: a ~ π̄(·|z), r̂ = R̄(z, a), ẑ' ~ P̄(·|z, a).
+    Follow the latent policy π̄ in the latent model: a ~ π̄(·|z), r̂ = R̄(z, a), ẑ' ~ P̄(·|z, a), end ~ Ē(ẑ').
 
     :param networks: with a world model
     :param parameters: of all networks, normalised
     :param latents: z to begin with, shape (N, ...)
     :param horizon: T, number of steps
-    :param key: randomness of actions and next latents
-    :return: a rollout of latents, arrays of shape (T, N, ...), in which no episode ends; rewards in units of σ
+    :param key: randomness of actions, next latents and ends
+    :return: a rollout of latents, arrays of shape (T, N, ...); rewards in units of σ. An imagined episode goes on
+        behind its end, where it counts for nothing: see :func:`before_the_end`
     """
 
     def step(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, Rollout]:
         action_key, step_key = jax.random.split(key)
         decision = agent.act(networks, parameters, latents, action_key)
         rewards, next_latents = agent.predict(networks, parameters, latents, decision.actions, step_key)
-        never = jnp.zeros(len(latents), bool)
+        end_probabilities = agent.end_probabilities(networks, parameters, next_latents)
+        ends = jax.random.uniform(jax.random.fold_in(step_key, 1), end_probabilities.shape) < end_probabilities
         return next_latents, Rollout(
             observations=latents,
             next_observations=next_latents,
             actions=decision.actions,
             rewards=rewards,
-            terminated=never,
-            truncated=never,
+            terminated=ends,
+            truncated=jnp.zeros_like(ends),
             truncated_values=jnp.zeros(len(latents)),
             values=decision.values,
             log_probs=decision.log_probs,
@@ -40,3 +42,11 @@ def imagine(networks: Networks, parameters: Parameters, latents: jax.Array, hori
         )
 
     return jax.lax.scan(step, latents, jax.random.split(key, horizon))[1]
+
+
+def before_the_end(terminated: Array) -> Array:
+    """
+    :param terminated: whether a step ended an imagined episode, bool, shape (T, N)
+    :return: which steps count, bool, shape (T, N): those before the first end, and the step that leads to it
+    """
+    return terminated.cumsum(axis=0) - terminated == 0

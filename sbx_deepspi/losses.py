@@ -31,6 +31,17 @@ def transition_loss(predicted_latents: jax.Array, next_latents: jax.Array) -> ja
     return losses.sum(axis=tuple(range(1, losses.ndim)))
 
 
+def termination_loss(end_probabilities: jax.Array, terminated: jax.Array) -> jax.Array:
+    """
+    ℓ_E = huber(Ē(φ(s')) - 1[s' is terminal]), δ = 1, one number per transition. Time limits are not terminal.
+
+    :param end_probabilities: Ē(φ(s')), shape (B,)
+    :param terminated: whether s' is terminal, bool, shape (B,)
+    :return: shape (B,)
+    """
+    return optax.losses.huber_loss(end_probabilities, terminated.astype(end_probabilities.dtype))
+
+
 def categorical_huber_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
     """
     ℓ_P of one-hot latents: Σ huber(ẑ' - φ(s')) over the classes, averaged over the variables.
@@ -94,16 +105,17 @@ CATEGORICAL_COSTS = {
 """ℓ_P of categorical latents, by name."""
 
 
-def normalize(advantages: jax.Array) -> jax.Array:
+def normalize(advantages: jax.Array, counts: jax.Array | None = None) -> jax.Array:
     """
     Advantages with mean 0 and standard deviation 1 over the minibatch.
 
     :param advantages: Â, shape (B,)
+    :param counts: which of them count, bool, shape (B,); ``None``: all
     :return: shape (B,); a single advantage is returned as it is
     """
     if advantages.size <= 1:
         return advantages
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return (advantages - advantages.mean(where=counts)) / (advantages.std(where=counts) + 1e-8)
 
 
 def utility(
@@ -168,11 +180,12 @@ def value_loss(
     return 0.5 * (values - returns) ** 2
 
 
-def approximate_kl(log_ratios: jax.Array) -> jax.Array:
+def approximate_kl(log_ratios: jax.Array, counts: jax.Array | None = None) -> jax.Array:
     """
     Estimate of KL(π ‖ π') from samples of π: the mean of (ρ - 1) - log ρ, never negative.
 
     :param log_ratios: log ρ, shape (B,)
+    :param counts: which of them count, bool, shape (B,); ``None``: all
     :return: scalar, in nats
     """
-    return jnp.mean(jnp.expm1(log_ratios) - log_ratios)
+    return jnp.mean(jnp.expm1(log_ratios) - log_ratios, where=counts)

@@ -86,16 +86,24 @@ class Optimizer:
             lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), self._transformation(step_sizes).init(parameters)
         )
 
-    def step(self, learner: Learner, gradients: Parameters, step_sizes: StepSizes) -> Learner:
+    def step(self, learner: Learner, gradients: Parameters, step_sizes: StepSizes, only: str | None = None) -> Learner:
         """
         :param learner: parameters and optimiser
         :param gradients: of a loss, like the parameters
         :param step_sizes: as :meth:`init` takes them
+        :param only: the group that steps, while the others stand still; ``None``: all
         :return: both after one step
         """
-        state = self._with(step_sizes, learner.optimizer_state)
-        updates, state = self._transformation(step_sizes).update(gradients, state, learner.parameters)
-        return Learner(optax.apply_updates(learner.parameters, updates), state)
+        before = self._with(step_sizes, learner.optimizer_state)
+        updates, state = self._transformation(step_sizes).update(gradients, before, learner.parameters)
+        parameters = optax.apply_updates(learner.parameters, updates)
+        if only is not None:
+            groups = dict(self.groups)
+            parameters = {
+                part: parameters[part] if groups[part] == only else old for part, old in learner.parameters.items()
+            }
+            state = before._replace(inner_states=before.inner_states | {only: state.inner_states[only]})
+        return Learner(parameters, state)
 
     def _transformation(self, step_sizes: StepSizes) -> optax.GradientTransformation:
         if not self.groups:
@@ -107,7 +115,9 @@ class Optimizer:
         def labels(parameters: Parameters) -> Parameters:
             return {part: groups[part] for part in parameters}
 
-        return optax.partition({group: self._one(step_sizes[group]) for group in set(groups.values())}, labels)
+        return optax.partition(
+            {group: self._one(step_sizes[group]) for group in dict.fromkeys(groups.values())}, labels
+        )
 
     def _one(self, step_size: StepSize) -> optax.GradientTransformation:
         arguments = {name: value for name, _, value in self.arguments}

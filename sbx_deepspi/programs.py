@@ -15,7 +15,7 @@ from sbx_deepspi import agent
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.collect.copies import Outcome
 from sbx_deepspi.collect.jitted import Environments, collect
-from sbx_deepspi.deepspi import Step, UpdateReport, update
+from sbx_deepspi.deepspi import Update, UpdateReport
 from sbx_deepspi.guarantee.measure import Certificate, certify, importance_ratios, transition_lipschitz
 from sbx_deepspi.guarantee.neighbourhood import project
 from sbx_deepspi.hyperparameters import Hyperparameters
@@ -58,12 +58,12 @@ class Programs:
         self.decide = jax.jit(partial(agent.decide, networks))
         self.most_likely_actions = jax.jit(partial(agent.most_likely_actions, networks))
         self.values = jax.jit(partial(agent.values, networks))
-        self.iteration = jax.jit(partial(iteration, networks, optimizer), static_argnames=("step", "projects"))
+        self.iteration = jax.jit(partial(iteration, networks, optimizer), static_argnames=("update", "projects"))
         self.fused_iteration = jax.jit(
-            partial(fused_iteration, networks, optimizer), static_argnames=("environments", "step", "projects")
+            partial(fused_iteration, networks, optimizer), static_argnames=("environments", "update", "projects")
         )
         self.fused_iterations = jax.jit(
-            partial(fused_iterations, networks, optimizer), static_argnames=("environments", "step", "projects")
+            partial(fused_iterations, networks, optimizer), static_argnames=("environments", "update", "projects")
         )
         self.importance_ratios = jax.jit(partial(importance_ratios, networks))
         self.transition_lipschitz = jax.jit(partial(transition_lipschitz, networks))
@@ -114,7 +114,7 @@ def iteration(
     last_observations: Observations,
     hyperparameters: Hyperparameters,
     *,
-    step: Step,
+    update: Update,
     projects: bool,
 ) -> tuple[TrainerState, UpdateReport, jax.Array]:
     """
@@ -126,14 +126,14 @@ def iteration(
     :param rollout: T steps of N environments
     :param last_observations: what follows the rollout's last step, shape (N, ...)
     :param hyperparameters: see :class:`~sbx_deepspi.hyperparameters.Hyperparameters`
-    :param step: of the algorithm
+    :param update: of the algorithm
     :param projects: whether the update is drawn back until it is in the neighbourhood
     :return: the state after it, what to tell the user, and how much of the update was kept, in [0, 1]
     """
     key, update_key = jax.random.split(state.key)
     rewards = state.rewards.including(rollout.rewards)
     learner, report = update(
-        step, networks, optimizer, state.learner, rollout, last_observations, rewards.scale, update_key, hyperparameters
+        networks, optimizer, state.learner, rollout, last_observations, rewards.scale, update_key, hyperparameters
     )
     kept = jnp.float32(1)
     if projects:
@@ -153,7 +153,7 @@ def fused_iteration(
     is_certified: bool | jax.Array,
     *,
     environments: Environments,
-    step: Step,
+    update: Update,
     projects: bool,
 ) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Outcome]:
     """
@@ -165,7 +165,7 @@ def fused_iteration(
     :param hyperparameters: see :class:`~sbx_deepspi.hyperparameters.Hyperparameters`
     :param is_certified: whether the update gets a certificate
     :param environments: that the rollout is collected from
-    :param step: of the algorithm
+    :param update: of the algorithm
     :param projects: whether the update is drawn back until it is in the neighbourhood
     :return: what :func:`iteration` returns, the certificate (``None`` without a world model, zeros where there was none
         to be), and what the host is told of the rollout
@@ -176,7 +176,7 @@ def fused_iteration(
     before = state.replace(key=key, episodes=lengths, environments=copies)
     last_observations = environments.observed(copies.observations)
     after, report, kept = iteration(
-        networks, optimizer, before, rollout, last_observations, hyperparameters, step=step, projects=projects
+        networks, optimizer, before, rollout, last_observations, hyperparameters, update=update, projects=projects
     )
     if networks.world_model is None:
         return after, report, kept, None, episodes
@@ -205,7 +205,7 @@ def fused_iterations(
     is_certified: bool | jax.Array,
     *,
     environments: Environments,
-    step: Step,
+    update: Update,
     projects: bool,
 ) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Outcome]:
     """
@@ -217,11 +217,11 @@ def fused_iterations(
     :param hyperparameters: arrays of shape (S,)
     :param is_certified: whether the updates get certificates
     :param environments: that the rollouts are collected from
-    :param step: of the algorithm
+    :param update: of the algorithm
     :param projects: whether updates are drawn back until they are in the neighbourhood
     :return: arrays of shape (S, ...)
     """
-    one = partial(fused_iteration, networks, optimizer, environments=environments, step=step, projects=projects)
+    one = partial(fused_iteration, networks, optimizer, environments=environments, update=update, projects=projects)
     return jax.vmap(one, in_axes=(0, 0, None))(states, hyperparameters, is_certified)
 
 

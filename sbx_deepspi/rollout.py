@@ -121,6 +121,7 @@ class Transitions(struct.PyTreeNode):
     :param log_probs: log π_b(a|s)
     :param advantages: Â
     :param returns: Â + V(s)
+    :param counts: whether the transition counts, or comes after the end of a dream; ``None``: all count
     :param segment_length: how many of them, each time, are successive steps of one environment; divides B
     """
 
@@ -134,6 +135,7 @@ class Transitions(struct.PyTreeNode):
     log_probs: jax.Array
     advantages: jax.Array
     returns: jax.Array
+    counts: jax.Array | None = None
     segment_length: int = struct.field(pytree_node=False, default=1)
 
     @property

@@ -49,6 +49,16 @@ def whole_number(least: int, most: int, **numbers: Any) -> None:
             raise ValueError(f"{name} must be a whole number from {least} to {most}, but got {number!r}.")
 
 
+def boolean(**values: Any) -> None:
+    """
+    :param values: name → value
+    :raises ValueError: at the first that is neither True nor False
+    """
+    for name, value in values.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False, but got {value!r}.")
+
+
 def positive_integer(**numbers: int) -> None:
     """
     :param numbers: name → value

@@ -10,7 +10,6 @@ from gymnasium import spaces
 
 from sbx_deepspi import DeepSPI
 from sbx_deepspi.collect.vec_env import observations_of
-from sbx_deepspi.deepspi import update
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.optimizer import StepSize
 
@@ -67,6 +66,6 @@ def updated(
 ) -> tuple[Any, Any]:
     """One update of the model's parameters, which it does not take: the new learner, and the report."""
     policy = model.policy
-    program = jax.jit(partial(update, type(model).step, policy.programs.networks, policy.programs.optimizer))
+    program = jax.jit(partial(type(model).update, policy.programs.networks, policy.programs.optimizer))
     last_observations = observations_of(model._last_obs, model.observation_space, model.n_envs)
     return program(policy.learner, rollout, last_observations, reward_scale, jax.random.PRNGKey(seed), hyperparameters)

@@ -21,7 +21,14 @@ def test_gradient_flows_through_both_latents() -> None:
         latents, next_latents = (agent.encode(networks, parameters, o) for o in (observations, next_observations))
         key = jax.random.PRNGKey(0)
         return agent.model_losses(
-            networks, parameters, latents, transitions.actions, transitions.rewards, next_latents, key
+            networks,
+            parameters,
+            latents,
+            transitions.actions,
+            transitions.rewards,
+            transitions.terminated,
+            next_latents,
+            key,
         ).transition.sum()
 
     for gradient in jax.jit(jax.grad(transition_loss, (0, 1)))(transitions.observations, transitions.next_observations):

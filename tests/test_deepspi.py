@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepMDP, DeepSPI, agent, deepmdp
-from sbx_deepspi.deepspi import loss, update
+from sbx_deepspi.deepspi import loss
 from sbx_deepspi.lipschitz import normalizer
 from sbx_deepspi.rollout import to_transitions
 from sbx_deepspi.sb3.spaces import to_environment
@@ -131,7 +131,7 @@ def policy_and_values_of(model: DeepSPI, parameters: Any, observations: Any) -> 
 def model_losses_of(model: DeepSPI, parameters: Any, transitions: Any, key: jax.Array) -> agent.ModelLosses:
     networks, t = model.policy.programs.networks, transitions
     latents, next_latents = (agent.encode(networks, parameters, o) for o in (t.observations, t.next_observations))
-    return agent.model_losses(networks, parameters, latents, t.actions, t.rewards, next_latents, key)
+    return agent.model_losses(networks, parameters, latents, t.actions, t.rewards, t.terminated, next_latents, key)
 
 
 @pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)], ids=str)
@@ -284,7 +284,7 @@ def test_steps_divide_by_the_norms_that_they_are_given() -> None:
     networks, learner = model.policy.programs.networks, model.policy.learner
     transitions = jax.jit(to_transitions)(rollout, model.policy.predict_values(model._last_obs), h.gamma, h.gae_lambda)
     lipschitz, key = networks.lipschitz(learner.parameters), jax.random.PRNGKey(0)
-    take_step = jax.jit(partial(type(model).step, networks, model.policy.programs.optimizer, h))
+    take_step = jax.jit(partial(deepspi.step, networks, model.policy.programs.optimizer, h))
     norms = normalizer.refresh(normalizer.init(lipschitz, ()), lipschitz, ())
     larger = tuple(norm.replace(bound=2 * norm.bound) for norm in norms)
     (after, metrics), (other, others) = (take_step(learner, given, transitions, key) for given in (norms, larger))
@@ -419,7 +419,7 @@ def test_images_stay_bytes_and_no_slow_convolution_is_left() -> None:
     rollout, h = collected(model)
     assert rollout.observations.dtype == rollout.next_observations.dtype == np.uint8
     programs = model.policy.programs
-    program = jax.jit(partial(update, DeepSPI.step, programs.networks, programs.optimizer))
+    program = jax.jit(partial(DeepSPI.update, programs.networks, programs.optimizer))
     program = program.lower(model.policy.learner, rollout, model._last_obs, 1.0, jax.random.PRNGKey(0), h).as_text()
     assert "stablehlo.dot_general" in program
     assert "stablehlo.convolution" not in program

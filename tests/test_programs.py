@@ -17,7 +17,6 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import FloatSchedule
 
 from sbx_deepspi import DeepSPI
-from sbx_deepspi.deepspi import update
 from tests.helpers import CHANNELS_FIRST, TINY_RUN, VECTOR, ToyEnv, collected
 
 
@@ -105,7 +104,7 @@ def test_no_host_transfer_inside_an_update() -> None:
     model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN).learn(8)
     rollout, h = collected(model)
     programs = model.policy.programs
-    program = jax.jit(partial(update, DeepSPI.step, programs.networks, programs.optimizer))
+    program = jax.jit(partial(DeepSPI.update, programs.networks, programs.optimizer))
     arguments = jax.device_put((model.policy.learner, rollout, model._last_obs, 1.0, jax.random.PRNGKey(0), h))
     program(*arguments)
     with jax.transfer_guard("disallow"):

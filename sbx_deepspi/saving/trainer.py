@@ -157,7 +157,7 @@ def load(
         key, prediction_key = restored_state(model, state, n_envs), model.policy.key
         model._setup_model()  # draws new keys from the seed
         for name, function in SCHEDULES.items():
-            if getattr(model, name) is not None and not checkpoint.missing_in(getattr(model, name)):
+            if (given := getattr(model, name, None)) is not None and not checkpoint.missing_in(given):
                 getattr(model, function)(1.0)  # whether it is one shows when it is called
         if "seed" not in changes:
             model.key, model.policy.key = jax.device_put((key, prediction_key), model.jax_device)
@@ -236,6 +236,7 @@ def restore_environment(
 OPTIONAL_NUMBERS = ("clip_range_vf", "gradient_penalty_coef", "target_kl")
 SCHEDULES = {
     "learning_rate": "lr_schedule", "clip_range": "clip_range_schedule", "clip_range_vf": "clip_range_vf_schedule",
+    "model_learning_rate": "model_lr_schedule", "dream_weight": "dream_weight_schedule",
 }  # fmt: skip
 """Arguments that may be schedules → the functions of the remaining progress that are made from them."""
 BUFFERS: dict[str, Any] = {"ep_info_buffer": dict, "ep_success_buffer": (bool, int, float)}

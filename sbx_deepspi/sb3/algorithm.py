@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -24,7 +25,7 @@ from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv, inside_jit
 from sbx_deepspi.epochs import EpochsReport
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
-from sbx_deepspi.optimizer import StepSize
+from sbx_deepspi.optimizer import StepSize, StepSizes
 from sbx_deepspi.programs import certificate_key
 from sbx_deepspi.rollout import Rollout, automatic_n_steps
 from sbx_deepspi.saving import format as checkpoint
@@ -119,6 +120,8 @@ class DeepSPI(PPO):
         (:func:`~sbx_deepspi.make_jax_env`); callbacks then get their events once a rollout is over
     :param certificate_freq: updates from one certificate to the next; the first update has one. A callback that
         requires conditions gets one for each update
+    :param termination_model: whether the world model learns where episodes end (time limits are no ends), too: then the
+        latent MDP ends, and certificates count what the model gets wrong about ends
     :param _init_setup_model: whether to build the networks at once
     :raises ValueError: an argument, a space or the device is not supported
     """
@@ -128,7 +131,8 @@ class DeepSPI(PPO):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    step: ClassVar[deepspi.Step] = staticmethod(deepspi.step)
+    update: ClassVar[deepspi.Update] = staticmethod(partial(deepspi.update, deepspi.step))
+    optimizer_groups: ClassVar[dict[str, str] | None] = None
     policy: DeepSPIPolicy  # type: ignore[assignment]
     certificate: Certificate | None = None
     certifies_each_update = False
@@ -172,6 +176,7 @@ class DeepSPI(PPO):
         neighbourhood: str = "clip",
         certificate_freq: int = CERTIFICATE_FREQ,
         fused: bool = True,
+        termination_model: bool = False,
         _init_setup_model: bool = True,
     ):
         valid.not_supported(
@@ -187,7 +192,7 @@ class DeepSPI(PPO):
             learning_rate=learning_rate, batch_size=batch_size, n_epochs=n_epochs, clip_range=clip_range,
             ent_coef=ent_coef,
         )  # fmt: skip
-        settings = policy_class.algorithm_defaults | {name: value for name, value in given.items() if value is not None}
+        settings = self.defaults_of(policy_class) | {name: value for name, value in given.items() if value is not None}
         batch_size = settings["batch_size"]
         valid.positive_integer(batch_size=batch_size, stats_window_size=stats_window_size)
         ops.keep_compiled_programs()
@@ -225,6 +230,7 @@ class DeepSPI(PPO):
         self.neighbourhood = neighbourhood
         self.certificate_freq = certificate_freq
         self.fused = fused
+        self.termination_model = termination_model
         self.episodes = EpisodeStatistics.empty(n_envs, stats_window_size)
         self.rewards = RewardStatistics.empty()
         self.interruption = Interruption()
@@ -240,10 +246,18 @@ class DeepSPI(PPO):
         self._set_by_constructor: frozenset[str] = frozenset()
         if _init_setup_model:
             self._setup_model()
-            for name in ("learning_rate", "clip_range", "clip_range_vf", "policy_kwargs"):
-                checks.can_be_saved(name, missing := checkpoint.left_out(getattr(self, name), name))
+            for name in (*trainer.SCHEDULES, "policy_kwargs"):
+                checks.can_be_saved(name, missing := checkpoint.left_out(getattr(self, name, None), name))
                 self._told_missing |= {part.name for part in missing}
         self._set_by_constructor = frozenset(vars(self))
+
+    @classmethod
+    def defaults_of(cls, policy_class: type[DeepSPIPolicy]) -> dict[str, Any]:
+        """
+        :param policy_class: of the policy
+        :return: arguments that count where they are not given, by name
+        """
+        return policy_class.algorithm_defaults
 
     check_spaces = staticmethod(checks.supported_spaces)
 
@@ -291,14 +305,14 @@ class DeepSPI(PPO):
         if self.gradient_penalty_coef is not None:
             valid.positive(gradient_penalty_coef=self.gradient_penalty_coef)
         valid.positive_integer(certificate_freq=self.certificate_freq)
+        valid.boolean(fused=self.fused, termination_model=self.termination_model)
         self.set_random_seed(self.seed)
         if isinstance(self.clip_range, (int, float)):
             checks.neighbourhood(self.clip_range)
         if getattr(self, "policy", None) is None:
             self.policy = self._make_policy(self.learns_model)
-            step_size = StepSize(self.lr_schedule(1.0), self.max_grad_norm)
             with jax.default_device(self.jax_device):
-                self.key = self.policy.build(self.key, step_size)
+                self.key = self.policy.build(self.key, self.step_sizes(1.0))
         self.policy.learner, self.key = jax.device_put((self.policy.learner, self.key), self.jax_device)
 
     def _setup_lr_schedule(self) -> None:
@@ -311,12 +325,24 @@ class DeepSPI(PPO):
         """
         return self.reward_loss_coef > 0 or self.transition_loss_coef > 0
 
+    def step_sizes(self, progress: float) -> StepSizes:
+        """
+        :param progress: remaining, from 1 to 0
+        :return: the optimiser's learning rate and limit of the gradient's norm
+        """
+        return StepSize(self.lr_schedule(progress), self.max_grad_norm)
+
     def _make_policy(self, world_model: bool) -> DeepSPIPolicy:
+        of_algorithm = dict(
+            world_model=world_model,
+            termination_model=world_model and self.termination_model,
+            optimizer_groups=self.optimizer_groups,
+        )
         return self.policy_class(  # type: ignore[return-value]
             self.observation_space,
             self.action_space,
             FloatSchedule(self.learning_rate),
-            **{"world_model": world_model, **self.policy_kwargs},
+            **{**of_algorithm, **self.policy_kwargs},
         )
 
     @property
@@ -523,7 +549,7 @@ class DeepSPI(PPO):
         networks, large_images = policy.programs.networks, policy.encodes_images
         n_numbers = max(policy.n_image_numbers, networks.n_predicted if networks.latent_map else 0)
         given = Hyperparameters(
-            step_sizes=StepSize(self.lr_schedule(progress), self.max_grad_norm),
+            step_sizes=self.step_sizes(progress),
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             clip_range=self.clip_range_schedule(progress),
@@ -557,12 +583,14 @@ class DeepSPI(PPO):
         :param made: of a rollout
         """
         report, hyperparameters = made.report, made.hyperparameters
-        if report.epochs.stopped and self.verbose >= 1:
-            print(
-                f"Early stopping at step {report.epochs.n_epochs - 1} due to reaching max kl: "
-                f"{report.epochs.last_kl:.2f}"
-            )
-        logs.record_update(self.logger, report, hyperparameters, made.log_std, self.rewards, self._n_updates)
+        of_epochs = [report.epochs] if report.dreams is None else [report.epochs, report.dreams.epochs]
+        for epochs in of_epochs:
+            if epochs.stopped and self.verbose >= 1:
+                print(f"Early stopping at step {epochs.n_epochs - 1} due to reaching max kl: {epochs.last_kl:.2f}")
+        logs.record_update(
+            self.logger, report, hyperparameters, made.log_std, self.rewards, self._n_updates,
+            self.policy.termination_model,
+        )  # fmt: skip
         if self.neighbourhood == "project":
             self.logger.record("spi/kept_fraction", float(made.kept))
         if made.certificate is not None:
@@ -571,7 +599,7 @@ class DeepSPI(PPO):
             if self.verbose >= 1 and verdict != self._last_verdict:
                 print(f"After {self.num_timesteps:,} steps: {verdict}")
             self._last_verdict = verdict
-        self._watch(report.epochs)
+        self._watch(of_epochs)
         self._watch_penalty(logs.penalty(report, hyperparameters))
 
     def _update(self) -> Made:
@@ -584,7 +612,7 @@ class DeepSPI(PPO):
             rollout,
             last_observations,
             hyperparameters,
-            step=type(self).step,
+            update=type(self).update,
             projects=self.neighbourhood == "project",
         )
         certificate = None
@@ -610,8 +638,9 @@ class DeepSPI(PPO):
         self._updates_since_certificate = 1 if due else self._updates_since_certificate + 1
         return due or self.certifies_each_update
 
-    def _watch(self, report: EpochsReport) -> None:
-        if not report.faults.any:
+    def _watch(self, reports: list[EpochsReport]) -> None:
+        report = next((report for report in reports if report.faults.any), None)
+        if report is None:
             self._faulty_updates = 0
             return
         self._faulty_updates += 1

@@ -1,5 +1,6 @@
 """DeepMDP as SB3 knows it."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 from sbx_deepspi import deepmdp, deepspi
@@ -18,7 +19,7 @@ class DeepMDP(DeepSPI):
     :param kwargs: see :class:`~sbx_deepspi.DeepSPI`
     """
 
-    step: ClassVar[deepspi.Step] = staticmethod(deepmdp.step)
+    update: ClassVar[deepspi.Update] = staticmethod(partial(deepspi.update, deepmdp.step))
 
     def _watch_penalty(self, penalty: float) -> None:
         """The losses stand beside the advantages, and outweigh nothing."""

@@ -138,7 +138,7 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
             state, report, kept, certificate, episodes = model.policy.programs.fused_iteration(
                 *arguments,
                 environments=environments_of(env, n_steps),
-                step=type(model).step,
+                update=type(model).update,
                 projects=model.neighbourhood == "project",
             )
         certificate = certificate if is_certified else None

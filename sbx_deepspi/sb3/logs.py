@@ -18,9 +18,10 @@ def record_update(
     log_std: np.ndarray | None,
     rewards: RewardStatistics,
     n_epochs: int,
+    has_termination_model: bool,
 ) -> None:
     """
-    SBX's ``train/`` keys, and the world model's.
+    SBX's ``train/`` keys, those of the world model, and those of dreams.
 
     :param logger: SB3's
     :param report: of the update, on the host
@@ -28,10 +29,14 @@ def record_update(
     :param log_std: of Box actions; ``None`` for others
     :param rewards: all so far
     :param n_epochs: passes over rollouts made so far, which SB3 calls updates
+    :param has_termination_model: whether the world model learns where episodes end
     """
     h, metrics, record = hyperparameters, report.epochs.metrics, logger.record
-    assert isinstance(h.step_sizes, StepSize)
-    record("train/learning_rate", h.step_sizes.learning_rate)
+    if isinstance(h.step_sizes, StepSize):
+        record("train/learning_rate", h.step_sizes.learning_rate)
+    else:
+        record("train/learning_rate", h.step_sizes["policy"].learning_rate)
+        record("train/model_learning_rate", h.step_sizes["model"].learning_rate)
     record("train/entropy_loss", metrics.entropy_loss.item())
     record("train/policy_gradient_loss", metrics.policy_gradient_loss.item())
     record("train/value_loss", metrics.value_loss.item())
@@ -49,20 +54,33 @@ def record_update(
     if h.reward_loss_coef > 0 or h.transition_loss_coef > 0:
         record("world_model/reward_loss", metrics.reward_loss.item())
         record("world_model/transition_loss", metrics.transition_loss.item())
+        if has_termination_model:
+            record("world_model/termination_loss", metrics.termination_loss.item())
         record("world_model/penalty", penalty(report, h))
         record("world_model/reward_scale", float(rewards.scale))
     if h.gradient_penalty_coef is not None:
         record("world_model/gradient_penalty", metrics.gradient_penalty.item())
+    if report.dreams is not None and h.dream is not None:
+        of_policy = report.dreams.epochs.metrics
+        record("dream/length", report.dreams.length.item())
+        record("dream/reward", report.dreams.reward.item())
+        record("dream/entropy_loss", of_policy.entropy_loss.item())
+        record("dream/policy_gradient_loss", of_policy.policy_gradient_loss.item())
+        record("dream/value_loss", of_policy.value_loss.item())
+        record("dream/approx_kl", of_policy.approx_kl.item())
+        record("dream/clip_fraction", of_policy.clip_fraction.item())
+        record("dream/weight", h.dream.weight)
 
 
 def penalty(report: UpdateReport, hyperparameters: Hyperparameters) -> float:
     """
     :param report: of the update, on the host
     :param hyperparameters: of the update
-    :return: mean(α_R ℓ_R + α_P ℓ_P), in standard deviations of the advantages
+    :return: mean(α_R (ℓ_R + ℓ_E) + α_P ℓ_P), in standard deviations of the advantages
     """
     h, metrics = hyperparameters, report.epochs.metrics
-    return float(h.reward_loss_coef * metrics.reward_loss + h.transition_loss_coef * metrics.transition_loss)
+    of_rewards = metrics.reward_loss + metrics.termination_loss
+    return float(h.reward_loss_coef * of_rewards + h.transition_loss_coef * metrics.transition_loss)
 
 
 def record_certificate(logger: Logger, certificate: Certificate, gamma: float, all_actions: bool) -> str:

@@ -178,7 +178,7 @@ def _one_iteration(models: list[DeepSPI], states: Any, environments: Any) -> tup
             _stack(hyperparameters),
             is_certified,
             environments=environments,
-            step=type(first).step,
+            update=type(first).update,
             projects=first.neighbourhood == "project",
         )
     log_std = states.learner.parameters["actor"].get("log_std")

@@ -46,7 +46,7 @@ from sbx_deepspi.networks.encoders import (
     latent_map_size,
 )
 from sbx_deepspi.networks.heads import Actor, CnnTorso, Critic, MlpTorso
-from sbx_deepspi.optimizer import Learner, Optimizer, StepSize
+from sbx_deepspi.optimizer import Learner, Optimizer, StepSize, StepSizes
 from sbx_deepspi.programs import Programs, create
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.sb3 import checks
@@ -61,6 +61,7 @@ from sbx_deepspi.sb3.spaces import (
 )
 from sbx_deepspi.world_model.densities import DENSITIES, make_density
 from sbx_deepspi.world_model.reward import RewardModel
+from sbx_deepspi.world_model.termination import TerminationModel
 from sbx_deepspi.world_model.transition import TokenTransitionModel, TransitionModel
 
 SelfDeepSPIPolicy = TypeVar("SelfDeepSPIPolicy", bound="DeepSPIPolicy")
@@ -139,6 +140,9 @@ class DeepSPIPolicy(BaseJaxPolicy):
     :param categorical_cost: ℓ_P of a categorical P̄: ``"huber"``, ``"hamming"``, ``"cross_entropy"`` or
         ``"jensen_shannon"``
     :param world_model: whether to have one; the algorithm says no where both its coefficients are 0
+    :param termination_model: whether the world model predicts ends; the algorithm says so
+    :param optimizer_groups: group of each part of the parameters, where groups have an optimiser of their own; the
+        algorithm says so. ``None``: one optimiser for all
     :param unsupported: anything else is an error that names it
     :raises TypeError: an argument is not supported
     :raises ValueError: a value is not
@@ -147,6 +151,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
     default_net_arch: tuple[int, ...]
     default_features_dim: int
     reward_model_units: int
+    termination_model_units: int
     encodes_images = False
     """Whether the encoder sees images so large that it pays to encode φ(s') once where it is the next step's φ(s)."""
     features_extractor_arguments: tuple[str, ...] = ("features_dim",)
@@ -156,6 +161,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         learning_rate=3e-4, batch_size=64, n_epochs=10, clip_range=0.2, ent_coef=0.0
     )
     """Of :class:`~sbx_deepspi.DeepSPI`'s arguments that are not given: SB3's PPO's."""
+    dream_defaults: ClassVar[dict[str, Any]] = dict(learning_rate=3e-4, model_learning_rate=3e-4)
+    """Of :class:`~sbx_deepspi.DreamSPI`'s arguments that are not given."""
 
     def __init__(
         self,
@@ -178,6 +185,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         n_classes: int = 32,
         categorical_cost: str = "huber",
         world_model: bool = True,
+        termination_model: bool = False,
+        optimizer_groups: dict[str, str] | None = None,
         **unsupported: Any,
     ):
         # what SB3 and SBX scripts may spell out, and DeepSPI does anyway, or what only counts with gSDE
@@ -239,6 +248,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         self.n_variables, self.n_classes = n_variables, n_classes
         self.categorical_cost = categorical_cost
         self.world_model = world_model
+        self.termination_model = termination_model
+        self.optimizer_groups = optimizer_groups
         valid.positive_integer(
             n_components=n_components,
             n_variables=n_variables,
@@ -323,25 +334,27 @@ class DeepSPIPolicy(BaseJaxPolicy):
             reward_model=RewardModel(n_actions, self.reward_model_units, self.lipschitz_constant, embed_actions),
             density=density,
             encode_actions=action_encoder(self.action_space),
+            termination_model=TerminationModel(self.termination_model_units) if self.termination_model else None,
         )
 
-    def build(self, key: jax.Array, step_size: StepSize) -> jax.Array:
+    def build(self, key: jax.Array, step_sizes: StepSizes) -> jax.Array:
         """
         Make the networks, their parameters and the optimiser, on the device of ``key``.
 
         :param key: randomness
-        :param step_size: the optimiser's first learning rate and limit of the gradient's norm
+        :param step_sizes: the optimiser's first learning rate and limit of the gradient's norm, or those of each group
         :return: a fresh key
         """
         key, init_key, self.key = jax.random.split(key, 3)
         self.programs = self._make_programs()
         # not jnp.zeros, which would be compiled
         examples = jax.tree.map(lambda example: jnp.asarray(np.zeros(example.shape, example.dtype)), self._examples())
-        self.learner: Learner = self.programs.create(init_key, *examples, jax.tree.map(np.float32, step_size))
+        self.learner: Learner = self.programs.create(init_key, *examples, jax.tree.map(np.float32, step_sizes))
         return key
 
     def _make_programs(self) -> Programs:
-        return Programs.of(self.make_networks(), Optimizer.create(self.optimizer_class, self.optimizer_kwargs))
+        optimizer = Optimizer.create(self.optimizer_class, self.optimizer_kwargs, self.optimizer_groups)
+        return Programs.of(self.make_networks(), optimizer)
 
     def _examples(self) -> tuple[Any, jax.ShapeDtypeStruct]:
         """Of an observation and an action, the shapes and dtypes."""
@@ -482,7 +495,9 @@ class DeepSPIPolicy(BaseJaxPolicy):
         self.programs = self._make_programs()
         key, number = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
         make = partial(create, self.programs.networks, self.programs.optimizer)
-        learner = jax.eval_shape(make, key, *self._examples(), StepSize(number, number))  # type: ignore[arg-type]
+        of_group = StepSize(number, number)  # type: ignore[arg-type]
+        groups = dict.fromkeys((self.optimizer_groups or {}).values(), of_group)
+        learner = jax.eval_shape(make, key, *self._examples(), groups or of_group)
         own = {name: array for name, array in tensors.items() if name != "prediction_key"}
         learner = checkpoint.unflatten(own, learner, STATE)
         prediction = {name: array for name, array in tensors.items() if name == "prediction_key"}
@@ -619,6 +634,7 @@ class MlpPolicy(DeepSPIPolicy):
     default_net_arch = (64, 64)
     default_features_dim = 64
     reward_model_units = 64
+    termination_model_units = 64
 
     @property
     def encoder_shape(self) -> tuple[int, ...]:
@@ -724,11 +740,15 @@ class CnnPolicy(DeepSPIPolicy):
     default_net_arch = ()
     default_features_dim = 512
     reward_model_units = 256
+    termination_model_units = 512
     encodes_images = True
     own_features_extractors = (NatureCNN, JaxNatureCNN)
     # the paper's, for Atari
     algorithm_defaults: ClassVar[dict[str, Any]] = dict(
         learning_rate=LinearSchedule(2.5e-4, 0.0, 1.0), batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01
+    )
+    dream_defaults: ClassVar[dict[str, Any]] = dict(
+        learning_rate=LinearSchedule(2.75e-5, 0.0, 1.0), model_learning_rate=LinearSchedule(2e-4, 0.0, 1.0)
     )
 
     def __init__(

@@ -38,7 +38,14 @@ def test_networks_are_the_same_function_on_cpus_and_elsewhere(
         latents, next_latents = encode_pairs(partial(agent.encode, networks, parameters), transitions)
         policy = agent.policy_terms(networks, parameters, latents, transitions.actions)
         model_losses = agent.model_losses(
-            networks, parameters, latents, transitions.actions, transitions.rewards, next_latents, KEY
+            networks,
+            parameters,
+            latents,
+            transitions.actions,
+            transitions.rewards,
+            transitions.terminated,
+            next_latents,
+            KEY,
         )
         terms = [getattr(of, field.name) for of in (policy, model_losses) for field in dataclasses.fields(of)]
         return jnp.stack([*terms, agent.gradient_penalties(networks, parameters, latents, transitions.actions, KEY)])
@@ -50,5 +57,5 @@ def test_networks_are_the_same_function_on_cpus_and_elsewhere(
 
     assert_same_function(here, elsewhere, parameters)
     terms = jax.jit(here)(parameters)
-    assert terms.shape == (6, 18)
+    assert terms.shape == (7, 18)
     assert terms[-1].max() > 0

@@ -1,0 +1,106 @@
+"""DreamSPI as SB3 knows it."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
+from sbx_deepspi import deepspi, dreamspi, valid
+from sbx_deepspi.hyperparameters import DreamHyperparameters, Hyperparameters
+from sbx_deepspi.optimizer import StepSize, StepSizes
+from sbx_deepspi.sb3.algorithm import DeepSPI
+from sbx_deepspi.sb3.policies import DeepSPIPolicy
+
+
+class DreamSPI(DeepSPI):
+    """
+    Safe policy improvement inside the latent model: encoder and world model learn from real data, with DeepSPI's loss;
+    torso, actor and critic learn with PPO's from episodes that the model imagines ("dreams").
+
+    ``learning_rate`` is that of torso, actor and critic. Where ``None`` is said to be the policy's, ``"CnnPolicy"`` has
+    the paper's settings for Atari (2.75e-5 for the policy and 2e-4 for the model, both linearly to 0), and the others
+    have 3e-4 for both. The two groups have an optimiser and a limit of the gradient's norm each.
+
+    :param args: the first of :class:`~sbx_deepspi.DeepSPI`'s arguments
+    :param imagination_horizon: H, steps of a dream, unless the model says that the episode ends before
+    :param n_dreams: dreams from each state of the rollout
+    :param dyna: whether torso, actor and critic learn from the real data, too, as DeepSPI's do
+    :param dream_weight: weight of the dreams' loss, or a function of the remaining progress, such as
+        ``lambda progress: 1 - progress``
+    :param model_learning_rate: learning rate of encoder and world model, or a function of the remaining progress;
+        ``None``: the policy's
+    :param termination_model: whether the world model learns where episodes end; if not, dreams never end
+    :param kwargs: see :class:`~sbx_deepspi.DeepSPI`
+    :raises ValueError: an argument is not supported, or a coefficient of the world model's losses is 0
+    """
+
+    update: ClassVar[deepspi.Update] = staticmethod(dreamspi.update)
+    optimizer_groups: ClassVar[dict[str, str] | None] = dreamspi.GROUPS
+
+    def __init__(
+        self,
+        *args: Any,
+        imagination_horizon: int = 8,
+        n_dreams: int = 1,
+        dyna: bool = False,
+        dream_weight: float | Schedule = 1.0,
+        model_learning_rate: float | Schedule | None = None,
+        termination_model: bool = True,
+        **kwargs: Any,
+    ):
+        # first: the networks are made by the constructor below
+        self.imagination_horizon = imagination_horizon
+        self.n_dreams = n_dreams
+        self.dyna = dyna
+        self.dream_weight = dream_weight
+        self.model_learning_rate = model_learning_rate
+        super().__init__(*args, termination_model=termination_model, **kwargs)  # type: ignore[misc]  # args end before
+
+    @classmethod
+    def defaults_of(cls, policy_class: type[DeepSPIPolicy]) -> dict[str, Any]:
+        return super().defaults_of(policy_class) | {"learning_rate": policy_class.dream_defaults["learning_rate"]}
+
+    @property
+    def model_lr_schedule(self) -> FloatSchedule:
+        """
+        :return: the model's learning rate as a function of the remaining progress
+        """
+        given, default = self.model_learning_rate, type(self.policy).dream_defaults["model_learning_rate"]
+        return FloatSchedule(default if given is None else given)
+
+    @property
+    def dream_weight_schedule(self) -> Callable[[float], float]:
+        """
+        :return: the weight of the dreams' loss as a function of the remaining progress
+        """
+        return FloatSchedule(self.dream_weight)
+
+    def _setup_model(self) -> None:
+        valid.positive_integer(imagination_horizon=self.imagination_horizon, n_dreams=self.n_dreams)
+        valid.boolean(dyna=self.dyna)
+        for name, coefficient in {
+            "reward_loss_coef": self.reward_loss_coef,
+            "transition_loss_coef": self.transition_loss_coef,
+        }.items():
+            if not coefficient > 0:
+                raise ValueError(
+                    f"{name} must be above 0, but got {coefficient!r}: a model that does not learn is none to dream in."
+                )
+        super()._setup_model()
+        if not callable(self.dream_weight):
+            self.hyperparameters()
+
+    def step_sizes(self, progress: float) -> StepSizes:
+        return {
+            "policy": StepSize(self.lr_schedule(progress), self.max_grad_norm),
+            "model": StepSize(self.model_lr_schedule(progress), self.max_grad_norm),
+        }
+
+    def hyperparameters(self) -> Hyperparameters:
+        weight = self.dream_weight_schedule(self._current_progress_remaining)
+        if not (weight >= 0 and np.isfinite(weight)):
+            raise ValueError(f"dream_weight must be a number of at least 0, but got {weight!r}.")
+        of_dream = DreamHyperparameters(weight, self.imagination_horizon, self.n_dreams, self.dyna)
+        return super().hyperparameters().replace(dream=of_dream)
