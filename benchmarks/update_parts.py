@@ -111,9 +111,8 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
         return (terms.log_probs + terms.entropies + terms.values).sum()
 
     def losses_of(parameters: Parameters, part: Transitions, latents: Any) -> agent.ModelLosses:
-        return agent.model_losses(
-            networks, parameters, latents[0], part.actions, part.rewards, part.terminated, latents[1], key
-        )
+        seen = part.actions, part.rewards, part.terminated
+        return agent.model_losses(networks, parameters, latents[0], *seen, latents[1], key)
 
     def rewards(parameters: Parameters, part: Transitions, latents: Any) -> jax.Array:
         return losses_of(parameters, part, latents).reward.sum()

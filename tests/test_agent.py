@@ -20,16 +20,8 @@ def test_gradient_flows_through_both_latents() -> None:
     def transition_loss(observations: jax.Array, next_observations: jax.Array) -> jax.Array:
         latents, next_latents = (agent.encode(networks, parameters, o) for o in (observations, next_observations))
         key = jax.random.PRNGKey(0)
-        return agent.model_losses(
-            networks,
-            parameters,
-            latents,
-            transitions.actions,
-            transitions.rewards,
-            transitions.terminated,
-            next_latents,
-            key,
-        ).transition.sum()
+        seen = transitions.actions, transitions.rewards, transitions.terminated
+        return agent.model_losses(networks, parameters, latents, *seen, next_latents, key).transition.sum()
 
     for gradient in jax.jit(jax.grad(transition_loss, (0, 1)))(transitions.observations, transitions.next_observations):
         assert jnp.abs(gradient).min(axis=-1).max() > 0

@@ -19,7 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sbx_deepspi import DeepMDP, DeepSPI, agent, deepmdp
+from sbx_deepspi import DeepMDP, DeepSPI, agent, deepmdp, deepspi
 from sbx_deepspi.deepspi import loss
 from sbx_deepspi.lipschitz import normalizer
 from sbx_deepspi.rollout import to_transitions

@@ -37,16 +37,8 @@ def test_networks_are_the_same_function_on_cpus_and_elsewhere(
     def here(parameters: Parameters) -> jax.Array:
         latents, next_latents = encode_pairs(partial(agent.encode, networks, parameters), transitions)
         policy = agent.policy_terms(networks, parameters, latents, transitions.actions)
-        model_losses = agent.model_losses(
-            networks,
-            parameters,
-            latents,
-            transitions.actions,
-            transitions.rewards,
-            transitions.terminated,
-            next_latents,
-            KEY,
-        )
+        seen = transitions.actions, transitions.rewards, transitions.terminated
+        model_losses = agent.model_losses(networks, parameters, latents, *seen, next_latents, KEY)
         terms = [getattr(of, field.name) for of in (policy, model_losses) for field in dataclasses.fields(of)]
         return jnp.stack([*terms, agent.gradient_penalties(networks, parameters, latents, transitions.actions, KEY)])
 

@@ -78,7 +78,8 @@ def test_transition_losses_in_parts(density: str, n_latents: int, monkeypatch: p
     policy = DeepSPI("CnnPolicy", env, n_steps=8, batch_size=8, policy_kwargs=kwargs).policy
     networks = policy.programs.networks
     latents = jnp.tile(normal(1, *networks.latent_shape), (n_latents, 1, 1, 1))
-    arguments = latents, jnp.zeros(n_latents, jnp.int32), jnp.zeros(n_latents), latents + 0.1, KEY
+    zeros = jnp.zeros(n_latents, jnp.int32)
+    arguments = latents, zeros, jnp.zeros(n_latents), zeros == 1, latents + 0.1, KEY
     monkeypatch.setattr(parts, "CPU_MICROBATCH", 7)
     monkeypatch.setattr(parts, "CPU_CHUNK", 7)
 
