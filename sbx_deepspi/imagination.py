@@ -1,5 +1,7 @@
 """Episodes that the latent model imagines."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -44,7 +46,7 @@ def imagine(networks: Networks, parameters: Parameters, latents: jax.Array, hori
     return jax.lax.scan(step, latents, jax.random.split(key, horizon))[1]
 
 
-def before_the_end(terminated: Array) -> Array:
+def before_the_end(terminated: Array) -> Any:
     """
     :param terminated: whether a step ended an imagined episode, bool, shape (T, N)
     :return: which steps count, bool, shape (T, N): those before the first end, and the step that leads to it

@@ -7,6 +7,9 @@ up to its end satisfies
 
 and with the same for π_b at C = 1: real improvement ≥ latent improvement - ζ. ``docs/guarantee.md`` proves it and
 compares it with the paper's bound, whose 1 / (1/C - γ) is never below C.
+
+With a termination model Ē the latent MDP ends, and K_V is the constant of what it is worth to arrive at z',
+W(z') = (1 - Ē(z')) V̄(z'). Without one Ē is 0, and W is V̄.
 """
 
 import jax
@@ -38,9 +41,11 @@ class ModelErrors(struct.PyTreeNode):
 
     :param reward_error: L_R = E abs(R - R̄), in units of reward
     :param transition_error: L_P = E W₁(φP, P̄), in Euclidean units of the latent space
-    :param end_value: L_end ≥ E abs(V̄(φ(s'))) where an episode ends at s', which the latent model does not know of
+    :param end_value: L_end ≥ E Σ abs(1[the episode ends at s'] - Ē(φ(s'))) abs(V̄(φ(s'))) over an episode's steps: what
+        the latent model gets wrong about ends. Without a termination model, what it expects where an episode has ended
     :param reward_lipschitz: K_R of z ↦ E_π̄ R̄(z, a)
     :param transition_lipschitz: K_P of z ↦ E_π̄ P̄(·|z, a), in W₁
+    :param end_lipschitz: K_E V_max, the Lipschitz constant of Ē times the greatest abs(V̄); 0 where there is no Ē
     """
 
     reward_error: Scalar
@@ -48,6 +53,7 @@ class ModelErrors(struct.PyTreeNode):
     end_value: Scalar
     reward_lipschitz: Scalar
     transition_lipschitz: Scalar
+    end_lipschitz: Scalar = 0.0
 
 
 def importance_ratio_range(log_policy: Array, behaviour_log_policy: Array, choices: tuple[int, ...] = ()) -> RatioRange:
@@ -68,17 +74,30 @@ def importance_ratio_range(log_policy: Array, behaviour_log_policy: Array, choic
     return RatioRange(inf=jnp.exp(smallest.min()), sup=jnp.exp(largest.max()))
 
 
-def value_lipschitz(reward_lipschitz: Scalar, transition_lipschitz: Scalar, gamma: Scalar) -> jax.Array:
+def value_lipschitz(model: ModelErrors, gamma: Scalar) -> jax.Array:
     """
-    K_V = K_R / (1 - γ K_P), the Lipschitz constant of the latent value.
+    K_V = (K_R + K_E V_max) / (1 - γ K_P), the Lipschitz constant of W(z') = (1 - Ē(z')) V̄(z').
 
-    :param reward_lipschitz: K_R
-    :param transition_lipschitz: K_P
+    :param model: K_R, K_P and K_E V_max
     :param gamma: γ
     :return: scalar; infinite unless K_P < 1/γ
     """
-    contraction = 1 - gamma * jnp.asarray(transition_lipschitz)
-    return jnp.where(contraction > 0, reward_lipschitz / jnp.where(contraction > 0, contraction, 1.0), jnp.inf)
+    contraction = 1 - gamma * jnp.asarray(model.transition_lipschitz)
+    steepness = model.reward_lipschitz + model.end_lipschitz
+    return jnp.where(contraction > 0, steepness / jnp.where(contraction > 0, contraction, 1.0), jnp.inf)
+
+
+def largest_value(largest_reward: Scalar, gamma: Scalar) -> jax.Array:
+    """
+    V_max = R_max / (1 - γ).
+
+    :param largest_reward: R_max ≥ abs(R̄)
+    :param gamma: γ
+    :return: scalar; infinite unless γ < 1
+    """
+    return jnp.where(
+        jnp.asarray(gamma) < 1, largest_reward / jnp.where(jnp.asarray(gamma) < 1, 1 - gamma, 1.0), jnp.inf
+    )
 
 
 def model_error(model: ModelErrors, gamma: Scalar) -> jax.Array:
@@ -89,26 +108,36 @@ def model_error(model: ModelErrors, gamma: Scalar) -> jax.Array:
     :param gamma: γ
     :return: scalar
     """
-    k_value = value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma)
+    k_value = value_lipschitz(model, gamma)
     transition_error = jnp.asarray(gamma * model.transition_error)
     # where there is no error, no Lipschitz value is needed; and infinity times 0 would be NaN
     return model.reward_error + jnp.where(transition_error > 0, k_value * transition_error, 0.0)
 
 
-def end_value_bound(model: ModelErrors, reward: Scalar, distance: Scalar, gamma: Scalar) -> jax.Array:
+def value_bound(
+    model: ModelErrors,
+    reward: Scalar,
+    distance: Scalar,
+    gamma: Scalar,
+    end_probability: Scalar = 0.0,
+    largest: Scalar = jnp.inf,
+) -> jax.Array:
     """
-    Bound of E abs(V̄(z)): since V̄(z) = E[R̄ + γ V̄(ẑ')], it is at most (E abs(R̄) + γ K_V E‖ẑ' - z‖) / (1 - γ).
+    Bound of abs(V̄(z)): since V̄(z) = E[R̄ + γ W(ẑ')], it is at most
+    (E abs(R̄) + γ K_V E‖ẑ' - z‖) / (1 - γ (1 - Ē(z))), and never above V_max.
 
-    :param model: K_R and K_P
+    :param model: K_R, K_P and K_E V_max
     :param reward: E abs(R̄(z, a)) under π̄
     :param distance: E‖ẑ' - z‖₂ under π̄ and P̄
     :param gamma: γ
-    :return: scalar; infinite unless γ < 1, and K_P < 1/γ or γ E‖ẑ' - z‖ = 0
+    :param end_probability: Ē(z); 0 without a termination model
+    :param largest: V_max; infinite where none is known
+    :return: scalar; infinite unless γ < 1 or Ē(z) > 0, and K_P < 1/γ or γ E‖ẑ' - z‖ = 0, or V_max is known
     """
-    k_value = value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma)
     moved = jnp.asarray(gamma * distance)
-    total = reward + jnp.where(moved > 0, k_value * moved, 0.0)
-    return jnp.where(jnp.asarray(gamma) < 1, total / jnp.where(jnp.asarray(gamma) < 1, 1 - gamma, 1.0), jnp.inf)
+    total = reward + jnp.where(moved > 0, value_lipschitz(model, gamma) * moved, 0.0)
+    lost = 1 - gamma * (1 - jnp.asarray(end_probability))
+    return jnp.minimum(jnp.where(lost > 0, total / jnp.where(lost > 0, lost, 1.0), jnp.inf), largest)
 
 
 def return_gap(model: ModelErrors, average_episode_length: Scalar, ratio_sup: Scalar, gamma: Scalar) -> jax.Array:

@@ -89,6 +89,13 @@ def numbers(certificate: Certificate, all_actions: bool) -> dict[str, float]:
         "zeta_paper": certificate.paper_zeta,
         "latent_improvement": certificate.latent_improvement,
     }
+    if certificate.ends is not None:
+        named |= {
+            "L_E": certificate.ends.error,
+            "K_E": certificate.ends.lipschitz,
+            "L_end_endless": certificate.ends.endless_end_value,
+            "zeta_endless": certificate.ends.endless_zeta,
+        }
     return {name: float(number) for name, number in named.items()}
 
 

@@ -1,6 +1,7 @@
 """The numbers that the bound needs, from a rollout: importance ratios, model errors, Lipschitz constants."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,16 @@ from sbx_deepspi.guarantee.bound import (
     ModelErrors,
     RatioRange,
     Scalar,
-    end_value_bound,
     importance_ratio_range,
+    largest_value,
     paper_return_gap,
     return_gap,
+    value_bound,
     value_lipschitz,
 )
-from sbx_deepspi.imagination import imagine
+from sbx_deepspi.imagination import before_the_end, imagine
 from sbx_deepspi.optimizer import Parameters
-from sbx_deepspi.rollout import Rollout
+from sbx_deepspi.rollout import Array, Observations, Rollout
 
 N_SAMPLED = 256
 """Transitions of a rollout on which L_R and L_P are estimated, or all where there are fewer."""
@@ -40,13 +42,14 @@ class Certificate(struct.PyTreeNode):
     :param model: of the updated policy
     :param behaviour_model: of the behaviour policy
     :param standard_errors: of L_R, L_P and L_end of the updated policy
-    :param value_lipschitz: K_V of the updated latent value
+    :param value_lipschitz: K_V of the updated model
     :param average_episode_length: AEL, in steps; infinite as long as no episode has ended
     :param episode_ended: whether one ended in the rollout; if not, nothing is known of L_end
     :param zeta: ζ; infinite unless C < 1/γ, AEL is finite, an episode ended, and (but for models without
         error) K_P < 1/γ and K_R is finite
     :param paper_zeta: ζ with the paper's factors, which takes L_end to be 0
     :param latent_improvement: V̄(φ(s_I)) - V̄_b(φ_b(s_I)) estimated; NaN where no episode began
+    :param ends: what a termination model changes; ``None`` without one
     """
 
     importance_ratio: RatioRange
@@ -59,6 +62,23 @@ class Certificate(struct.PyTreeNode):
     zeta: Scalar
     paper_zeta: Scalar
     latent_improvement: Scalar
+    ends: "Ends | None" = None
+
+
+class Ends(struct.PyTreeNode):
+    """
+    What is known of the updated model's ends, and of the latent MDP that has them not; scalars.
+
+    :param error: E abs(1[s' is terminal] - Ē(φ(s')))
+    :param lipschitz: K_E of Ē
+    :param endless_end_value: L_end of the latent MDP with the same rewards and transitions that never ends
+    :param endless_zeta: its ζ
+    """
+
+    error: Scalar
+    lipschitz: Scalar
+    endless_end_value: Scalar
+    endless_zeta: Scalar
 
 
 class StandardErrors(struct.PyTreeNode):
@@ -82,11 +102,36 @@ class Measurement(struct.PyTreeNode):
     :param model: errors and Lipschitz constants
     :param standard_errors: of the errors
     :param latent_return: V̄(φ(s_I)) estimated, mean over episodes that began; NaN where none did
+    :param endless: of the same model without its ends; the model itself where it has none
+    :param end_error: E abs(1[s' is terminal] - Ē(φ(s')))
+    :param end_lipschitz: K_E
     """
 
     model: ModelErrors
     standard_errors: StandardErrors
     latent_return: Scalar
+    endless: ModelErrors
+    end_error: Scalar
+    end_lipschitz: Scalar
+
+
+class RewardUnits(struct.PyTreeNode):
+    """
+    What rewards are as the latent MDP has them; scalars.
+
+    :param scale: σ, the unit of R̄
+    :param largest: R_max, to which rewards are clipped, so that values are bounded; infinite where there is no Ē
+    """
+
+    scale: Scalar
+    largest: Scalar
+
+    def of(self, predicted: Array) -> jax.Array:
+        """
+        :param predicted: R̄, in units of σ
+        :return: rewards in the environment's units
+        """
+        return jnp.clip(self.scale * predicted, -self.largest, self.largest)
 
 
 def certify(
@@ -118,25 +163,41 @@ def certify(
     # one after the other through one program, not two copies of it
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour, updated)
     measurements = jax.lax.map(
-        lambda model: measure(networks, model[0], model[1], rollout, key, gamma), (both, jnp.stack(reward_scales))
+        lambda model: measure(networks, model[0], model[1], rollout, average_episode_length, key, gamma),
+        (both, jnp.stack(reward_scales)),
     )
     before, after = (jax.tree.map(lambda leaf: leaf[i], measurements) for i in (0, 1))  # noqa: B023
     model, behaviour_model = after.model, before.model
+
+    def zeta(model: ModelErrors, behaviour_model: ModelErrors) -> jax.Array:
+        gap = return_gap(model, average_episode_length, ratio.sup, gamma)
+        return gap + return_gap(behaviour_model, average_episode_length, 1.0, gamma)
+
     ratio = importance_ratios(networks, updated, rollout)
     return Certificate(
         importance_ratio=ratio,
         model=model,
         behaviour_model=behaviour_model,
         standard_errors=after.standard_errors,
-        value_lipschitz=value_lipschitz(model.reward_lipschitz, model.transition_lipschitz, gamma),
+        value_lipschitz=value_lipschitz(model, gamma),
         average_episode_length=average_episode_length,
         episode_ended=jnp.any(rollout.dones),
-        zeta=return_gap(model, average_episode_length, ratio.sup, gamma)
-        + return_gap(behaviour_model, average_episode_length, 1.0, gamma),
+        zeta=zeta(model, behaviour_model),
         paper_zeta=paper_return_gap(model, average_episode_length, ratio.sup, gamma)
         + paper_return_gap(behaviour_model, average_episode_length, 1.0, gamma),
         latent_improvement=after.latent_return - before.latent_return,
+        ends=Ends(after.end_error, after.end_lipschitz, after.endless.end_value, zeta(after.endless, before.endless))
+        if has_ends(networks)
+        else None,
     )
+
+
+def has_ends(networks: Networks) -> bool:
+    """
+    :param networks: see :class:`~sbx_deepspi.agent.Networks`
+    :return: whether the latent MDP may end
+    """
+    return networks.world_model is not None and networks.world_model.termination_model is not None
 
 
 def importance_ratios(networks: Networks, updated: Parameters, rollout: Rollout) -> RatioRange:
@@ -156,7 +217,13 @@ def importance_ratios(networks: Networks, updated: Parameters, rollout: Rollout)
 
 
 def measure(
-    networks: Networks, parameters: Parameters, reward_scale: Scalar, rollout: Rollout, key: jax.Array, gamma: Scalar
+    networks: Networks,
+    parameters: Parameters,
+    reward_scale: Scalar,
+    rollout: Rollout,
+    average_episode_length: Scalar,
+    key: jax.Array,
+    gamma: Scalar,
 ) -> Measurement:
     """
     Estimate a latent model's errors on a rollout, and bound its Lipschitz constants.
@@ -165,12 +232,13 @@ def measure(
     :param parameters: of a policy and its model
     :param reward_scale: σ, the unit of R̄
     :param rollout: T steps of N environments under π_b
+    :param average_episode_length: AEL, in steps
     :param key: randomness of the sample, of actions and of latent states
     :param gamma: γ
     :return: scalars, in the rewards' own units
     """
     parameters = agent.normalized(networks, parameters)
-    sample_key, step_key, end_key, start_key = jax.random.split(key, 4)
+    sample_key, step_key, end_key, start_key, alarm_key = jax.random.split(key, 5)
     flat = rollout.flat()
     bounds = agent.lipschitz_bounds(networks, parameters)
 
@@ -182,48 +250,68 @@ def measure(
         agent.encode(networks, parameters, observations)
         for observations in (sample.observations, sample.next_observations)
     )
+    largest = jnp.abs(flat.rewards).max() if has_ends(networks) else jnp.inf
+    units = RewardUnits(reward_scale, largest)
     rewards, predicted = agent.predict(networks, parameters, latents, sample.actions, step_key)
-    reward_errors = jnp.abs(reward_scale * rewards - sample.rewards)
+    reward_errors = jnp.abs(units.of(rewards) - sample.rewards)
     # E‖ẑ' - φ(s')‖ over new transitions is no less than the W₁ distance between P̄ and the law of φ(s')
     transition_errors = distances(predicted, next_latents)
 
-    model = ModelErrors(
+    endless = ModelErrors(
         reward_error=reward_errors.mean(),
         transition_error=transition_errors.mean(),
         end_value=0.0,
         reward_lipschitz=reward_scale * bounds.reward.under(bounds.policy),
         transition_lipschitz=bounds.transition.under(bounds.policy),
     )
-    end_value, end_error = mean_end_value(networks, parameters, reward_scale, flat, model, end_key, gamma)
+    v_max = largest_value(largest, gamma)
+    ending = endless.replace(end_lipschitz=bounds.termination * v_max) if has_ends(networks) else endless
+
+    def end_values(observations: Observations, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        latents = agent.encode(networks, parameters, observations)
+        imagined = imagine(networks, parameters, latents, 1, key)
+        moved, reward = distances(imagined.next_observations[0], latents), jnp.abs(units.of(imagined.rewards[0]))
+        unknown = value_bound(endless, reward, moved, gamma)
+        if not has_ends(networks):
+            return unknown, unknown, jnp.zeros(len(latents))
+        ends = agent.end_probabilities(networks, parameters, latents)
+        return value_bound(ending, reward, moved, gamma, ends, v_max), unknown, ends
+
+    def missed(observations: Observations, key: jax.Array) -> jax.Array:
+        values, unknown, ends = end_values(observations, key)
+        return jnp.stack([jnp.where(ends < 1, (1 - ends) * values, 0.0), unknown])
+
+    (end_value, endless_end_value), (end_error, _) = mean_at_ends(missed, flat, 2, end_key)
+    end_probability_error: Scalar = 0.0
+    if has_ends(networks):
+        values, _, ends = end_values(sample.next_observations, alarm_key)
+        false_alarms = jnp.where(sample.dones | (ends == 0), 0.0, ends * values)
+        end_value += average_episode_length * false_alarms.mean()
+        end_error = jnp.hypot(end_error, average_episode_length * false_alarms.std() / math.sqrt(n_sampled))
+        end_probability_error = jnp.abs(sample.terminated - ends).mean()
     return Measurement(
-        model.replace(end_value=end_value),
+        ending.replace(end_value=end_value),
         StandardErrors(
             reward_errors.std() / math.sqrt(n_sampled), transition_errors.std() / math.sqrt(n_sampled), end_error
         ),
-        latent_return(networks, parameters, reward_scale, rollout, start_key, gamma),
+        latent_return(networks, parameters, units, rollout, start_key, gamma),
+        endless.replace(end_value=endless_end_value),
+        end_probability_error,
+        bounds.termination,
     )
 
 
-def mean_end_value(
-    networks: Networks,
-    parameters: Parameters,
-    reward_scale: Scalar,
-    flat: Rollout,
-    model: ModelErrors,
-    key: jax.Array,
-    gamma: Scalar,
+def mean_at_ends(
+    function: Callable[[Observations, jax.Array], jax.Array], flat: Rollout, n_numbers: int, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """
-    L_end, over all ends of episodes in a rollout.
+    Means over all ends of episodes in a rollout, for either reason.
 
-    :param networks: with a world model
-    :param parameters: of all networks, normalised
-    :param reward_scale: σ, the unit of R̄
-    :param flat: B transitions
-    :param model: with K_R and K_P
-    :param key: randomness of actions and of latent states
-    :param gamma: γ
-    :return: the mean and its standard error; the mean is infinite where no episode ended
+    :param function: real last observations of shape (B, ...) and a key → numbers of shape (``n_numbers``, B)
+    :param flat: transitions
+    :param n_numbers: of the function
+    :param key: randomness
+    :return: means and their standard errors, of shape (``n_numbers``,); infinite where no episode ended
     """
     n_ends = flat.dones.sum()
     size = -(-len(flat.dones) // N_AT_A_TIME) * N_AT_A_TIME
@@ -232,19 +320,17 @@ def mean_end_value(
     def add_some(i: jax.Array, moments: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         indices = jax.lax.dynamic_slice_in_dim(ends, i * N_AT_A_TIME, N_AT_A_TIME)
         last = jax.tree.map(lambda array: array[indices], flat.next_observations)
-        latents = agent.encode(networks, parameters, last)
-        imagined = imagine(networks, parameters, latents, 1, jax.random.fold_in(key, i))
-        moved = distances(imagined.next_observations[0], latents)
-        values = end_value_bound(model, reward_scale * jnp.abs(imagined.rewards[0]), moved, gamma)
+        values = function(last, jax.random.fold_in(key, i))
         is_end = i * N_AT_A_TIME + jnp.arange(N_AT_A_TIME) < n_ends
         # Chan's: deviations from means, since a difference of large squares would be imprecise
         n_before, mean, squares = moments
-        n_here, mean_here = is_end.sum(), values.mean(where=is_end)
+        n_here, mean_here = is_end.sum(), values.mean(axis=1, where=is_end)
         n, difference = n_before + n_here, mean_here - mean
-        squares += ((values - mean_here) ** 2).sum(where=is_end) + difference**2 * n_before * n_here / n
+        squares += ((values - mean_here[:, None]) ** 2).sum(axis=1, where=is_end)
+        squares += difference**2 * n_before * n_here / n
         return n, mean + difference * n_here / n, squares
 
-    nothing = jnp.float32(0), jnp.float32(0), jnp.float32(0)
+    nothing = jnp.float32(0), jnp.zeros(n_numbers), jnp.zeros(n_numbers)
     count, mean, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, nothing)
     error = jnp.sqrt(squares) / jnp.maximum(count, 1)
     known = (n_ends > 0) & jnp.isfinite(mean)
@@ -252,14 +338,14 @@ def mean_end_value(
 
 
 def latent_return(
-    networks: Networks, parameters: Parameters, reward_scale: Scalar, rollout: Rollout, key: jax.Array, gamma: Scalar
+    networks: Networks, parameters: Parameters, units: RewardUnits, rollout: Rollout, key: jax.Array, gamma: Scalar
 ) -> jax.Array:
     """
     V̄(φ(s_I)), from :data:`HORIZON` imagined steps and the critic's word on what follows.
 
     :param networks: with a world model
     :param parameters: of all networks, normalised
-    :param reward_scale: σ, the unit of R̄
+    :param units: of rewards
     :param rollout: T steps of N environments
     :param key: randomness of actions and of latent states
     :param gamma: γ
@@ -273,7 +359,10 @@ def latent_return(
     imagined = imagine(networks, parameters, latents, HORIZON, key)
     _, last_values = agent.policy_and_values(networks, parameters, imagined.next_observations[-1])
     discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
-    returns = reward_scale * (discounts * imagined.rewards).sum(axis=0) + gamma**HORIZON * last_values
+    counts = before_the_end(imagined.terminated)
+    returns = (discounts * units.of(imagined.rewards)).sum(axis=0, where=counts)
+    goes_on = counts[-1] & ~imagined.terminated[-1]
+    returns += gamma**HORIZON * jnp.where(goes_on, last_values, 0.0)
     return returns.mean(where=jnp.arange(N_STARTS) < begins.sum())
 
 
