@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from sbx_deepspi.guarantee.bound import (
 )
 from sbx_deepspi.imagination import before_the_end, imagine
 from sbx_deepspi.optimizer import Parameters
-from sbx_deepspi.rollout import Array, Observations, Rollout
+from sbx_deepspi.rollout import Array, Rollout
 
 N_SAMPLED = 256
 """Transitions of a rollout on which L_R and L_P are estimated, or all where there are fewer."""
@@ -264,31 +265,18 @@ def measure(
         reward_lipschitz=reward_scale * bounds.reward.under(bounds.policy),
         transition_lipschitz=bounds.transition.under(bounds.policy),
     )
-    v_max = largest_value(largest, gamma)
-    ending = endless.replace(end_lipschitz=bounds.termination * v_max) if has_ends(networks) else endless
-
-    def end_values(observations: Observations, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        latents = agent.encode(networks, parameters, observations)
-        imagined = imagine(networks, parameters, latents, 1, key)
-        moved, reward = distances(imagined.next_observations[0], latents), jnp.abs(units.of(imagined.rewards[0]))
-        unknown = value_bound(endless, reward, moved, gamma)
-        if not has_ends(networks):
-            return unknown, unknown, jnp.zeros(len(latents))
-        ends = agent.end_probabilities(networks, parameters, latents)
-        return value_bound(ending, reward, moved, gamma, ends, v_max), unknown, ends
-
-    def missed(observations: Observations, key: jax.Array) -> jax.Array:
-        values, unknown, ends = end_values(observations, key)
-        return jnp.stack([jnp.where(ends < 1, (1 - ends) * values, 0.0), unknown])
-
-    (end_value, endless_end_value), (end_error, _) = mean_at_ends(missed, flat, 2, end_key)
-    end_probability_error: Scalar = 0.0
+    ending = endless
     if has_ends(networks):
-        values, _, ends = end_values(sample.next_observations, alarm_key)
-        false_alarms = jnp.where(sample.dones | (ends == 0), 0.0, ends * values)
-        end_value += average_episode_length * false_alarms.mean()
-        end_error = jnp.hypot(end_error, average_episode_length * false_alarms.std() / math.sqrt(n_sampled))
-        end_probability_error = jnp.abs(sample.terminated - ends).mean()
+        ending = endless.replace(end_lipschitz=bounds.termination * largest_value(largest, gamma))
+    end_probabilities = partial(agent.end_probabilities, networks, parameters)
+    end_value, end_error = mean_end_value(networks, parameters, units, flat, ending, end_probabilities, end_key, gamma)
+    endless_end_value, end_probability_error = end_value, jnp.zeros(())
+    if has_ends(networks):
+        false = false_alarms(networks, parameters, units, sample, ending, alarm_key, gamma)
+        end_value += average_episode_length * false.mean()
+        end_error = jnp.hypot(end_error, average_episode_length * false.std() / math.sqrt(n_sampled))
+        endless_end_value, _ = mean_end_value(networks, parameters, units, flat, endless, never, end_key, gamma)
+        end_probability_error = jnp.abs(sample.terminated - end_probabilities(next_latents)).mean()
     return Measurement(
         ending.replace(end_value=end_value),
         StandardErrors(
@@ -301,17 +289,92 @@ def measure(
     )
 
 
-def mean_at_ends(
-    function: Callable[[Observations, jax.Array], jax.Array], flat: Rollout, n_numbers: int, key: jax.Array
+def never(latents: jax.Array) -> jax.Array:
+    """
+    :param latents: shape (B, ...)
+    :return: Ē of a latent MDP that never ends: 0, shape (B,)
+    """
+    return jnp.zeros(len(latents))
+
+
+def value_bounds(
+    networks: Networks,
+    parameters: Parameters,
+    units: RewardUnits,
+    model: ModelErrors,
+    latents: jax.Array,
+    ends: jax.Array,
+    key: jax.Array,
+    gamma: Scalar,
+) -> jax.Array:
+    """
+    Bounds of abs(V̄(z)), each from one imagined step; see :func:`~sbx_deepspi.guarantee.bound.value_bound`.
+
+    :param networks: with a world model
+    :param parameters: of all networks, normalised
+    :param units: of rewards
+    :param model: with K_R, K_P and K_E V_max
+    :param latents: z, shape (B, ...)
+    :param ends: Ē(z), shape (B,)
+    :param key: randomness of actions and of latent states
+    :param gamma: γ
+    :return: shape (B,)
+    """
+    imagined = imagine(networks, parameters, latents, 1, key)
+    moved, reward = distances(imagined.next_observations[0], latents), jnp.abs(units.of(imagined.rewards[0]))
+    return value_bound(model, reward, moved, gamma, ends, largest_value(units.largest, gamma))
+
+
+def false_alarms(
+    networks: Networks,
+    parameters: Parameters,
+    units: RewardUnits,
+    sample: Rollout,
+    model: ModelErrors,
+    key: jax.Array,
+    gamma: Scalar,
+) -> jax.Array:
+    """
+    The part of L_end where no episode ends: Ē(φ(s')) abs(V̄(φ(s'))), of each step.
+
+    :param networks: with a termination model
+    :param parameters: of all networks, normalised
+    :param units: of rewards
+    :param sample: B transitions
+    :param model: with K_R, K_P and K_E V_max
+    :param key: randomness of actions and of latent states
+    :param gamma: γ
+    :return: shape (B,)
+    """
+    latents = agent.encode(networks, parameters, sample.next_observations)
+    ends = agent.end_probabilities(networks, parameters, latents)
+    values = value_bounds(networks, parameters, units, model, latents, ends, key, gamma)
+    # infinity times 0 would be NaN
+    return jnp.where(sample.dones | (ends == 0), 0.0, ends * values)
+
+
+def mean_end_value(
+    networks: Networks,
+    parameters: Parameters,
+    units: RewardUnits,
+    flat: Rollout,
+    model: ModelErrors,
+    end_probabilities: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    gamma: Scalar,
 ) -> tuple[jax.Array, jax.Array]:
     """
-    Means over all ends of episodes in a rollout, for either reason.
+    The part of L_end where episodes end, for either reason: (1 - Ē(φ(s'))) abs(V̄(φ(s'))), over all ends of a rollout.
 
-    :param function: real last observations of shape (B, ...) and a key → numbers of shape (``n_numbers``, B)
-    :param flat: transitions
-    :param n_numbers: of the function
-    :param key: randomness
-    :return: means and their standard errors, of shape (``n_numbers``,); infinite where no episode ended
+    :param networks: with a world model
+    :param parameters: of all networks, normalised
+    :param units: of rewards
+    :param flat: B transitions
+    :param model: with K_R, K_P and K_E V_max
+    :param end_probabilities: Ē, latents → probabilities
+    :param key: randomness of actions and of latent states
+    :param gamma: γ
+    :return: the mean and its standard error; infinite where no episode ended
     """
     n_ends = flat.dones.sum()
     size = -(-len(flat.dones) // N_AT_A_TIME) * N_AT_A_TIME
@@ -320,17 +383,19 @@ def mean_at_ends(
     def add_some(i: jax.Array, moments: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         indices = jax.lax.dynamic_slice_in_dim(ends, i * N_AT_A_TIME, N_AT_A_TIME)
         last = jax.tree.map(lambda array: array[indices], flat.next_observations)
-        values = function(last, jax.random.fold_in(key, i))
+        latents = agent.encode(networks, parameters, last)
+        known = end_probabilities(latents)
+        values = value_bounds(networks, parameters, units, model, latents, known, jax.random.fold_in(key, i), gamma)
+        values = jnp.where(known < 1, (1 - known) * values, 0.0)
         is_end = i * N_AT_A_TIME + jnp.arange(N_AT_A_TIME) < n_ends
         # Chan's: deviations from means, since a difference of large squares would be imprecise
         n_before, mean, squares = moments
-        n_here, mean_here = is_end.sum(), values.mean(axis=1, where=is_end)
+        n_here, mean_here = is_end.sum(), values.mean(where=is_end)
         n, difference = n_before + n_here, mean_here - mean
-        squares += ((values - mean_here[:, None]) ** 2).sum(axis=1, where=is_end)
-        squares += difference**2 * n_before * n_here / n
+        squares += ((values - mean_here) ** 2).sum(where=is_end) + difference**2 * n_before * n_here / n
         return n, mean + difference * n_here / n, squares
 
-    nothing = jnp.float32(0), jnp.zeros(n_numbers), jnp.zeros(n_numbers)
+    nothing = jnp.float32(0), jnp.float32(0), jnp.float32(0)
     count, mean, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, nothing)
     error = jnp.sqrt(squares) / jnp.maximum(count, 1)
     known = (n_ends > 0) & jnp.isfinite(mean)

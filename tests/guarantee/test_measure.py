@@ -104,7 +104,8 @@ def test_a_sample_is_of_different_transitions_whose_fields_belong_together(monke
     def samples(predicted_reward: float) -> list[measures.Measurement]:
         stub = SimpleNamespace(
             normalized=lambda networks, parameters: parameters,
-            lipschitz_bounds=lambda *_: NetworkBounds(0.0, LipschitzBounds(1.0, 1.0), LipschitzBounds(1.0, 1.0)),
+            lipschitz_bounds=lambda *_: NetworkBounds(0.0, LipschitzBounds(1.0, 1.0), LipschitzBounds(1.0, 1.0), 0.0),
+            end_probabilities=lambda *_: None,
             encode=lambda networks, parameters, observations: observations,
             # right where action, observation, reward and next observation are of one transition
             predict=lambda networks, parameters, latents, actions, key: (
@@ -112,7 +113,9 @@ def test_a_sample_is_of_different_transitions_whose_fields_belong_together(monke
             ),
         )  # fmt: skip
         monkeypatch.setattr(measures, "agent", stub)
-        measure = jax.jit(lambda key: measures.measure(None, {}, 1.0, jax.tree.map(jnp.asarray, rollout), key, 0.9))  # type: ignore[arg-type]
+        networks: Any = SimpleNamespace(world_model=None)
+        on_device = jax.tree.map(jnp.asarray, rollout)
+        measure = jax.jit(lambda key: measures.measure(networks, {}, 1.0, on_device, 1.0, key, 0.9))
         return [measure(jax.random.key(seed)) for seed in range(20)]
 
     for measurement in samples(predicted_reward=1.0):
@@ -144,6 +147,47 @@ def test_end_value_of_an_update() -> None:
     assert float(model.certificate.standard_errors.end) == pytest.approx(values.std() / np.sqrt(len(values)), rel=1e-2)
 
 
+def test_end_value_of_a_model_that_knows_ends() -> None:
+    """Misses at the ends and false alarms elsewhere, from NumPy; and the same model as if it knew of no end."""
+    model = trained(spaces.Discrete(1), **CERTIFIABLE, termination_model=True, learning_rate=1e-2)
+    rollout, _ = collected(model)
+    rollout.terminated[3], rollout.truncated[3] = True, False
+    model.train()
+    networks, parameters = model.policy.programs.networks, model.policy.learner.parameters
+    normalized = agent.normalized(networks, parameters)
+    latents = agent.encode(networks, parameters, rollout.next_observations.reshape(-1, 3))
+    rewards, predicted = agent.predict(networks, normalized, latents, np.zeros(len(latents), int), jax.random.key(0))
+    moved = np.linalg.norm(predicted - latents, axis=1)
+    hidden, last = (parameters["termination_model"][layer] for layer in ("hidden", "logits"))
+    logits = np.maximum(latents @ hidden["kernel"] + hidden["bias"], 0) @ last["kernel"] + last["bias"]
+    ends = 1 / (1 + np.exp(-logits[:, 0]))
+
+    certificate = model.certificate
+    assert certificate is not None and certificate.ends is not None
+    k_value, v_max = float(certificate.value_lipschitz), 1 / (1 - 0.9)  # rewards are 1
+    clipped, dones = np.clip(rewards, -1, 1), rollout.dones.reshape(-1)
+    values = np.minimum((np.abs(clipped) + 0.9 * k_value * moved) / (1 - 0.9 * (1 - ends)), v_max)
+    length = float(certificate.average_episode_length)
+    expected = ((1 - ends) * values)[dones].mean() + length * (ends * values * ~dones).mean()
+    assert float(certificate.model.end_value) == pytest.approx(expected, rel=1e-3)
+    assert float(certificate.model.reward_error) == pytest.approx(np.abs(clipped - 1).mean(), rel=1e-3, abs=1e-6)
+    terminated = rollout.terminated.reshape(-1)
+    assert terminated.any() and not terminated[dones].all()
+    assert float(certificate.ends.error) == pytest.approx(np.abs(ends - terminated).mean(), rel=1e-3)
+    k_end = float(certificate.ends.lipschitz)
+    assert float(certificate.model.end_lipschitz) == pytest.approx(k_end * v_max, rel=1e-4)
+    slope = jax.grad(lambda latent: agent.end_probabilities(networks, parameters, latent[None])[0])
+    assert 0 < np.linalg.norm(jax.vmap(slope)(latents), axis=1).max() <= k_end
+
+    contraction = 1 - 0.9 * float(certificate.model.transition_lipschitz)
+    k_endless = k_value - float(certificate.model.end_lipschitz) / contraction
+    endless = np.minimum((np.abs(clipped) + 0.9 * k_endless * moved) / 0.1, v_max)
+    assert float(certificate.ends.endless_end_value) == pytest.approx(endless[dones].mean(), rel=1e-3)
+    named = numbers(certificate, all_actions=True)
+    assert {"L_E", "K_E", "L_end_endless", "zeta_endless"} <= named.keys()
+    assert np.isfinite([named["zeta"], named["zeta_endless"]]).all()
+
+
 @pytest.mark.parametrize(("n_ends", "at_a_time"), [(70, 32), (7, 3), (6, 3), (1, 32), (100, 32), (0, 32)])
 def test_end_value_is_over_all_ends(n_ends: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk by chunk, the last one padded: the same as one end after the other, wherever they are in the rollout."""
@@ -164,7 +208,10 @@ def test_end_value_is_over_all_ends(n_ends: int, at_a_time: int, monkeypatch: py
     @jax.jit
     def ours(parameters: Parameters, flat: Rollout) -> tuple[jax.Array, jax.Array]:
         normalized = agent.normalized(networks, parameters)
-        return measures.mean_end_value(networks, normalized, 1.0, flat, errors, jax.random.key(1), 0.9)
+        units = measures.RewardUnits(1.0, jnp.inf)
+        return measures.mean_end_value(
+            networks, normalized, units, flat, errors, measures.never, jax.random.key(1), 0.9
+        )
 
     @jax.jit
     def step(parameters: Parameters, last: jax.Array) -> tuple[jax.Array, jax.Array]:
