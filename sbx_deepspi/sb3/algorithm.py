@@ -306,6 +306,11 @@ class DeepSPI(PPO):
             valid.positive(gradient_penalty_coef=self.gradient_penalty_coef)
         valid.positive_integer(certificate_freq=self.certificate_freq)
         valid.boolean(fused=self.fused, termination_model=self.termination_model)
+        if self.termination_model and not self.reward_loss_coef > 0:
+            raise ValueError(
+                "termination_model=True needs a world model that learns from rewards, but reward_loss_coef, which "
+                f"weighs what it gets wrong about ends, too, is {self.reward_loss_coef!r}."
+            )
         self.set_random_seed(self.seed)
         if isinstance(self.clip_range, (int, float)):
             checks.neighbourhood(self.clip_range)
