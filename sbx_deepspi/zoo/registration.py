@@ -19,15 +19,17 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack
 
-from sbx_deepspi import DeepMDP, DeepSPI, make_envpool_env, make_jax_env
+from sbx_deepspi import DeepMDP, DeepSPI, DreamSPI, make_envpool_env, make_jax_env
 from sbx_deepspi.envs import JaxVecEnv, TimeoutSubprocVecEnv
 from sbx_deepspi.envs.jitted.make import is_jax_env_id
 from sbx_deepspi.zoo.repairs import repair_push_to_hub, run_enjoy_from_any_folder
 from sbx_deepspi.zoo.search_space import convert_hyperparams, sample_hyperparams
 
-OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP}
-HYPERPARAMS_FILE = Path(__file__).parents[2] / "rl_zoo_hyperparams" / "deepspi.yml"
-PPO_FILE = HYPERPARAMS_FILE.with_name("ppo.yml")
+OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP, "dreamspi": DreamSPI}
+HYPERPARAMS = Path(__file__).parents[2] / "rl_zoo_hyperparams"
+HYPERPARAMS_FILES = dict.fromkeys(OUR_ALGOS, HYPERPARAMS / "deepspi.yml") | {"dreamspi": HYPERPARAMS / "dreamspi.yml"}
+# RL Zoo's own has none of the environments inside jit
+PPO_FILE = HYPERPARAMS / "ppo.yml"
 
 ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 # Options that ALE and EnvPool both have, under the same name
@@ -36,8 +38,8 @@ SHARED_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "mode", "
 
 class ExperimentManager(exp_manager.ExperimentManager):
     """
-    RL Zoo's experiment manager. For our algorithms only, it reads ``rl_zoo_hyperparams/deepspi.yml``, trains Atari on
-    EnvPool where the hyperparameters say ``envpool: true``, takes ``MultiInputPolicy`` for dictionaries of
+    RL Zoo's experiment manager. For our algorithms only, it reads this project's ``rl_zoo_hyperparams/``, trains Atari
+    on EnvPool where the hyperparameters say ``envpool: true``, takes ``MultiInputPolicy`` for dictionaries of
     observations, runs environments in processes with a timeout, and saves the model when training fails.
 
     :param args: the parsed command line, which RL Zoo saves beside the model
@@ -54,13 +56,25 @@ class ExperimentManager(exp_manager.ExperimentManager):
         self._evaluated: list[JaxVecEnv] = []
         self._learned_from: JaxVecEnv | None = None
         if algo in OUR_ALGOS and not kwargs.get("config"):
-            kwargs["config"] = str(HYPERPARAMS_FILE)
+            kwargs["config"] = str(HYPERPARAMS_FILES[algo])
         elif self._is_inside_jit and not kwargs.get("config") and algo == "ppo":
-            kwargs["config"] = str(PPO_FILE)  # RL Zoo's own has none of these environments
+            kwargs["config"] = str(PPO_FILE)
         super().__init__(args, algo, *others, **kwargs)
         if algo in OUR_ALGOS and self.vec_env_class is SubprocVecEnv:
             # It says which environment failed, and can be closed after Ctrl-C has ended the environments' processes
             self.vec_env_class, self.vec_env_kwargs = TimeoutSubprocVecEnv, {"timeout": 3600.0}
+
+    @classmethod
+    def _preprocess_schedules(cls, hyperparams: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param hyperparams: in which ``"lin_2e-4"`` stands for a schedule
+        :return: the same, with the schedules that RL Zoo knows, and DreamSPI's
+        """
+        hyperparams = super()._preprocess_schedules(hyperparams)
+        for name in {"model_learning_rate", "dream_weight"} & hyperparams.keys():
+            as_rate = super()._preprocess_schedules({"learning_rate": hyperparams[name]})
+            hyperparams[name] = as_rate["learning_rate"]
+        return hyperparams
 
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]

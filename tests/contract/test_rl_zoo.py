@@ -22,7 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
 
-from sbx_deepspi import CnnPolicy, DeepMDP, DeepSPI
+from sbx_deepspi import CnnPolicy, DeepMDP, DeepSPI, DreamSPI
 from sbx_deepspi.envs import EnvPoolVecEnv, TimeoutSubprocVecEnv
 from sbx_deepspi.sb3.policies import MultiInputPolicy
 from sbx_deepspi.zoo import hook, repairs, search_space
@@ -269,14 +269,14 @@ def test_hyperparameters_of_minatar(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert model.policy.convolutions == ((16, 3, 1),) and model.n_envs == 64 and model.fused
 
 
-BOTH_ALGORITHMS = [("deepspi", DeepSPI, 5e-4), ("deepmdp", DeepMDP, 1)]
+OUR_ALGORITHMS = [("deepspi", DeepSPI, 5e-4), ("deepmdp", DeepMDP, 1), ("dreamspi", DreamSPI, 0.1)]
 
 
-@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), BOTH_ALGORITHMS)
+@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), OUR_ALGORITHMS)
 def test_models_have_their_hyperparameters(
     algo: str, algorithm: type[DeepSPI], coefficient: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RL Zoo finds our environment and both algorithms by name, and has hyperparameters for both."""
+    """RL Zoo finds our environment and our algorithms by name, and has hyperparameters for each."""
     monkeypatch.chdir(tmp_path)
     model, _ = manager(algo, "ConfoundingGrid-v0", hyperparams={"n_envs": 4}, eval_freq=-1).setup_experiment()
     assert type(model) is algorithm
@@ -286,7 +286,7 @@ def test_models_have_their_hyperparameters(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), BOTH_ALGORITHMS)
+@pytest.mark.parametrize(("algo", "algorithm", "coefficient"), OUR_ALGORITHMS)
 def test_train_on_the_confounding_grid(algo: str, algorithm: type[DeepSPI], coefficient: float, tmp_path: Path) -> None:
     small = "-params n_envs:2 n_steps:8 batch_size:16 n_epochs:1"
     python(f"-m rl_zoo3.train --algo {algo} --env ConfoundingGrid-v0 -n 16 --eval-freq -1 {small}", tmp_path)
@@ -373,13 +373,26 @@ class TestEnvPool:
             manager(env_kwargs={"nonsense": 1}).create_envs(1)
 
 
-def test_hyperparameters_exist() -> None:
+@pytest.mark.parametrize("algo", zoo.OUR_ALGOS)
+def test_hyperparameters_exist(algo: str) -> None:
     known_to_zoo = {"envpool", "env_wrapper", "frame_stack", "normalize", "n_envs", "n_timesteps"}
-    known = known_to_zoo | inspect.signature(DeepSPI).parameters.keys()
-    entries = yaml.safe_load(zoo.HYPERPARAMS_FILE.read_text())
+    algorithms = zoo.OUR_ALGOS[algo].__mro__[:2]
+    known = known_to_zoo.union(*(inspect.signature(algorithm).parameters for algorithm in algorithms))
+    entries = yaml.safe_load(zoo.HYPERPARAMS_FILES[algo].read_text())
     assert entries.keys() - gym.registry.keys() == {"default", "atari"}
     for env_id, hyperparams in entries.items():
         assert hyperparams.keys() <= known, env_id
+
+
+def test_dreamspis_schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = dict(model_learning_rate="lin_4e-4", dream_weight=0.5, n_envs=2)
+    model, _ = manager("dreamspi", "ConfoundingGrid-v0", hyperparams=own, eval_freq=-1).setup_experiment()
+    assert isinstance(model, DreamSPI) and model.step_sizes(0.5)["model"].learning_rate == pytest.approx(2e-4)
+    assert model.dream_weight_schedule(0.3) == 0.5
+    # BreakoutNoFrameskip-v4 has the paper's rates
+    atari = yaml.safe_load(zoo.HYPERPARAMS_FILES["dreamspi"].read_text())["atari"]
+    assert (atari["learning_rate"], atari["model_learning_rate"]) == ("lin_2.75e-5", "lin_2e-4")
 
 
 def test_the_users_own_file_wins(tmp_path: Path) -> None:
@@ -462,7 +475,7 @@ class TestHook:
 
 def test_other_algorithms_have_rl_zoos_environments_and_hyperparameters(capsys: pytest.CaptureFixture[str]) -> None:
     experiment = manager("ppo", env_id="CartPole-v1")
-    assert str(zoo.HYPERPARAMS_FILE) not in capsys.readouterr().out
+    assert str(zoo.HYPERPARAMS) not in capsys.readouterr().out
     assert isinstance(experiment.create_envs(1, no_log=True), DummyVecEnv)
     assert manager("ppo", env_id="CartPole-v1", vec_env_type="subproc").vec_env_class is SubprocVecEnv
     assert manager("deepspi", env_id="CartPole-v1", vec_env_type="subproc").vec_env_class is TimeoutSubprocVecEnv
