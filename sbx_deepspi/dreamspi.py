@@ -137,10 +137,10 @@ def policy_loss(
     log_ratios = policy.log_probs - transitions.log_probs
     ratios = losses.importance_ratio(policy.log_probs, transitions.log_probs)
     surrogate = losses.clipped_surrogate(ratios, transitions.advantages, h.clip_range)
-    surrogate_loss = -surrogate.mean(where=counts)
-    entropy_loss = -policy.entropies.mean(where=counts)
+    surrogate_loss = -losses.mean(surrogate, counts)
+    entropy_loss = -losses.mean(policy.entropies, counts)
     value_losses = losses.value_loss(policy.values, transitions.returns, transitions.values, h.clip_range_vf)
-    value_loss = value_losses.mean(where=counts)
+    value_loss = losses.mean(value_losses, counts)
     total = h.dream.weight * (surrogate_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss)
     nothing = jnp.zeros(())  # the world model stands still
     return total, Metrics(
@@ -153,7 +153,7 @@ def policy_loss(
         termination_loss=nothing,
         gradient_penalty=nothing,
         approx_kl=losses.approximate_kl(log_ratios, counts),
-        clip_fraction=jnp.mean(jnp.abs(ratios - 1) > h.clip_range, where=counts),
+        clip_fraction=losses.mean(jnp.abs(ratios - 1) > h.clip_range, counts),
         gradient_norm=nothing,  # known after the gradient
     )
 
@@ -233,5 +233,5 @@ def update(
     )
     n_dreams = dreamt.rewards.size / h.dream.horizon
     assert dreamt.counts is not None
-    length, reward = dreamt.counts.sum() / n_dreams, dreamt.rewards.mean(where=dreamt.counts)
+    length, reward = dreamt.counts.sum() / n_dreams, losses.mean(dreamt.rewards, dreamt.counts)
     return learner, report.replace(dreams=DreamReport(of_policy, length, reward))

@@ -105,6 +105,17 @@ CATEGORICAL_COSTS = {
 """ℓ_P of categorical latents, by name."""
 
 
+def mean(numbers: jax.Array, counts: jax.Array | None = None) -> jax.Array:
+    """
+    :param numbers: shape (B,)
+    :param counts: which of them count, bool, shape (B,); ``None``: all
+    :return: their mean, scalar; 0 where none counts
+    """
+    if counts is None:
+        return numbers.mean()
+    return numbers.sum(where=counts) / jnp.maximum(counts.sum(), 1)
+
+
 def normalize(advantages: jax.Array, counts: jax.Array | None = None) -> jax.Array:
     """
     Advantages with mean 0 and standard deviation 1 over the minibatch.
@@ -115,7 +126,8 @@ def normalize(advantages: jax.Array, counts: jax.Array | None = None) -> jax.Arr
     """
     if advantages.size <= 1:
         return advantages
-    return (advantages - advantages.mean(where=counts)) / (advantages.std(where=counts) + 1e-8)
+    deviations = advantages - mean(advantages, counts)
+    return deviations / (jnp.sqrt(mean(deviations**2, counts)) + 1e-8)
 
 
 def utility(
@@ -188,4 +200,4 @@ def approximate_kl(log_ratios: jax.Array, counts: jax.Array | None = None) -> ja
     :param counts: which of them count, bool, shape (B,); ``None``: all
     :return: scalar, in nats
     """
-    return jnp.mean(jnp.expm1(log_ratios) - log_ratios, where=counts)
+    return mean(jnp.expm1(log_ratios) - log_ratios, counts)

@@ -174,6 +174,17 @@ def test_the_policys_loss_is_ppos_on_what_counts() -> None:
     assert not any(np.any(leaf) for part in MODEL for leaf in jax.tree.leaves(first[part]))
 
 
+def test_a_minibatch_in_which_nothing_counts_changes_nothing() -> None:
+    model = tiny()
+    rollout, h = collected(model)
+    networks, optimizer, h = model.policy.programs.networks, model.policy.programs.optimizer, of_dream(h)
+    dreamt = dreamspi.dream(networks, model.policy.learner.parameters, rollout, 1.0, jax.random.PRNGKey(0), h)
+    nothing = dreamt.replace(counts=jnp.zeros_like(dreamt.counts))
+    after, metrics = dreamspi.policy_step(networks, optimizer, h, model.policy.learner, nothing)
+    assert float(metrics.loss) == float(metrics.gradient_norm) == 0
+    assert same(params(model), after.parameters)
+
+
 def test_no_gradient_leads_through_a_dream() -> None:
     model = tiny()
     rollout, h = collected(model)

@@ -23,7 +23,16 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 import sbx_deepspi
-from sbx_deepspi import DeepMDP, DeepSPI, JaxVecEnv, LearningCurve, SPICertificateCallback, learn_together, make_jax_env
+from sbx_deepspi import (
+    DeepMDP,
+    DeepSPI,
+    DreamSPI,
+    JaxVecEnv,
+    LearningCurve,
+    SPICertificateCallback,
+    learn_together,
+    make_jax_env,
+)
 from sbx_deepspi.memory import total_memory
 from tests.helpers import TINY_RUN, params, same
 from tests.jax_envs import Breaks, Line, line_env, needs_gymnax
@@ -75,10 +84,11 @@ def assert_close(first: Any, second: Any) -> None:
     [
         (DeepSPI, {}),
         pytest.param(DeepMDP, {}, marks=pytest.mark.slow),
+        (DreamSPI, dict(imagination_horizon=3)),
         pytest.param(DeepSPI, dict(neighbourhood="project", target_kl=0.01), marks=pytest.mark.slow),
         (DeepSPI, dict(reward_loss_coef=0.0, transition_loss_coef=0.0)),
     ],
-    ids=["deepspi", "deepmdp", "project", "ppo"],
+    ids=["deepspi", "deepmdp", "dreamspi", "project", "ppo"],
 )
 def test_the_run_is_the_same_step_by_step(algorithm: type[DeepSPI], kwargs: dict[str, Any]) -> None:
     (one, events), (other, events_step_by_step) = (learned(fused, algorithm, **kwargs) for fused in (True, False))

@@ -41,7 +41,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
-from sbx_deepspi import CheckpointCallback, DeepSPI
+import sbx_deepspi
+from sbx_deepspi import CheckpointCallback
+
+Algorithm = getattr(sbx_deepspi, sys.argv[2])
 
 class Restorable(gym.Wrapper):
     # CartPole's state, and that of its generator
@@ -63,7 +66,7 @@ def learn(model, steps, folder, **kwargs):
     model.save(f"{folder}/final")
 
 if sys.argv[1] == "straight":
-    model = DeepSPI(
+    model = Algorithm(
         "MlpPolicy", environment(0), n_steps=16, batch_size=8, n_epochs=2, seed=1,
         learning_rate=LinearSchedule(1e-2, 1e-3, 0.9), clip_range=LinearSchedule(0.3, 0.1, 1.0), stats_window_size=3,
         certificate_freq=2,
@@ -75,18 +78,20 @@ else:
         env = environment(5)
         env.reset()
         env.step([0, 1])
-        model = DeepSPI.load("straight/rl_model_96_steps", env=env, force_reset=force_reset)
+        model = Algorithm.load("straight/rl_model_96_steps", env=env, force_reset=force_reset)
         learn(model, 96, folder)
 """
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["DeepSPI", pytest.param("DreamSPI", marks=pytest.mark.slow)])
+def runs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The folders of a run, and of two that take it up from the middle in a new process."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "run.py").write_text(RUN)
     for which in ("straight", "resumed"):
-        process = subprocess.run([sys.executable, "run.py", which], cwd=folder, capture_output=True, text=True)
+        process = subprocess.run(
+            [sys.executable, "run.py", which, request.param], cwd=folder, capture_output=True, text=True
+        )
         assert process.returncode == 0, process.stderr
     return folder
 
