@@ -1,0 +1,510 @@
+"""The report's sections: what is measured, drawn, and said of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sbx_deepspi import agent
+from sbx_deepspi.agent import Networks
+from sbx_deepspi.optimizer import Parameters
+from sbx_deepspi.report import certificates, measure, pictures
+from sbx_deepspi.report.measure import Answers, Played
+from sbx_deepspi.report.page import Picture, Section
+
+N_BINS = 10
+MOST_ACTIONS = 8  # that get a colour each
+N_STARTS = 256  # of imagined steps
+N_STEPS = 32  # imagined
+SHOWN_STEPS = (1, 2, 4, 8, 16, 32)  # of a dream, as pictures
+N_DREAMS_SHOWN = 2
+N_RETURNS = 128  # states whose returns are compared
+HORIZON, N_DREAMS = 16, 8  # of the returns that are imagined
+CRITICS_WEIGHT = 0.25  # the most that the critic may have in a real return
+N_POINTS = 1000  # of the latent space
+N_SLOPES, N_ITERATIONS = 128, 20
+MOST_NUMBERS = 6  # of an observation that is no image
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Subject:
+    """
+    What a report is about.
+
+    :param networks: with a world model
+    :param parameters: of all networks, normalised
+    :param reward_scale: σ, the unit of R̄
+    :param gamma: γ
+    :param draw: observations → pictures; ``None``: they are no images
+    :param played: T steps of N environments
+    :param answers: what the model says of them, arrays of shape (T, N, ...)
+    """
+
+    networks: Networks
+    parameters: Parameters
+    reward_scale: float
+    gamma: float
+    draw: Callable[[Any], np.ndarray] | None
+    played: Played
+    answers: Answers
+
+    @classmethod
+    def of(cls, networks: Networks, parameters: Parameters, played: Played, **others: Any) -> "Subject":
+        """
+        :param networks: with a world model
+        :param parameters: of all networks
+        :param played: T steps of N environments
+        :param others: the rest
+        :return: with the model's answers
+        """
+        parameters = agent.normalized(networks, parameters)
+        flat = jax.tree.map(
+            lambda array: array.reshape(-1, *array.shape[2:]),
+            (played.observations, played.actions, played.next_observations),
+        )
+        ask = partial(jax.jit(partial(measure.answers, networks)), parameters)
+        answers = measure.in_chunks(ask, *flat, size=CHUNK)
+        shaped = jax.tree.map(lambda array: array.reshape(*played.rewards.shape, *array.shape[1:]), answers)
+        return cls(networks, parameters, played=played, answers=shaped, **others)
+
+    @property
+    def has_ends(self) -> bool:
+        """
+        :return: whether the model knows of ends
+        """
+        return self.networks.world_model is not None and self.networks.world_model.termination_model is not None
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """
+    Where the actions that were played lead in the latent model, from S starts.
+
+    :param times: of the starts, shape (S,)
+    :param columns: environments of the starts, shape (S,)
+    :param latents: ẑ after 1 ... K steps, shape (K, S, ...)
+    :param real: φ(s) after as many steps, shape (K, S, ...)
+    :param counts: whether the episode had not ended before, bool, shape (K, S)
+    """
+
+    times: np.ndarray
+    columns: np.ndarray
+    latents: np.ndarray
+    real: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, subject: Subject, generator: np.random.Generator) -> "Imagined":
+        """
+        :param subject: what the report is about
+        :param generator: draws the starts
+        :return: imagined steps
+        """
+        n_times, n_envs = subject.played.rewards.shape
+        n_steps = min(N_STEPS, n_times)
+        chosen = generator.choice((n_times - n_steps + 1) * n_envs, N_STARTS)
+        times, columns = chosen // n_envs, chosen % n_envs
+        at = times + np.arange(n_steps)[:, None], columns
+        latents = jax.jit(partial(measure.follow, subject.networks))(
+            subject.parameters,
+            subject.answers.latents[times, columns],
+            subject.played.actions[at],
+            jax.random.PRNGKey(1),
+        )
+        counts = measure.within_episode(subject.played.dones, times, columns, n_steps)
+        return cls(times, columns, np.asarray(latents), subject.answers.next_latents[at], counts)
+
+
+# --- one step ---------------------------------------------------------------------------------------
+
+
+def rewards(subject: Subject) -> Section:
+    """
+    :param subject: what the report is about
+    :return: rewards predicted against seen
+    """
+    predicted, seen = subject.reward_scale * subject.answers.rewards.ravel(), subject.played.rewards.ravel()
+    edges = np.linspace(predicted.min(), predicted.max(), N_BINS + 1)
+    series = {"all actions": measure.calibration(predicted, seen, edges)}
+    actions = subject.played.actions.reshape(len(seen), -1)
+    if np.issubdtype(actions.dtype, np.integer) and actions.shape[1] == 1 and actions.max() < MOST_ACTIONS:
+        series = {
+            f"action {action}": measure.calibration(predicted[taken], seen[taken], edges)
+            for action in np.unique(actions)
+            if (taken := actions[:, 0] == action).any()
+        }
+    error, of_mean = np.abs(predicted - seen).mean(), np.abs(seen - seen.mean()).mean()
+    found = (
+        f"Over {len(seen):,} steps the predicted reward is {error:.3g} from the one seen, on average; one that always "
+        f"predicted the mean, {seen.mean():.3g}, would be {of_mean:.3g} from it."
+    )
+    picture = Picture(
+        "rewards",
+        "Rewards predicted against seen",
+        pictures.calibration(series, "predicted reward", "mean reward seen"),
+        "Good: points lie on the grey line, for every action, and are spread along it as far as rewards differ. Large "
+        "points stand for many steps.",
+    )
+    return Section("rewards", "Rewards", found, [picture], series)
+
+
+def ends(subject: Subject) -> Section:
+    """
+    :param subject: what the report is about
+    :return: terminations predicted against seen
+    """
+    terminated = subject.played.terminated.ravel()
+    seen = f"{terminated.sum():,} of {len(terminated):,} steps led to a terminal state"
+    if not subject.has_ends:
+        return Section(
+            "ends",
+            "Ends of episodes",
+            f"{seen}; this model does not predict ends. DeepSPI(..., termination_model=True) learns them, DreamSPI always "
+            "does unless told otherwise.",
+        )
+    predicted = subject.answers.ends.ravel()
+    series = {"all steps": measure.calibration(predicted, terminated.astype(float), np.linspace(0, 1, N_BINS + 1))}
+    means = [
+        f"{predicted[which].mean():.3g} on average {where}"
+        for which, where in ((terminated, "where they were"), (~terminated, "elsewhere"))
+        if which.any()
+    ]
+    picture = Picture(
+        "ends",
+        "Terminations predicted against seen",
+        pictures.calibration(series, "predicted probability of an end", "share of ends seen"),
+        "Good: points lie on the grey line, and most lie near its two ends: the model is sure, and right. Large points "
+        "stand for many steps.",
+    )
+    return Section("ends", "Ends of episodes", f"{seen}. The model says {', '.join(means)}.", [picture], series)
+
+
+# --- many steps -------------------------------------------------------------------------------------
+
+
+def open_loop(subject: Subject, imagined: Imagined, generator: np.random.Generator) -> Section:
+    """
+    :param subject: what the report is about
+    :param imagined: imagined steps
+    :param generator: draws pairs of latent states
+    :return: how far imagined latent states are from the real ones
+    """
+    n_steps, counts = len(imagined.latents), imagined.counts
+    starts = subject.answers.latents[imagined.times, imagined.columns]
+
+    def mean_distance(others: np.ndarray) -> np.ndarray:
+        return measure.mean_where(
+            np.stack([measure.norms(z - other) for z, other in zip(imagined.real, others, strict=True)]), counts
+        )
+
+    error, unchanged = mean_distance(imagined.latents), mean_distance(np.broadcast_to(starts, imagined.real.shape))
+    flat = subject.answers.latents.reshape(-1, *starts.shape[1:])
+    pairs = generator.integers(len(flat), size=(2, N_POINTS))
+    spread = np.full(n_steps, measure.norms(flat[pairs[0]] - flat[pairs[1]]).mean())
+    steps = np.arange(1, n_steps + 1)
+    series = {"imagined": error, '"nothing changes"': unchanged, "two states at random": spread}
+    found = (
+        f"After one step the imagined latent state is {error[0]:.3g} from the real one, on average over {N_STARTS} starts. "
+        f"{crossing(error, unchanged, 'the state that it began from (“nothing changes”)')} "
+        f"{crossing(error, spread, 'a played state at random')}"
+    )
+    picture = Picture(
+        "open_loop",
+        "Error of imagined latent states over imagined steps",
+        pictures.lines(steps, series, "imagined steps", "distance from the real latent state"),
+        "Good: the thick line begins near 0 and stays well below both others for as many steps as one wants to imagine. "
+        "Where it meets one of them, the model is worth nothing from there on.",
+    )
+    numbers = {name: {"step": steps, "distance": values} for name, values in series.items()}
+    numbers["imagined"]["count"] = counts.sum(axis=1)
+    return Section("open_loop", "How far imagination carries", found, [picture], numbers)
+
+
+def crossing(error: np.ndarray, limits: np.ndarray, what: str) -> str:
+    """
+    :param error: of steps 1 ... K
+    :param limits: what it is compared with
+    :param what: the limits are distances from
+    :return: from which step on the model is worth no more, in words
+    """
+    step = measure.first_at_least(error, limits)
+    if step is None:
+        return f"Up to step {len(error)} it is nearer than {what}."
+    return f"At step {step} it is no nearer than {what} any more."
+
+
+def returns(subject: Subject, generator: np.random.Generator) -> Section:
+    """
+    :param subject: what the report is about
+    :param generator: draws the states
+    :return: imagined against real discounted returns
+    """
+    name, title = "returns", "Returns"
+    played, answers = subject.played, subject.answers
+    real, weights = measure.discounted_returns(
+        played.rewards, played.terminated, played.truncated, answers.next_values, subject.gamma
+    )
+    known = np.flatnonzero(weights.ravel() <= CRITICS_WEIGHT)
+    if len(known) < 2:
+        return Section(
+            name,
+            title,
+            f"No real return is known: with γ = {subject.gamma:g} every state is too near the end of what was played.",
+        )
+    chosen = generator.permutation(known)[:N_RETURNS]
+    latents = answers.latents.reshape(-1, *answers.latents.shape[2:])[chosen]
+    program = jax.jit(
+        partial(
+            measure.imagined_returns, subject.networks, reward_scale=subject.reward_scale, gamma=subject.gamma,
+            horizon=HORIZON, n_dreams=N_DREAMS,
+        )
+    )  # fmt: skip
+    series = {
+        "imagined": np.asarray(program(subject.parameters, latents, jax.random.PRNGKey(2))),
+        "the critic's value": answers.values.ravel()[chosen],
+    }
+    real = real.ravel()[chosen]
+    of_real, of_critic = (measure.correlation(real, values) for values in series.values())
+    found = (
+        f"From {len(chosen)} states: the mean of {N_DREAMS} dreams of {HORIZON} steps, with the critic's value behind them, "
+        f"has a correlation of {of_real:.2f} with the real discounted return, and is {np.abs(series['imagined'] - real).mean():.3g} "
+        f"from it on average; the critic's value alone {of_critic:.2f} and "
+        f"{np.abs(series[next(reversed(series))] - real).mean():.3g}. Real returns are those of the episode that was played, "
+        f"one sample each. Where a time limit, or the end of what was played, cuts it, the critic says what "
+        f"follows; states where that would have more than {CRITICS_WEIGHT:.0%} of the weight are left out."
+    )
+    if not subject.has_ends:
+        found += " This model's dreams know of no ends."
+    picture = Picture(
+        "returns",
+        "Imagined against real discounted returns",
+        pictures.against_real(real, series, "real discounted return", "imagined, or the critic's"),
+        "Good: points gather along the grey line, those imagined as closely as the critic's. Above it, the model promises "
+        "more than there is.",
+    )
+    numbers = {key: {"real": real, "predicted": values} for key, values in series.items()}
+    return Section(name, title, found, [picture], numbers)
+
+
+def dreams(subject: Subject, imagined: Imagined, generator: np.random.Generator) -> Section:
+    """
+    :param subject: what the report is about
+    :param imagined: imagined steps
+    :param generator: draws the starts that are shown
+    :return: real observations above those played whose latent states lie nearest to the imagined ones
+    """
+    played, answers = subject.played, subject.answers
+    flat = answers.next_latents.reshape(-1, *answers.next_latents.shape[2:])
+    points = flat.reshape(len(flat), -1)
+    lengths = imagined.counts.sum(axis=0)
+    longest = np.flatnonzero(lengths == lengths.max())
+    shown = generator.permutation(longest)[:N_DREAMS_SHOWN]
+    steps = np.array([k for k in SHOWN_STEPS if k <= lengths.max()])
+    if subject.draw is None:
+        steps = np.arange(1, lengths.max() + 1)
+    seen = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), played.next_observations)
+    n_envs = played.rewards.shape[1]
+
+    found = (
+        "The actions that were played, followed in the latent model from one real state, without another look at the "
+        "environment. The model has no decoder: it shows the played observation whose latent state lies nearest to the "
+        "imagined one."
+    )
+    drawn, numbers = [], {}
+    rows: list[tuple[str, np.ndarray]] = []
+    for number, start in enumerate(shown, 1):
+        real = (imagined.times[start] + steps - 1) * n_envs + imagined.columns[start]
+        dreamt = measure.nearest(imagined.latents[steps - 1, start].reshape(len(steps), -1), points)
+        numbers[f"dream {number}"] = {
+            "step": steps, "real": real, "nearest": dreamt,
+            "distance": measure.norms(points[dreamt] - imagined.latents[steps - 1, start].reshape(len(steps), -1)),
+        }  # fmt: skip
+        both = [jax.tree.map(lambda array, at=at: array[at], seen) for at in (real, dreamt)]
+        if subject.draw is not None:
+            rows += [(label, subject.draw(some)) for label, some in zip(("real", "imagined"), both, strict=True)]
+            continue
+        vectors = [
+            np.concatenate([leaf.reshape(len(steps), -1) for leaf in jax.tree.leaves(some)], axis=1) for some in both
+        ]
+        for which, vector in zip(("real", "nearest"), vectors, strict=True):
+            numbers[f"dream {number}"] |= {
+                f"{which} {i}": vector[:, i] for i in range(min(MOST_NUMBERS, vector.shape[1]))
+            }
+        names = [f"number {i}" for i in range(min(MOST_NUMBERS, vectors[0].shape[1]))]
+        drawn.append(
+            Picture(
+                f"dream_{number}",
+                f"Dream {number}: observations real and imagined",
+                pictures.real_and_dreamt(steps, *vectors, names),
+                "Good: the dashed lines stay on the solid ones, and where they leave them, they still move as the "
+                "environment does.",
+            )
+        )
+    if rows:
+        drawn = [
+            Picture(
+                "dreams",
+                "Real frames above those nearest to the imagined ones",
+                pictures.frames([f"step {k}" for k in steps], rows),
+                "Good: each lower row shows what the row above it shows, in the first steps the very same frame, and "
+                "later at least one that could follow.",
+            )
+        ]
+    return Section("dreams", "What it dreams", found, drawn, numbers)
+
+
+# --- the latent space -------------------------------------------------------------------------------
+
+
+def latent_space(subject: Subject, generator: np.random.Generator) -> Section:
+    """
+    :param subject: what the report is about
+    :param generator: draws the states
+    :return: the latent space in two dimensions
+    """
+    flat = subject.answers.latents.reshape(subject.played.rewards.size, -1)
+    chosen = np.sort(generator.permutation(len(flat))[:N_POINTS])
+    positions, shares = measure.principal_axes(flat[chosen])
+    values, steps = subject.answers.values.ravel()[chosen], subject.played.steps.ravel()[chosen]
+    found = (
+        f"The {flat.shape[1]:,} numbers of a latent state, for {len(chosen)} played states, on their two principal axes, which "
+        f"hold {shares.sum():.0%} of the variance: what these pictures do not show is the rest."
+    )
+    by_value = Picture(
+        "latent_space_value",
+        "The latent space, coloured by value",
+        pictures.coloured_points(positions, values, shares, "the critic's value"),
+        "Good: neighbours have similar colours, and states of different worth lie apart.",
+    )
+    by_time = Picture(
+        "latent_space_time",
+        "The latent space, coloured by time",
+        pictures.coloured_points(positions, steps, shares, "step of the episode"),
+        "Good: an episode is a path, along which colours change little by little; a cloud in which all times are mixed "
+        "is good only where episodes come back to where they were.",
+    )
+    numbers = {
+        "states": {"first axis": positions[:, 0], "second axis": positions[:, 1], "value": values, "step": steps},
+        "axes": {"share of variance": shares},
+    }
+    return Section("latent_space", "The latent space", found, [by_value, by_time], numbers)
+
+
+def lipschitz(subject: Subject, generator: np.random.Generator) -> Section:
+    """
+    :param subject: what the report is about
+    :param generator: draws the states
+    :return: Lipschitz constants: what is proven, and the steepest slopes found
+    """
+    answers, played = subject.answers, subject.played
+    chosen = generator.permutation(played.rewards.size)[:N_SLOPES]
+    latents = answers.latents.reshape(played.rewards.size, *answers.latents.shape[2:])[chosen]
+    actions = played.actions.reshape(played.rewards.size, *played.actions.shape[2:])[chosen]
+    found = jax.jit(partial(measure.slopes, subject.networks, n_iterations=N_ITERATIONS))(
+        subject.parameters, latents, actions, jax.random.PRNGKey(3)
+    )
+    bounds = agent.lipschitz_bounds(subject.networks, subject.parameters)
+    scale = subject.reward_scale
+    rows = {
+        "reward": (scale * float(bounds.reward.latent), scale * np.asarray(found.reward)),
+        "transition": (float(bounds.transition.latent), np.asarray(found.transition)),
+    }
+    if subject.has_ends:
+        rows["termination"] = (float(bounds.termination), np.asarray(found.termination))
+    table = [("", "proven bound", "steepest slope found", "median slope")]
+    table += [
+        (
+            name,
+            f"{bound:.3g}" if np.isfinite(bound) else "∞: nothing is proven",
+            f"{slopes.max():.3g}",
+            f"{np.median(slopes):.3g}",
+        )
+        for name, (bound, slopes) in rows.items()
+    ]
+    words = (
+        f"How much the model's answers change per unit of the latent state, for a given action: at {len(chosen)} played states, "
+        "by gradients and, for transitions, by the power method on the Jacobian with the noise held fast. Good: bounds "
+        "are finite, and the slopes found are not far below them; a slope above its bound would be an error of the software. A "
+        "certificate needs a finite K_R and K_P < 1/γ, for which the policy's own constant counts, too."
+    )
+    if subject.networks.world_model is not None and subject.networks.world_model.density.one_hot is not None:
+        words += " Latent states are one-hot: the slopes of transitions are those of their probabilities."
+    picture = Picture(
+        "slopes",
+        "Slopes found",
+        pictures.histograms(
+            {name: slopes for name, (_, slopes) in rows.items()}, {name: bound for name, (bound, _) in rows.items()}
+        ),
+        "Good: all slopes lie to the left of the dashed line, their bound, where there is one; a model whose slopes are "
+        "near 0 everywhere tells states badly apart.",
+    )
+    numbers = {name: {"bound": np.array([bound]), "slope": slopes} for name, (bound, slopes) in rows.items()}
+    return Section("lipschitz", "Lipschitz constants", words, [picture], numbers, table)
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+def certified(path: Path | None, gamma: float) -> Section:
+    """
+    :param path: of a file of certificates; ``None``: there is none
+    :param gamma: γ
+    :return: certificates over training
+    """
+    name, title = "certificates", "Certificates over training"
+    numbers, failed = ({}, {}) if path is None else certificates.read(path)
+    if not numbers:
+        return Section(
+            name,
+            title,
+            'There are none beside the model. learn(..., callback=SPICertificateCallback("certificates.csv")) writes them; '
+            "in the model's folder, this report finds them.",
+        )
+    assert path is not None
+    steps = numbers["timesteps"]
+    n_failed = np.any(list(failed.values()), axis=0).sum()
+    often = [f"{condition} in {marks.sum():,}" for condition, marks in failed.items() if marks.any()]
+    found = f"{len(steps):,} certificates from {path.name}: {len(steps) - n_failed:,} updates were certified, {n_failed:,} were not"
+    found += f" (what failed: {', '.join(often)})." if often else "."
+    ratios = {
+        label: numbers[column]
+        for label, beginning in (("greatest", "importance_ratio_sup"), ("least", "importance_ratio_inf"))
+        for column in numbers
+        if column.startswith(beginning)
+    }
+    drawn = [
+        Picture(
+            "certificates_ratio",
+            "Importance ratios over training",
+            pictures.lines(steps, ratios | {"1/γ": np.full(len(steps), 1 / gamma)}, "steps", "importance ratio"),
+            "Good: the thick line stays below 1/γ: only then is anything promised.",
+        ),
+        Picture(
+            "certificates_conditions",
+            "Conditions that failed, over training",
+            pictures.strip(steps, failed, "steps"),
+            "Good: no orange marks: an update is certified where no condition failed.",
+        ),
+    ]
+    zetas = {"ζ": numbers["zeta"], "with the paper's factors": numbers["zeta_paper"]}
+    if np.isfinite(numbers["zeta"]).any():
+        finite = {key: np.where(np.isfinite(values) & (values > 0), values, np.nan) for key, values in zetas.items()}
+        drawn.insert(
+            0,
+            Picture(
+                "certificates_zeta",
+                "ζ over training",
+                pictures.lines(steps, finite, "steps", "ζ, in units of return", log=True),
+                "Good: ζ is small beside the returns, and falls: the real improvement is at most so much less than the latent "
+                "one. Gaps: it is infinite.",
+            ),
+        )
+    else:
+        found += " ζ was infinite throughout."
+    failures = {f"failed: {condition}": {"failed": marks.astype(int)} for condition, marks in failed.items()}
+    return Section(name, title, found, drawn, {"certificates": numbers} | failures)
