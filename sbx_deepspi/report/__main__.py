@@ -76,18 +76,18 @@ def report(path: Path, env_id: str | None, output: Path | None) -> Path:
             lambda: sections.ends(subject),
             lambda: sections.open_loop(subject, imagined, generator),
             lambda: sections.returns(subject, generator),
-            lambda: sections.dreams(subject, imagined, generator),
+            lambda: sections.dreams(subject, imagined),
             lambda: sections.latent_space(subject, generator),
             lambda: sections.lipschitz(subject, generator),
-            lambda: sections.certified(certificates.find(model_file(path).parent), model.gamma),
+            lambda: sections.certified(certificates.find(model_file(path).parent, model.num_timesteps), model.gamma),
         ]
         for make in tqdm(todo, desc="measuring"):
             made.append(make())
     n_ended = int(played.dones.sum())
     summary = (
         f"{path.name}, after {model.num_timesteps:,} steps of training. Played: {played.rewards.size:,} steps in "
-        f"{N_ENVS} environments, {n_ended} episodes ended; the mean reward of a step was {played.rewards.mean():.3g}, as "
-        "the algorithm sees rewards."
+        f"{N_ENVS} environments, in which {n_ended} episodes ended; the mean reward of a step, as the algorithm sees "
+        f"it, was {played.rewards.mean():.3g}."
     )
     folder = output or Path(f"{path.stem if path.is_file() else path.name}_report")
     return page.write(folder, f"{type(model).__name__} on {env_id}", summary, made)

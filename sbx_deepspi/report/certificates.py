@@ -16,17 +16,20 @@ CONDITIONS = {
 """How a verdict names what failed → the condition."""
 
 
-def find(folder: Path) -> Path | None:
+def find(folder: Path, num_timesteps: int) -> Path | None:
     """
     :param folder: of a model
-    :return: the newest file of certificates in it, if there is one
+    :param num_timesteps: steps that it has learned from
+    :return: the newest file in it of certificates that may be the model's, if there is one
     """
 
-    def is_one(path: Path) -> bool:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return {"timesteps", "zeta", "verdict"} <= set(file.readline().strip().split(","))
+    def may_be_the_models(path: Path) -> bool:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = csv.DictReader(file)
+            of_certificates = {"timesteps", "zeta", "verdict"} <= set(rows.fieldnames or ())
+            return of_certificates and all(float(row["timesteps"]) <= num_timesteps for row in rows)
 
-    return max(filter(is_one, folder.glob("*.csv")), key=lambda path: path.stat().st_mtime, default=None)
+    return max(filter(may_be_the_models, folder.glob("*.csv")), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sbx_deepspi.envs.envpool import make_envpool_env
 from sbx_deepspi.envs.jitted.make import CONFOUNDING_GRID, is_jax_env_id, make_jax_env
@@ -142,10 +142,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         """With ordered dictionaries."""
 
-    Loader.add_constructor(
-        "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
-        lambda loader, node: dict(loader.construct_sequence(node, deep=True)[0]),
-    )
+    def ordered(loader: yaml.SafeLoader, node: Any) -> dict[str, Any]:
+        return dict(loader.construct_sequence(node, deep=True)[0])
+
+    Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ordered)
     return yaml.load(path.read_text(), Loader)
 
 
@@ -188,15 +188,22 @@ def make_environment(known: Described, n_envs: int, seed: int) -> VecEnv:
     if is_atari(env_id) and zoo.get("envpool", True):
         stack = {"stack_num": zoo["frame_stack"]} if "frame_stack" in zoo else {}
         return make_envpool_env(env_id, n_envs, seed, **stack, **known.arguments)
-    if not zoo:
-        return make_vec_env(env_id, n_envs, seed)
-    from rl_zoo3.utils import create_test_env
+    wrapper, vec_wrapper = zoo_wrapper(zoo, "env_wrapper"), zoo_wrapper(zoo, "vec_env_wrapper")
+    env = make_vec_env(env_id, n_envs, seed, wrapper_class=wrapper, env_kwargs=known.arguments)
+    return env if vec_wrapper is None else vec_wrapper(env)
 
-    wrappers = {name: zoo[name] for name in ("env_wrapper", "vec_env_wrapper") if zoo.get(name)}
-    return create_test_env(
-        env_id, n_envs, seed=seed, should_render=False, hyperparams=wrappers, env_kwargs=known.arguments,
-        vec_env_cls=DummyVecEnv,
-    )  # fmt: skip
+
+def zoo_wrapper(hyperparameters: dict[str, Any], name: str) -> Any:
+    """
+    :param hyperparameters: RL Zoo's
+    :param name: of the one that names wrappers
+    :return: what wraps an environment so; ``None``: nothing does
+    """
+    if not hyperparameters.get(name):
+        return None
+    from rl_zoo3.utils import get_wrapper_class
+
+    return get_wrapper_class(hyperparameters, name)
 
 
 def is_atari(env_id: str) -> bool:

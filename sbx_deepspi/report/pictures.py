@@ -97,7 +97,7 @@ def coloured_points(points: np.ndarray, colours: np.ndarray, shares: np.ndarray,
         f"{axis} axis ({share:.0%} of the variance)" for axis, share in zip(("first", "second"), shares, strict=True)
     )
     figure, axes = axes_of(4.0, *names)
-    drawn = axes.scatter(*points.T, 8, c=colours, cmap="viridis", linewidths=0)
+    drawn = axes.scatter(points[:, 0], points[:, 1], 8, c=colours, cmap="viridis", linewidths=0)
     figure.colorbar(drawn, label=of_colours)
     return figure
 

@@ -21,14 +21,14 @@ MOST_ACTIONS = 8  # that get a colour each
 N_STARTS = 256  # of imagined steps
 N_STEPS = 32  # imagined
 SHOWN_STEPS = (1, 2, 4, 8, 16, 32)  # of a dream, as pictures
-N_DREAMS_SHOWN = 2
 N_RETURNS = 128  # states whose returns are compared
 HORIZON, N_DREAMS = 16, 8  # of the returns that are imagined
 CRITICS_WEIGHT = 0.25  # the most that the critic may have in a real return
 N_POINTS = 1000  # of the latent space
 N_SLOPES, N_ITERATIONS = 128, 20
 MOST_NUMBERS = 6  # of an observation that is no image
-CHUNK = 256
+CHUNK = 256  # transitions that go through the networks at a time
+CRITIC = "the critic's value"
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def ends(subject: Subject) -> Section:
         return Section(
             "ends",
             "Ends of episodes",
-            f"{seen}; this model does not predict ends. DeepSPI(..., termination_model=True) learns them, DreamSPI always "
+            f"{seen}; this model does not predict ends. DeepSPI(..., termination_model=True) learns them, and DreamSPI "
             "does unless told otherwise.",
         )
     predicted = subject.answers.ends.ravel()
@@ -209,7 +209,8 @@ def open_loop(subject: Subject, imagined: Imagined, generator: np.random.Generat
     steps = np.arange(1, n_steps + 1)
     series = {"imagined": error, '"nothing changes"': unchanged, "two states at random": spread}
     found = (
-        f"After one step the imagined latent state is {error[0]:.3g} from the real one, on average over {N_STARTS} starts. "
+        f"After one step the imagined latent state is {error[0]:.3g} from the real one, on average over {N_STARTS} "
+        "starts. "
         f"{crossing(error, unchanged, 'the state that it began from (“nothing changes”)')} "
         f"{crossing(error, spread, 'a played state at random')}"
     )
@@ -217,8 +218,8 @@ def open_loop(subject: Subject, imagined: Imagined, generator: np.random.Generat
         "open_loop",
         "Error of imagined latent states over imagined steps",
         pictures.lines(steps, series, "imagined steps", "distance from the real latent state"),
-        "Good: the thick line begins near 0 and stays well below both others for as many steps as one wants to imagine. "
-        "Where it meets one of them, the model is worth nothing from there on.",
+        "Good: the thick line begins near 0 and stays well below both others for as many steps as one wants to "
+        "imagine. Where it meets one of them, the model is worth nothing from there on.",
     )
     numbers = {name: {"step": steps, "distance": values} for name, values in series.items()}
     numbers["imagined"]["count"] = counts.sum(axis=1)
@@ -266,17 +267,20 @@ def returns(subject: Subject, generator: np.random.Generator) -> Section:
     )  # fmt: skip
     series = {
         "imagined": np.asarray(program(subject.parameters, latents, jax.random.PRNGKey(2))),
-        "the critic's value": answers.values.ravel()[chosen],
+        CRITIC: answers.values.ravel()[chosen],
     }
     real = real.ravel()[chosen]
-    of_real, of_critic = (measure.correlation(real, values) for values in series.values())
+    agreement = {
+        label: f"a correlation of {measure.correlation(real, values):.2f} with the real discounted return, and is "
+        f"{np.abs(values - real).mean():.3g} from it on average"
+        for label, values in series.items()
+    }
     found = (
-        f"From {len(chosen)} states: the mean of {N_DREAMS} dreams of {HORIZON} steps, with the critic's value behind them, "
-        f"has a correlation of {of_real:.2f} with the real discounted return, and is {np.abs(series['imagined'] - real).mean():.3g} "
-        f"from it on average; the critic's value alone {of_critic:.2f} and "
-        f"{np.abs(series[next(reversed(series))] - real).mean():.3g}. Real returns are those of the episode that was played, "
-        f"one sample each. Where a time limit, or the end of what was played, cuts it, the critic says what "
-        f"follows; states where that would have more than {CRITICS_WEIGHT:.0%} of the weight are left out."
+        f"From {len(chosen)} states, the mean of {N_DREAMS} dreams of {HORIZON} steps, with the critic's value of "
+        f"where they lead, has {agreement['imagined']}; the critic's value alone has {agreement[CRITIC]}. Real returns "
+        "are those of the episode that was played, one sample each. Where a time limit, or the end of what was played, "
+        f"cuts it, the critic says what follows; states where that would have more than {CRITICS_WEIGHT:.0%} of the "
+        "weight are left out."
     )
     if not subject.has_ends:
         found += " This model's dreams know of no ends."
@@ -284,18 +288,17 @@ def returns(subject: Subject, generator: np.random.Generator) -> Section:
         "returns",
         "Imagined against real discounted returns",
         pictures.against_real(real, series, "real discounted return", "imagined, or the critic's"),
-        "Good: points gather along the grey line, those imagined as closely as the critic's. Above it, the model promises "
-        "more than there is.",
+        "Good: points gather along the grey line, those imagined as closely as the critic's. Above it, the model "
+        "promises more than there is.",
     )
     numbers = {key: {"real": real, "predicted": values} for key, values in series.items()}
     return Section(name, title, found, [picture], numbers)
 
 
-def dreams(subject: Subject, imagined: Imagined, generator: np.random.Generator) -> Section:
+def dreams(subject: Subject, imagined: Imagined) -> Section:
     """
     :param subject: what the report is about
     :param imagined: imagined steps
-    :param generator: draws the starts that are shown
     :return: real observations above those played whose latent states lie nearest to the imagined ones
     """
     played, answers = subject.played, subject.answers
@@ -303,7 +306,8 @@ def dreams(subject: Subject, imagined: Imagined, generator: np.random.Generator)
     points = flat.reshape(len(flat), -1)
     lengths = imagined.counts.sum(axis=0)
     longest = np.flatnonzero(lengths == lengths.max())
-    shown = generator.permutation(longest)[:N_DREAMS_SHOWN]
+    # the outermost, of different environments if there are several
+    shown = np.unique(longest[imagined.columns[longest].argsort()][[0, -1]])
     steps = np.array([k for k in SHOWN_STEPS if k <= lengths.max()])
     if subject.draw is None:
         steps = np.arange(1, lengths.max() + 1)
@@ -340,7 +344,7 @@ def dreams(subject: Subject, imagined: Imagined, generator: np.random.Generator)
             Picture(
                 f"dream_{number}",
                 f"Dream {number}: observations real and imagined",
-                pictures.real_and_dreamt(steps, *vectors, names),
+                pictures.real_and_dreamt(steps, vectors[0], vectors[1], names),
                 "Good: the dashed lines stay on the solid ones, and where they leave them, they still move as the "
                 "environment does.",
             )
@@ -372,8 +376,8 @@ def latent_space(subject: Subject, generator: np.random.Generator) -> Section:
     positions, shares = measure.principal_axes(flat[chosen])
     values, steps = subject.answers.values.ravel()[chosen], subject.played.steps.ravel()[chosen]
     found = (
-        f"The {flat.shape[1]:,} numbers of a latent state, for {len(chosen)} played states, on their two principal axes, which "
-        f"hold {shares.sum():.0%} of the variance: what these pictures do not show is the rest."
+        f"The {flat.shape[1]:,} numbers of a latent state, for {len(chosen):,} played states, on their two principal "
+        f"axes, which hold {shares.sum():.0%} of the variance: what these pictures do not show is the rest."
     )
     by_value = Picture(
         "latent_space_value",
@@ -427,10 +431,11 @@ def lipschitz(subject: Subject, generator: np.random.Generator) -> Section:
         for name, (bound, slopes) in rows.items()
     ]
     words = (
-        f"How much the model's answers change per unit of the latent state, for a given action: at {len(chosen)} played states, "
-        "by gradients and, for transitions, by the power method on the Jacobian with the noise held fast. Good: bounds "
-        "are finite, and the slopes found are not far below them; a slope above its bound would be an error of the software. A "
-        "certificate needs a finite K_R and K_P < 1/γ, for which the policy's own constant counts, too."
+        f"How much the model's answers change per unit of the latent state, for a given action: at {len(chosen)} "
+        "played states, by gradients and, for transitions, by the power method on the Jacobian with the noise held "
+        "fast. Good: bounds are finite, and the slopes found are not far below them; a slope above its bound would be "
+        "an error of the software. A certificate needs a finite K_R and K_P < 1/γ, for which the policy's own constant "
+        "counts, too."
     )
     if subject.networks.world_model is not None and subject.networks.world_model.density.one_hot is not None:
         words += " Latent states are one-hot: the slopes of transitions are those of their probabilities."
@@ -440,8 +445,8 @@ def lipschitz(subject: Subject, generator: np.random.Generator) -> Section:
         pictures.histograms(
             {name: slopes for name, (_, slopes) in rows.items()}, {name: bound for name, (bound, _) in rows.items()}
         ),
-        "Good: all slopes lie to the left of the dashed line, their bound, where there is one; a model whose slopes are "
-        "near 0 everywhere tells states badly apart.",
+        "Good: all slopes lie to the left of the dashed line, their bound, where there is one; a model whose slopes "
+        "are near 0 everywhere tells states badly apart.",
     )
     numbers = {name: {"bound": np.array([bound]), "slope": slopes} for name, (bound, slopes) in rows.items()}
     return Section("lipschitz", "Lipschitz constants", words, [picture], numbers, table)
@@ -462,15 +467,15 @@ def certified(path: Path | None, gamma: float) -> Section:
         return Section(
             name,
             title,
-            'There are none beside the model. learn(..., callback=SPICertificateCallback("certificates.csv")) writes them; '
-            "in the model's folder, this report finds them.",
+            "There is no file of them beside the model, in the same folder: "
+            'learn(..., callback=SPICertificateCallback("certificates.csv")) writes one.',
         )
     assert path is not None
     steps = numbers["timesteps"]
     n_failed = np.any(list(failed.values()), axis=0).sum()
     often = [f"{condition} in {marks.sum():,}" for condition, marks in failed.items() if marks.any()]
-    found = f"{len(steps):,} certificates from {path.name}: {len(steps) - n_failed:,} updates were certified, {n_failed:,} were not"
-    found += f" (what failed: {', '.join(often)})." if often else "."
+    found = f"Of {len(steps):,} updates in {path.name}, {len(steps) - n_failed:,} were certified"
+    found += f"; what failed: {', '.join(often)}." if often else "."
     ratios = {
         label: numbers[column]
         for label, beginning in (("greatest", "importance_ratio_sup"), ("least", "importance_ratio_inf"))
@@ -500,8 +505,8 @@ def certified(path: Path | None, gamma: float) -> Section:
                 "certificates_zeta",
                 "ζ over training",
                 pictures.lines(steps, finite, "steps", "ζ, in units of return", log=True),
-                "Good: ζ is small beside the returns, and falls: the real improvement is at most so much less than the latent "
-                "one. Gaps: it is infinite.",
+                "Good: ζ is small beside the returns, and falls: the real improvement is at most so much less than the "
+                "latent one. Gaps: it is infinite.",
             ),
         )
     else:
