@@ -84,7 +84,12 @@ def open_model(path: Path, env_id: str | None, n_envs: int, seed: int) -> tuple[
         env.training = False  # type: ignore[attr-defined]
     if n_frames := stacked_in_python(known):
         env = VecFrameStack(env, n_frames)
-    return algorithm.load(file, env=env, force_reset=True, verbose=0), known.env_id
+    try:
+        return algorithm.load(file, env=env, force_reset=True, verbose=0, n_steps=None), known.env_id
+    except checkpoint.CheckpointError:
+        raise
+    except ValueError as error:
+        raise ReportError(f"{known.env_id} does not fit the model in {file}: {error}") from error
 
 
 def model_file(path: Path) -> Path:

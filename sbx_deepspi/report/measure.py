@@ -310,14 +310,22 @@ def mean_where(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.where(n > 0, np.where(counts, values, 0.0).sum(axis=1) / np.maximum(n, 1), np.nan)
 
 
-def first_at_least(values: np.ndarray, limits: np.ndarray) -> int | None:
+def spans(which: np.ndarray) -> list[tuple[int, int]]:
     """
-    :param values: of steps 1 ... K
-    :param limits: of the same steps
-    :return: the first step at which the value is no less than the limit; ``None``: there is none
+    :param which: of steps 1 ... K, bool
+    :return: first and last step of each run of them
     """
-    steps = np.flatnonzero(values >= limits)
-    return int(steps[0]) + 1 if len(steps) else None
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], which, [False]]).astype(int)))
+    return [(int(first) + 1, int(last)) for first, last in edges.reshape(-1, 2)]
+
+
+def vectors(observations: Observations) -> np.ndarray:
+    """
+    :param observations: an array, or a dictionary of arrays, of shape (B, ...)
+    :return: all of their numbers side by side, shape (B, D)
+    """
+    leaves = jax.tree.leaves(observations)
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
 def principal_axes(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

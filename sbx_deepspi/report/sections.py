@@ -14,7 +14,7 @@ from sbx_deepspi.agent import Networks
 from sbx_deepspi.optimizer import Parameters
 from sbx_deepspi.report import certificates, measure, pictures
 from sbx_deepspi.report.measure import Answers, Played
-from sbx_deepspi.report.page import Picture, Section
+from sbx_deepspi.report.page import Numbers, Picture, Section
 
 N_BINS = 10
 MOST_ACTIONS = 8  # that get a colour each
@@ -24,7 +24,7 @@ SHOWN_STEPS = (1, 2, 4, 8, 16, 32)  # of a dream, as pictures
 N_RETURNS = 128  # states whose returns are compared
 HORIZON, N_DREAMS = 16, 8  # of the returns that are imagined
 CRITICS_WEIGHT = 0.25  # the most that the critic may have in a real return
-N_POINTS = 1000  # of the latent space
+N_POINTS = 500  # of the latent space: the decomposition takes as long as the square of it
 N_SLOPES, N_ITERATIONS = 128, 20
 MOST_NUMBERS = 6  # of an observation that is no image
 CHUNK = 256  # transitions that go through the networks at a time
@@ -129,15 +129,7 @@ def rewards(subject: Subject) -> Section:
     :return: rewards predicted against seen
     """
     predicted, seen = subject.reward_scale * subject.answers.rewards.ravel(), subject.played.rewards.ravel()
-    edges = np.linspace(predicted.min(), predicted.max(), N_BINS + 1)
-    series = {"all actions": measure.calibration(predicted, seen, edges)}
-    actions = subject.played.actions.reshape(len(seen), -1)
-    if np.issubdtype(actions.dtype, np.integer) and actions.shape[1] == 1 and actions.max() < MOST_ACTIONS:
-        series = {
-            f"action {action}": measure.calibration(predicted[taken], seen[taken], edges)
-            for action in np.unique(actions)
-            if (taken := actions[:, 0] == action).any()
-        }
+    series = by_action(subject, predicted, seen, np.linspace(predicted.min(), predicted.max(), N_BINS + 1))
     error, of_mean = np.abs(predicted - seen).mean(), np.abs(seen - seen.mean()).mean()
     found = (
         f"Over {len(seen):,} steps the predicted reward is {error:.3g} from the one seen, on average; one that always "
@@ -150,7 +142,7 @@ def rewards(subject: Subject) -> Section:
         "Good: points lie on the grey line, for every action, and are spread along it as far as rewards differ. Large "
         "points stand for many steps.",
     )
-    return Section("rewards", "Rewards", found, [picture], series)
+    return Section("rewards", "Rewards", found, [picture], series, table_of(series))
 
 
 def ends(subject: Subject) -> Section:
@@ -168,7 +160,7 @@ def ends(subject: Subject) -> Section:
             "does unless told otherwise.",
         )
     predicted = subject.answers.ends.ravel()
-    series = {"all steps": measure.calibration(predicted, terminated.astype(float), np.linspace(0, 1, N_BINS + 1))}
+    series = by_action(subject, predicted, terminated.astype(float), np.linspace(0, 1, N_BINS + 1))
     means = [
         f"{predicted[which].mean():.3g} on average {where}"
         for which, where in ((terminated, "where they were"), (~terminated, "elsewhere"))
@@ -181,7 +173,38 @@ def ends(subject: Subject) -> Section:
         "Good: points lie on the grey line, and most lie near its two ends: the model is sure, and right. Large points "
         "stand for many steps.",
     )
-    return Section("ends", "Ends of episodes", f"{seen}. The model says {', '.join(means)}.", [picture], series)
+    found = f"{seen}. The model says {', '.join(means)}."
+    return Section("ends", "Ends of episodes", found, [picture], series, table_of(series))
+
+
+def by_action(
+    subject: Subject, predicted: np.ndarray, seen: np.ndarray, edges: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """
+    :param subject: what the report is about
+    :param predicted: shape (T · N,)
+    :param seen: shape (T · N,)
+    :param edges: of the bins
+    :return: calibration for each action, where these are a few; else for all together
+    """
+    actions = subject.played.actions.reshape(len(seen), -1)
+    is_discrete = np.issubdtype(actions.dtype, np.integer) and actions.shape[1] == 1
+    if not is_discrete or actions.max() >= MOST_ACTIONS:
+        return {"all actions": measure.calibration(predicted, seen, edges)}
+    taken = {f"action {action}": actions[:, 0] == action for action in np.unique(actions)}
+    return {name: measure.calibration(predicted[which], seen[which], edges) for name, which in taken.items()}
+
+
+def table_of(series: dict[str, dict[str, np.ndarray]]) -> list[tuple[str, ...]]:
+    """
+    :param series: calibration by name
+    :return: means by name, as cells
+    """
+    rows: list[tuple[str, ...]] = [("", "steps", "predicted", "seen")]
+    for name, bins in series.items():
+        means = (np.average(bins[quantity], weights=bins["count"]) for quantity in ("predicted", "seen"))
+        rows.append((name, f"{bins['count'].sum():,}", *(f"{mean:.3g}" for mean in means)))
+    return rows
 
 
 # --- many steps -------------------------------------------------------------------------------------
@@ -210,9 +233,9 @@ def open_loop(subject: Subject, imagined: Imagined, generator: np.random.Generat
     series = {"imagined": error, '"nothing changes"': unchanged, "two states at random": spread}
     found = (
         f"After one step the imagined latent state is {error[0]:.3g} from the real one, on average over {N_STARTS} "
-        "starts. "
-        f"{crossing(error, unchanged, 'the state that it began from (“nothing changes”)')} "
-        f"{crossing(error, spread, 'a played state at random')}"
+        f"starts. It is nearer than the state that it began from (“nothing changes”) {at_steps(error < unchanged)}, "
+        f"and nearer than a played state at random {at_steps(error < spread)}: everywhere else the model is worth "
+        "nothing."
     )
     picture = Picture(
         "open_loop",
@@ -226,17 +249,15 @@ def open_loop(subject: Subject, imagined: Imagined, generator: np.random.Generat
     return Section("open_loop", "How far imagination carries", found, [picture], numbers)
 
 
-def crossing(error: np.ndarray, limits: np.ndarray, what: str) -> str:
+def at_steps(which: np.ndarray) -> str:
     """
-    :param error: of steps 1 ... K
-    :param limits: what it is compared with
-    :param what: the limits are distances from
-    :return: from which step on the model is worth no more, in words
+    :param which: of steps 1 ... K
+    :return: these steps, in words
     """
-    step = measure.first_at_least(error, limits)
-    if step is None:
-        return f"Up to step {len(error)} it is nearer than {what}."
-    return f"At step {step} it is no nearer than {what} any more."
+    if which.all():
+        return f"at all {len(which)} steps"
+    spans = [str(first) if first == last else f"{first}–{last}" for first, last in measure.spans(which)]
+    return f"at step{'s' if which.sum() > 1 else ''} {', '.join(spans)}" if spans else "at no step"
 
 
 def returns(subject: Subject, generator: np.random.Generator) -> Section:
@@ -308,58 +329,68 @@ def dreams(subject: Subject, imagined: Imagined) -> Section:
     longest = np.flatnonzero(lengths == lengths.max())
     # the outermost, of different environments if there are several
     shown = np.unique(longest[imagined.columns[longest].argsort()][[0, -1]])
-    steps = np.array([k for k in SHOWN_STEPS if k <= lengths.max()])
-    if subject.draw is None:
-        steps = np.arange(1, lengths.max() + 1)
+    steps = np.arange(1, lengths.max() + 1)
+    if subject.draw is not None:
+        steps = np.intersect1d(steps, SHOWN_STEPS)
     seen = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), played.next_observations)
-    n_envs = played.rewards.shape[1]
 
+    pairs: list[tuple[Any, Any]] = []
+    numbers = {}
+    for number, start in enumerate(shown, 1):
+        real = (imagined.times[start] + steps - 1) * played.rewards.shape[1] + imagined.columns[start]
+        latents = imagined.latents[steps - 1, start].reshape(len(steps), -1)
+        closest = measure.nearest(latents, points)
+        pairs.append(tuple(jax.tree.map(lambda array, at=at: array[at], seen) for at in (real, closest)))
+        numbers[f"dream {number}"] = {
+            "step": steps, "real transition": real, "nearest transition": closest,
+            "distance": measure.norms(points[closest] - latents),
+        }  # fmt: skip
     found = (
         "The actions that were played, followed in the latent model from one real state, without another look at the "
         "environment. The model has no decoder: it shows the played observation whose latent state lies nearest to the "
         "imagined one."
     )
+    if subject.draw is None:
+        drawn, shown_numbers = dreams_of_vectors(steps, pairs)
+        return Section("dreams", "What it dreams", found, drawn, {k: numbers[k] | shown_numbers[k] for k in numbers})
+    rows = [
+        (label, subject.draw(some)) for pair in pairs for label, some in zip(("real", "imagined"), pair, strict=True)
+    ]
+    picture = Picture(
+        "dreams",
+        "Real frames above those nearest to the imagined ones",
+        pictures.frames([f"step {k}" for k in steps], rows),
+        "Good: each lower row shows what the row above it shows, in the first steps the very same frame, and later at "
+        "least one that could follow.",
+    )
+    return Section("dreams", "What it dreams", found, [picture], numbers)
+
+
+def dreams_of_vectors(steps: np.ndarray, pairs: list[tuple[Any, Any]]) -> tuple[list[Picture], Numbers]:
+    """
+    :param steps: imagined, shape (K,)
+    :param pairs: of each dream, observations real and nearest to the imagined ones, arrays of shape (K, ...)
+    :return: pictures of their first numbers, and these
+    """
     drawn, numbers = [], {}
-    rows: list[tuple[str, np.ndarray]] = []
-    for number, start in enumerate(shown, 1):
-        real = (imagined.times[start] + steps - 1) * n_envs + imagined.columns[start]
-        dreamt = measure.nearest(imagined.latents[steps - 1, start].reshape(len(steps), -1), points)
+    for number, pair in enumerate(pairs, 1):
+        real, closest = (measure.vectors(observations)[:, :MOST_NUMBERS] for observations in pair)
+        names = [f"number {i}" for i in range(real.shape[1])]
         numbers[f"dream {number}"] = {
-            "step": steps, "real": real, "nearest": dreamt,
-            "distance": measure.norms(points[dreamt] - imagined.latents[steps - 1, start].reshape(len(steps), -1)),
-        }  # fmt: skip
-        both = [jax.tree.map(lambda array, at=at: array[at], seen) for at in (real, dreamt)]
-        if subject.draw is not None:
-            rows += [(label, subject.draw(some)) for label, some in zip(("real", "imagined"), both, strict=True)]
-            continue
-        vectors = [
-            np.concatenate([leaf.reshape(len(steps), -1) for leaf in jax.tree.leaves(some)], axis=1) for some in both
-        ]
-        for which, vector in zip(("real", "nearest"), vectors, strict=True):
-            numbers[f"dream {number}"] |= {
-                f"{which} {i}": vector[:, i] for i in range(min(MOST_NUMBERS, vector.shape[1]))
-            }
-        names = [f"number {i}" for i in range(min(MOST_NUMBERS, vectors[0].shape[1]))]
+            f"{which} {name}": column
+            for which, some in (("real", real), ("nearest", closest))
+            for name, column in zip(names, some.T, strict=True)
+        }
         drawn.append(
             Picture(
                 f"dream_{number}",
                 f"Dream {number}: observations real and imagined",
-                pictures.real_and_dreamt(steps, vectors[0], vectors[1], names),
+                pictures.real_and_dreamt(steps, real, closest, names),
                 "Good: the dashed lines stay on the solid ones, and where they leave them, they still move as the "
                 "environment does.",
             )
         )
-    if rows:
-        drawn = [
-            Picture(
-                "dreams",
-                "Real frames above those nearest to the imagined ones",
-                pictures.frames([f"step {k}" for k in steps], rows),
-                "Good: each lower row shows what the row above it shows, in the first steps the very same frame, and "
-                "later at least one that could follow.",
-            )
-        ]
-    return Section("dreams", "What it dreams", found, drawn, numbers)
+    return drawn, numbers
 
 
 # --- the latent space -------------------------------------------------------------------------------
