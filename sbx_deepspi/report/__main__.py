@@ -30,11 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         print(f"The report needs {' and '.join(missing)}: pip install 'sbx-deepspi[report]'.", file=sys.stderr)
         return 1
-    from gymnasium.error import Error
+    from sbx_deepspi.report.environment import ReportError
+    from sbx_deepspi.saving.format import CheckpointError
 
     try:
         page = report(given.model, given.env, given.output)
-    except (ValueError, OSError, ImportError, Error) as error:
+    except (ReportError, CheckpointError, OSError, ImportError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1
     print(f"The report is in {page}")
@@ -57,39 +58,46 @@ def report(path: Path, env_id: str | None, output: Path | None) -> Path:
     from sbx_deepspi.report.play import play
 
     model, env_id = open_model(path, env_id, N_ENVS, SEED)
+    folder = output or Path(f"{path.stem if path.is_file() else path.name}_report")
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(SEED)
     with jax.default_device(model.jax_device):
         with tqdm(total=N_STEPS, desc="playing", unit="step") as bar:
             played = play(model, N_STEPS, SEED, bar.update)
-        subject = sections.Subject.of(
-            model.policy.programs.networks,
-            model.policy.learner.parameters,
-            played,
-            reward_scale=float(model.rewards.scale),
-            gamma=model.gamma,
-            draw=drawing_of(model.observation_space),
-        )
-        generator = np.random.default_rng(SEED)
-        imagined = sections.Imagined.of(subject, generator)
-        made = []
-        todo: list[Callable[[], page.Section]] = [
-            lambda: sections.rewards(subject),
-            lambda: sections.ends(subject),
-            lambda: sections.open_loop(subject, imagined, generator),
-            lambda: sections.returns(subject, generator),
-            lambda: sections.dreams(subject, imagined),
-            lambda: sections.latent_space(subject, generator),
-            lambda: sections.lipschitz(subject, generator),
-            lambda: sections.certified(certificates.find(model_file(path).parent, model.num_timesteps), model.gamma),
-        ]
-        for make in tqdm(todo, desc="measuring"):
-            made.append(make())
+        with tqdm(total=10, desc="measuring", bar_format="{l_bar}{bar}| {elapsed}") as bar:
+            subject = sections.Subject.of(
+                model.policy.programs.networks,
+                model.policy.learner.parameters,
+                played,
+                reward_scale=float(model.rewards.scale),
+                gamma=model.gamma,
+                draw=drawing_of(model.observation_space),
+            )
+            bar.update()
+            imagined = sections.Imagined.of(subject, generator)
+            bar.update()
+            todo: list[Callable[[], page.Section]] = [
+                lambda: sections.rewards(subject),
+                lambda: sections.ends(subject),
+                lambda: sections.open_loop(subject, imagined, generator),
+                lambda: sections.returns(subject, generator),
+                lambda: sections.dreams(subject, imagined),
+                lambda: sections.latent_space(subject, generator),
+                lambda: sections.lipschitz(subject, generator),
+                lambda: sections.certified(
+                    certificates.find(model_file(path).parent, model.num_timesteps), model.gamma
+                ),
+            ]
+            made = []
+            for make in todo:
+                made.append(make())
+                bar.update()
     n_ended = int(played.dones.sum())
     summary = (
         f"{path.name}, after {model.num_timesteps:,} steps of training. Played: {played.rewards.size:,} steps in "
         f"{N_ENVS} environments, in which {n_ended} episodes ended; the mean reward of a step, as the algorithm sees "
         f"it, was {played.rewards.mean():.3g}."
     )
-    folder = output or Path(f"{path.stem if path.is_file() else path.name}_report")
     return page.write(folder, f"{type(model).__name__} on {env_id}", summary, made)
 
 

@@ -57,9 +57,8 @@ def open_model(path: Path, env_id: str | None, n_envs: int, seed: int) -> tuple[
     :param n_envs: number of environments
     :param seed: of the environments
     :return: the model, with environments to play in, and their id
-    :raises ReportError: the model is of another kind, or its environment is not known
+    :raises ReportError: the model is of another kind, or its environment is not known, or does not fit
     :raises CheckpointError: the file is damaged, or not of ours
-    :raises ValueError: there is no such environment, or it does not fit the model
     :raises OSError: the file cannot be read
     """
     file = model_file(path)
@@ -78,18 +77,16 @@ def open_model(path: Path, env_id: str | None, n_envs: int, seed: int) -> tuple[
         known = replace(known, env_id=env_id, arguments={})
     if known.env_id is None:
         raise ReportError(f"{file} does not say which environment its model played in: give its id with --env.")
-    env = make_environment(known, n_envs, seed)
-    if saved.get("normalization") is not None:
-        env = load_normalization(file, env)
-        env.training = False  # type: ignore[attr-defined]
-    if n_frames := stacked_in_python(known):
-        env = VecFrameStack(env, n_frames)
     try:
+        env = make_environment(known, n_envs, seed)
+        if saved.get("normalization") is not None:
+            env = load_normalization(file, env)
+            env.training = False  # type: ignore[attr-defined]
+        if n_frames := stacked_in_python(known):
+            env = VecFrameStack(env, n_frames)
         return algorithm.load(file, env=env, force_reset=True, verbose=0, n_steps=None), known.env_id
-    except checkpoint.CheckpointError:
-        raise
-    except ValueError as error:
-        raise ReportError(f"{known.env_id} does not fit the model in {file}: {error}") from error
+    except (ValueError, TypeError, gym.error.Error) as error:
+        raise ReportError(f"The model in {file} cannot play in {known.env_id}: {error}") from error
 
 
 def model_file(path: Path) -> Path:
@@ -188,6 +185,9 @@ def make_environment(known: Described, n_envs: int, seed: int) -> VecEnv:
     """
     env_id, zoo = known.env_id, known.hyperparameters
     assert env_id is not None
+    module, _, _ = env_id.rpartition(":")
+    if module:  # which registers it, as Gymnasium knows such ids
+        importlib.import_module(module)
     if is_jax_env_id(env_id) or env_id == CONFOUNDING_GRID:
         return make_jax_env(env_id, n_envs, seed, **known.settings, **known.arguments)
     if is_atari(env_id) and zoo.get("envpool", True):
@@ -217,7 +217,7 @@ def is_atari(env_id: str) -> bool:
     :return: whether it is one of Atari's, or none of Gymnasium's, so that it may be one of EnvPool's
     """
     try:
-        return "ale_py" in str(gym.spec(env_id).entry_point)
+        return "ale_py" in str(gym.spec(env_id.rpartition(":")[2]).entry_point)
     except gym.error.Error:
         return True
 

@@ -52,14 +52,13 @@ class Section:
 
 def write(folder: Path, title: str, summary: str, sections: Sequence[Section]) -> Path:
     """
-    :param folder: gets ``index.html``, a PNG for each picture, and ``numbers.csv``; made where there is none
+    :param folder: gets ``index.html``, a PNG for each picture, and ``numbers.csv``
     :param title: of the page
     :param summary: what was played
     :param sections: of the page
     :return: path of the page
     :raises OSError: it could not be written
     """
-    folder.mkdir(parents=True, exist_ok=True)
     images = {}
     for picture in (picture for section in sections for picture in section.pictures):
         buffer = io.BytesIO()

@@ -142,7 +142,8 @@ def rewards(subject: Subject) -> Section:
         "Good: points lie on the grey line, for every action, and are spread along it as far as rewards differ. Large "
         "points stand for many steps.",
     )
-    return Section("rewards", "Rewards", found, [picture], series, table_of(series))
+    numbers = series | {"all steps": {"mean error": np.array([error]), "mean error of the mean": np.array([of_mean])}}
+    return Section("rewards", "Rewards", found, [picture], numbers, table_of(series))
 
 
 def ends(subject: Subject) -> Section:
@@ -161,11 +162,11 @@ def ends(subject: Subject) -> Section:
         )
     predicted = subject.answers.ends.ravel()
     series = by_action(subject, predicted, terminated.astype(float), np.linspace(0, 1, N_BINS + 1))
-    means = [
-        f"{predicted[which].mean():.3g} on average {where}"
-        for which, where in ((terminated, "where they were"), (~terminated, "elsewhere"))
+    means = {
+        where: predicted[which].mean(keepdims=True)
+        for where, which in (("where there was one", terminated), ("elsewhere", ~terminated))
         if which.any()
-    ]
+    }
     picture = Picture(
         "ends",
         "Terminations predicted against seen",
@@ -173,8 +174,10 @@ def ends(subject: Subject) -> Section:
         "Good: points lie on the grey line, and most lie near its two ends: the model is sure, and right. Large points "
         "stand for many steps.",
     )
-    found = f"{seen}. The model says {', '.join(means)}."
-    return Section("ends", "Ends of episodes", found, [picture], series, table_of(series))
+    says = ", ".join(f"{mean[0]:.3g} {where}" for where, mean in means.items())
+    found = f"{seen}. The mean probability of an end that the model predicts is {says}."
+    numbers = series | {"all steps": {f"mean {where}": mean for where, mean in means.items()}}
+    return Section("ends", "Ends of episodes", found, [picture], numbers, table_of(series))
 
 
 def by_action(
@@ -234,8 +237,8 @@ def open_loop(subject: Subject, imagined: Imagined, generator: np.random.Generat
     found = (
         f"After one step the imagined latent state is {error[0]:.3g} from the real one, on average over {N_STARTS} "
         f"starts. It is nearer than the state that it began from (“nothing changes”) {at_steps(error < unchanged)}, "
-        f"and nearer than a played state at random {at_steps(error < spread)}: everywhere else the model is worth "
-        "nothing."
+        f"and nearer than a played state at random {at_steps(error < spread)}. Where it is neither, the model is "
+        "worth nothing."
     )
     picture = Picture(
         "open_loop",
@@ -291,10 +294,17 @@ def returns(subject: Subject, generator: np.random.Generator) -> Section:
         CRITIC: answers.values.ravel()[chosen],
     }
     real = real.ravel()[chosen]
-    agreement = {
-        label: f"a correlation of {measure.correlation(real, values):.2f} with the real discounted return, and is "
-        f"{np.abs(values - real).mean():.3g} from it on average"
+    numbers = {
+        label: {
+            "real": real, "predicted": values, "mean error": np.abs(values - real).mean(keepdims=True),
+            "correlation": np.array([measure.correlation(real, values)]),
+        }
         for label, values in series.items()
+    }  # fmt: skip
+    agreement = {
+        label: f"a correlation of {of['correlation'][0]:.2f} with the real discounted return, and is "
+        f"{of['mean error'][0]:.3g} from it on average"
+        for label, of in numbers.items()
     }
     found = (
         f"From {len(chosen)} states, the mean of {N_DREAMS} dreams of {HORIZON} steps, with the critic's value of "
@@ -312,7 +322,6 @@ def returns(subject: Subject, generator: np.random.Generator) -> Section:
         "Good: points gather along the grey line, those imagined as closely as the critic's. Above it, the model "
         "promises more than there is.",
     )
-    numbers = {key: {"real": real, "predicted": values} for key, values in series.items()}
     return Section(name, title, found, [picture], numbers)
 
 

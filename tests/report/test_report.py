@@ -12,13 +12,14 @@ import yaml
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepMDP, DeepSPI, DreamSPI, SPICertificateCallback, make_jax_env
 from sbx_deepspi.report import __main__ as report
 from sbx_deepspi.report import environment, pictures
+from sbx_deepspi.report.play import play
 from sbx_deepspi.saving.environment import description_of
-from tests.helpers import TINY_RUN
+from tests.helpers import TINY_RUN, VECTOR, ToyEnv
 from tests.jax_envs import needs_gymnax
 
 SECTIONS = {"rewards", "ends", "open_loop", "returns", "dreams", "latent_space", "lipschitz", "certificates"}
@@ -45,7 +46,8 @@ def check_page(folder: Path) -> str:
     assert 'name="viewport"' in page
     rows = rows_of(folder)
     assert SECTIONS - {"ends", "certificates"} <= {row["section"] for row in rows} <= SECTIONS
-    assert all(float(row["value"]) is not None for row in rows)
+    for row in rows:
+        float(row["value"])
     return page
 
 
@@ -108,6 +110,19 @@ def test_a_report_on_deepmdp_in_a_folder_of_rl_zoos(tmp_path: Path, few_steps: N
     write_zoo_files(tmp_path / "CartPole-v1", env="CartPole-v1")
     assert report.main([str(tmp_path), "-o", str(tmp_path / "page")]) == 0
     assert "DeepMDP on CartPole-v1" in check_page(tmp_path / "page")
+
+
+def test_episodes_are_played_as_the_algorithm_sees_them() -> None:
+    env = DummyVecEnv([lambda: ToyEnv(VECTOR, spaces.Discrete(3), length=3)] * 2)
+    ticks: list[int] = []
+    played = play(DeepSPI("MlpPolicy", env, **TINY_RUN), 5, seed=0, tick=lambda: ticks.append(1))
+    assert played.rewards.shape == played.actions.shape == (5, 2) and len(ticks) == 5
+    np.testing.assert_array_equal(played.steps[:, 0], [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(played.truncated[:, 1], [False, False, True, False, False])
+    assert not played.terminated.any()
+    # the last observation of an episode, not the first of the next one
+    same = (played.next_observations[:-1] == played.observations[1:]).all(axis=(1, 2))
+    np.testing.assert_array_equal(same, [True, True, False, True])
 
 
 # --- environments -----------------------------------------------------------------------------------
@@ -191,7 +206,9 @@ def test_a_model_or_environment_that_does_not_fit_gets_one_sentence(
     model = DeepSPI("MlpPolicy", "CartPole-v1", **small)
     model.save(tmp_path / "model")
     assert "give its id with --env" in sentence(capsys, tmp_path / "model.zip")
-    assert "Pendulum-v1 does not fit the model" in sentence(capsys, tmp_path / "model.zip", "--env", "Pendulum-v1")
+    assert "cannot play in Pendulum-v1: Observation spaces do not match" in sentence(
+        capsys, tmp_path / "model.zip", "--env", "Pendulum-v1"
+    )
     assert "did you mean" in sentence(capsys, tmp_path / "model.zip", "--env", "gymnax/CartPole-v9")
     model.policy.save(tmp_path / "policy.zip")
     assert "MlpPolicy: reports are for DeepSPI, DeepMDP, DreamSPI" in sentence(capsys, tmp_path / "policy.zip")
