@@ -334,14 +334,12 @@ def principal_axes(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     :return: where they lie on their two principal axes, shape (B, 2), and the share of the variance along each, shape
         (2,)
     """
-    centred = points - points.mean(axis=0)
-    left, singular_values, _ = np.linalg.svd(centred, full_matrices=False)
-    n_axes = min(2, len(singular_values))
-    total = max(float((singular_values**2).sum()), np.finfo(np.float32).tiny)
-    positions, shares = np.zeros((len(points), 2)), np.zeros(2)
-    positions[:, :n_axes] = (left * singular_values)[:, :n_axes]
-    shares[:n_axes] = (singular_values**2)[:n_axes] / total
-    return positions, shares
+    centred = (points - points.mean(axis=0)).astype(np.float64)
+    # of products of points, not of the covariance: latent maps have more dimensions than there are points
+    variances, directions = np.linalg.eigh(centred @ centred.T)
+    variances = np.maximum(variances, 0.0)
+    shares = variances / max(variances.sum(), np.finfo(np.float64).tiny)
+    return (directions * np.sqrt(variances))[:, :-3:-1], shares[:-3:-1]
 
 
 def nearest(queries: np.ndarray, points: np.ndarray) -> np.ndarray:
