@@ -25,6 +25,7 @@ def axes_of(height: float, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
+    axes.locator_params(axis="x", nbins=6)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -62,8 +63,6 @@ def lines(x: np.ndarray, series: dict[str, np.ndarray], x_label: str, y_label: s
         axes.plot(x, y, color=colour, linewidth=1.5 if i else 2.5, linestyle="--" if i else "-", label=name)
     if log:
         axes.set_yscale("log")
-    else:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.legend(frameon=False, fontsize="small")
     return figure
 

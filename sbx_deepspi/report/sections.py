@@ -240,10 +240,12 @@ def open_loop(subject: Subject, imagined: Imagined, generator: np.random.Generat
         f"and nearer than a played state at random {at_steps(error < spread)}. Where it is neither, the model is "
         "worth nothing."
     )
+    figure = pictures.lines(steps, series, "imagined steps", "distance from the real latent state")
+    figure.axes[0].set_ylim(bottom=0)
     picture = Picture(
         "open_loop",
         "Error of imagined latent states over imagined steps",
-        pictures.lines(steps, series, "imagined steps", "distance from the real latent state"),
+        figure,
         "Good: the thick line begins near 0 and stays well below both others for as many steps as one wants to "
         "imagine. Where it meets one of them, the model is worth nothing from there on.",
     )
@@ -526,7 +528,7 @@ def certified(path: Path | None, gamma: float) -> Section:
         Picture(
             "certificates_ratio",
             "Importance ratios over training",
-            pictures.lines(steps, ratios | {"1/γ": np.full(len(steps), 1 / gamma)}, "steps", "importance ratio"),
+            pictures.lines(steps, ratios | {"1/γ": np.full(len(steps), 1 / gamma)}, "steps", "importance ratio D_IR"),
             "Good: the thick line stays below 1/γ: only then is anything promised.",
         ),
         Picture(
