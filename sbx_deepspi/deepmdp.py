@@ -36,16 +36,8 @@ def loss(
     h = hyperparameters
     latents, next_latents = encode_pairs(partial(agent.encode, networks, parameters), transitions)
     policy = agent.policy_terms(networks, parameters, latents, transitions.actions)
-    model = agent.model_losses(
-        networks,
-        parameters,
-        latents,
-        transitions.actions,
-        transitions.rewards,
-        transitions.terminated,
-        next_latents,
-        key,
-    )
+    seen = transitions.actions, transitions.rewards, transitions.terminated
+    model = agent.model_losses(networks, parameters, latents, *seen, next_latents, key)
 
     ratios = losses.importance_ratio(policy.log_probs, transitions.log_probs)
     ppo_loss = -losses.clipped_surrogate(ratios, transitions.advantages, h.clip_range).mean()

@@ -52,9 +52,8 @@ def loss(
     """
     -J = -E[min(ρ U, clip(ρ, 1-ε, 1+ε) U)] - c_e H(π) + c_v ½ (V - return)², with U = Â - α_R ℓ_R - α_P ℓ_P.
 
-    With a termination model, ℓ_R + ℓ_E stands in ℓ_R's place.
-
     ℓ_R and ℓ_P stay differentiable inside the clip: the encoder moves no faster than the neighbourhood lets it.
+    With a termination model, ℓ_R + ℓ_E stands in ℓ_R's place.
 
     :param networks: see :class:`~sbx_deepspi.agent.Networks`
     :param parameters: what J is differentiated by, of a world model that is Lipschitz
@@ -66,22 +65,11 @@ def loss(
     h = hyperparameters
     latents, next_latents = encode_pairs(partial(agent.encode, networks, parameters), transitions)
     policy = agent.policy_terms(networks, parameters, latents, transitions.actions)
-    model = agent.model_losses(
-        networks,
-        parameters,
-        latents,
-        transitions.actions,
-        transitions.rewards,
-        transitions.terminated,
-        next_latents,
-        key,
-    )
+    seen = transitions.actions, transitions.rewards, transitions.terminated
+    model = agent.model_losses(networks, parameters, latents, *seen, next_latents, key)
+    of_rewards = model.reward + model.termination
     utilities = losses.utility(
-        transitions.advantages,
-        model.reward + model.termination,
-        model.transition,
-        h.reward_loss_coef,
-        h.transition_loss_coef,
+        transitions.advantages, of_rewards, model.transition, h.reward_loss_coef, h.transition_loss_coef
     )
     ratios = losses.importance_ratio(policy.log_probs, transitions.log_probs)
     policy_loss = -losses.clipped_surrogate(ratios, utilities, h.clip_range).mean()
@@ -236,8 +224,7 @@ def update(
     :return: the new parameters and optimiser, and what to tell the user
     """
     h = hyperparameters
-    latents = agent.encode(networks, learner.parameters, last_observations)
-    _, last_values = agent.policy_and_values(networks, learner.parameters, latents)
+    last_values = agent.values(networks, learner.parameters, last_observations)
     transitions = to_transitions(rollout, last_values, h.gamma, h.gae_lambda)
     transitions = transitions.replace(rewards=transitions.rewards / reward_scale, segment_length=h.segment_length)
     learner, report = epochs(
@@ -253,9 +240,7 @@ def update(
         target_kl=h.target_kl,
         microbatch_size=h.microbatch_size,
     )
-    variance, unexplained = jnp.var(transitions.returns), jnp.var(transitions.returns - transitions.values)
-    explained = jnp.where(variance > 0, 1 - unexplained / variance, jnp.nan)
-    return learner, UpdateReport(report, explained)
+    return learner, UpdateReport(report, losses.explained_variance(transitions.values, transitions.returns))
 
 
 Update = Callable[

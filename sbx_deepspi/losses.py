@@ -201,3 +201,15 @@ def approximate_kl(log_ratios: jax.Array, counts: jax.Array | None = None) -> ja
     :return: scalar, in nats
     """
     return mean(jnp.expm1(log_ratios) - log_ratios, counts)
+
+
+def explained_variance(values: jax.Array, returns: jax.Array) -> jax.Array:
+    """
+    1 - Var(return - V) / Var(return).
+
+    :param values: V(s) when the data was collected, shape (B,)
+    :param returns: the TD(λ) targets, shape (B,)
+    :return: scalar, at most 1; NaN where all returns are equal
+    """
+    variance, unexplained = jnp.var(returns), jnp.var(returns - values)
+    return jnp.where(variance > 0, 1 - unexplained / variance, jnp.nan)
