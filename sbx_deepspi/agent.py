@@ -396,8 +396,14 @@ def predict(
     model = networks.world_model
     assert model is not None
     actions = model.encode_actions(actions)
-    outputs = apply(model.transition_model, parameters["transition_model"], latents, actions)
-    next_latents = model.transition_model.as_latents(model.density.sample(outputs, key))
+
+    def sample(latents: jax.Array, actions: jax.Array, keys: jax.Array) -> jax.Array:
+        outputs = apply(model.transition_model, parameters["transition_model"], latents, actions)
+        return model.transition_model.as_latents(model.density.sample(outputs, keys[0]))
+
+    # one key per latent state, so that parts have their own
+    keys = jax.random.split(key, len(latents))
+    next_latents = in_parts(sample, latents, actions, keys, n_numbers=networks.n_predicted)
     return apply(model.reward_model, parameters["reward_model"], latents, actions), next_latents
 
 
