@@ -1,12 +1,13 @@
 """
-Learning curves on MinAtar: DeepSPI, PPO (our code without a world model), and rejax's PPO beside them.
+Learning curves on MinAtar: DeepSPI, DreamSPI, PPO (our code without a world model), and rejax's PPO beside them.
 
     python benchmarks/minatar.py --rejax bench/rejax/bin/python
 
 64 environments x 128 steps, 4 epochs of 16 minibatches, a learning rate that stays as it is, two hidden layers of 64
 with ReLU. Ours share the first layer and predict with it, rejax's actor and critic share nothing: the "wide" ones have
-128 units in that layer, as many as rejax's two have together. alpha is 0.1 and 0.005. Writes a CSV after each run, and
-goes on where it was: what the CSV has is not run again. Then it draws the curves and prints a table.
+128 units in that layer, as many as rejax's two have together. alpha is 0.1 and 0.005, of DreamSPI without dyna 1 and
+0.05. Writes a CSV after each run, and goes on where it was: what the CSV has is not run again. Then it draws the curves
+and prints a table.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from sbx_deepspi import DeepSPI, LearningCurve, learn_together, make_jax_env
+from sbx_deepspi import DeepSPI, DreamSPI, LearningCurve, learn_together, make_jax_env
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -35,17 +36,24 @@ WIDE = dict(features_extractor_kwargs=dict(features_dim=128))
 PPO = dict(reward_loss_coef=0.0, transition_loss_coef=0.0)
 DEEPSPI = dict(reward_loss_coef=0.1, transition_loss_coef=0.005)
 DETERMINISTIC = dict(transition_density="deterministic")
+DREAMS = DETERMINISTIC | dict(optimizer_kwargs=dict(eps=1e-8))  # with 1e-5 the termination model may stay at 0
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "ppo": PPO,
     "deepspi": DEEPSPI,
     "ppo_wide": PPO | dict(policy_kwargs=WIDE),
     "deepspi_wide": DEEPSPI | dict(policy_kwargs=WIDE | DETERMINISTIC),
+    "dreamspi": dict(
+        reward_loss_coef=1.0, transition_loss_coef=0.05, policy_kwargs=DREAMS | dict(lipschitz_constant=None)
+    ),
+    "dreamspi_dyna": DEEPSPI | dict(dyna=True, policy_kwargs=DREAMS),
 }
 LABELS = {
     "ppo": "PPO (ours, no world model), 64 latent dimensions",
     "deepspi": "DeepSPI, 64, mixture",
     "ppo_wide": "PPO (ours), 128",
     "deepspi_wide": "DeepSPI, 128, deterministic",
+    "dreamspi": "DreamSPI, 64, deterministic, plain layers",
+    "dreamspi_dyna": "DreamSPI with dyna, 64, deterministic",
     "rejax": "rejax's PPO",
 }
 
@@ -62,7 +70,10 @@ def ours(algorithm: str, game: str, steps: int, seed: int, learning_rate: float)
     settings = SETTINGS | ALGORITHMS[algorithm]
     settings["policy_kwargs"] = NETWORKS | settings.get("policy_kwargs", {})
     env = make_jax_env(f"gymnax/{game}-MinAtar", n_envs=64, seed=seed)
-    model = DeepSPI("MlpPolicy", env, learning_rate=learning_rate, seed=seed, **settings)
+    algorithm_class: type[DeepSPI] = DeepSPI
+    if algorithm.startswith("dreamspi"):
+        algorithm_class, settings["model_learning_rate"] = DreamSPI, learning_rate
+    model = algorithm_class("MlpPolicy", env, learning_rate=learning_rate, seed=seed, **settings)
     (curve,) = learn_together([model], steps, progress_bar=True)
     return points(curve, steps)
 
