@@ -53,9 +53,10 @@ def test_nothing_compiles_again_after_the_first_update(
 
 @pytest.mark.parametrize(
     "action_space",
-    [spaces.MultiDiscrete([4, 3]), pytest.param(spaces.Box(-2, 2, (7,)), marks=pytest.mark.slow)],
+    [spaces.MultiDiscrete([4, 3]), spaces.Box(-2, 2, (7,))],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_second_model_of_the_same_kind_compiles_nothing(
     action_space: spaces.Space, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

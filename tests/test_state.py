@@ -68,6 +68,7 @@ def test_the_world_model_learns_rewards_in_their_unit() -> None:
     assert float(reports[1.0].value_loss) == pytest.approx(float(reports[50.0].value_loss), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_certificate_is_in_the_rewards_own_units() -> None:
     model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, spaces.Discrete(2)), **TINY_RUN)
     rollout, _ = collected(model)

@@ -86,7 +86,7 @@ def assert_close(first: Any, second: Any) -> None:
         pytest.param(DeepMDP, {}, marks=pytest.mark.slow),
         (DreamSPI, dict(imagination_horizon=3)),
         pytest.param(DeepSPI, dict(neighbourhood="project", target_kl=0.01), marks=pytest.mark.slow),
-        (DeepSPI, dict(reward_loss_coef=0.0, transition_loss_coef=0.0)),
+        pytest.param(DeepSPI, dict(reward_loss_coef=0.0, transition_loss_coef=0.0), marks=pytest.mark.slow),
     ],
     ids=["deepspi", "deepmdp", "dreamspi", "project", "ppo"],
 )

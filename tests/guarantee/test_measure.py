@@ -28,7 +28,7 @@ from tests.helpers import TINY_RUN, VECTOR, ToyEnv, collected, params
 
 @pytest.mark.parametrize(
     "action_space",
-    [DISCRETE, spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(2), BOX],
+    [DISCRETE, spaces.MultiDiscrete([2, 4]), pytest.param(spaces.MultiBinary(2), marks=pytest.mark.slow), BOX],
     ids=lambda space: type(space).__name__,
 )
 def test_ratios_of_an_update(action_space: spaces.Space) -> None:
@@ -188,7 +188,10 @@ def test_end_value_of_a_model_that_knows_ends() -> None:
     assert np.isfinite([named["zeta"], named["zeta_endless"]]).all()
 
 
-@pytest.mark.parametrize(("n_ends", "at_a_time"), [(70, 32), (7, 3), (6, 3), (1, 32), (100, 32), (0, 32)])
+@pytest.mark.parametrize(
+    ("n_ends", "at_a_time"),
+    [(70, 32), (7, 3), (0, 32), *(pytest.param(n, k, marks=pytest.mark.slow) for n, k in ((6, 3), (1, 32), (100, 32)))],
+)
 def test_end_value_is_over_all_ends(n_ends: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk by chunk, the last one padded: the same as one end after the other, wherever they are in the rollout."""
     monkeypatch.setattr(measures, "N_AT_A_TIME", at_a_time)
@@ -335,7 +338,7 @@ def test_lipschitz_policy_is_kept_by_every_step() -> None:
     [
         ("deterministic", 0.8, "MlpPolicy", DISCRETE),  # as CERTIFIABLE
         pytest.param("normal", None, "MlpPolicy", BOX, marks=pytest.mark.slow),
-        ("mixture", 0.8, "MlpPolicy", DISCRETE),  # as by default
+        pytest.param("mixture", 0.8, "MlpPolicy", DISCRETE, marks=pytest.mark.slow),  # as by default
         pytest.param("normal", 0.8, "CnnPolicy", DISCRETE, marks=pytest.mark.slow),
         pytest.param("mixture", 0.8, "CnnPolicy", DISCRETE, marks=pytest.mark.slow),
     ],

@@ -42,9 +42,8 @@ def test_projected_updates_stay_inside(action_space: spaces.Space) -> None:
     assert any(ratio.sup > 1.05 for ratio in seen["project"])  # and not by standing still
 
 
-@pytest.mark.parametrize(
-    "action_space", [spaces.MultiDiscrete([2, 3]), pytest.param(DISCRETE, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("action_space", [spaces.MultiDiscrete([2, 3]), DISCRETE], ids=str)
+@pytest.mark.slow
 def test_no_more_is_drawn_back_than_needed(action_space: spaces.Space) -> None:
     """Of a real update: what is kept is inside, and an eighth more would not be."""
     model = trained(action_space, learning_rate=0.03)

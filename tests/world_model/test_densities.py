@@ -69,8 +69,15 @@ def test_the_lipschitz_constant_is_shared_by_the_parts() -> None:
     np.testing.assert_allclose(of_each, huber(3.0 * outputs[..., 0]).mean(-1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("n_latents", [8, 17])  # side by side in uneven pieces, and one after the other
-@pytest.mark.parametrize("density", ["deterministic", "normal"])
+@pytest.mark.parametrize(
+    ("density", "n_latents"),  # side by side in uneven pieces, and one after the other
+    [
+        ("normal", 8),
+        pytest.param("normal", 17, marks=pytest.mark.slow),
+        pytest.param("deterministic", 8, marks=pytest.mark.slow),
+        pytest.param("deterministic", 17, marks=pytest.mark.slow),
+    ],
+)
 def test_transition_losses_in_parts(density: str, n_latents: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same losses and gradients; noise of its own for each transition where there is noise."""
     kwargs = dict(transition_density=density, features_extractor_kwargs=dict(features_dim=8))

@@ -76,7 +76,7 @@ class Fan(LatentDensity):
 @pytest.mark.parametrize(
     ("density", "policy", "lipschitz_constant"),
     [
-        ("laplace", "CnnPolicy", 0.9),
+        pytest.param("laplace", "CnnPolicy", 0.9, marks=pytest.mark.slow),
         ("fan", "MlpPolicy", None),
         pytest.param("laplace", "MlpPolicy", None, marks=pytest.mark.slow),
         pytest.param("fan", "CnnPolicy", 0.9, marks=pytest.mark.slow),

@@ -43,6 +43,7 @@ def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_the_wheel_brings_the_algorithm_to_rl_zoo(wheel_python: Path, tmp_path: Path) -> None:
     script = "import rl_zoo3, sbx_deepspi; print(rl_zoo3.ALGOS['deepspi'], sbx_deepspi.__file__)"
     imported = subprocess.run([wheel_python, "-c", script], cwd=tmp_path, capture_output=True, text=True)
