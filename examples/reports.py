@@ -4,8 +4,8 @@ The models behind the pictures of docs/report.md, and their reports.
     python examples/reports.py FOLDER
 
 trains DeepSPI with a termination model on the confounding grid, with a small categorical latent state, and saves it on
-the way, before and after the latent states of the two choice cells have come apart; then on MinAtar's Breakout. What has
-been trained is not trained again.
+the way, before and after the latent states of the two choice cells have come apart; then on MinAtar's Breakout. What
+has been trained is not trained again.
 """
 
 import argparse
