@@ -157,7 +157,8 @@ def main() -> None:
                 print(f"{algorithm}, rate {rate:g}, seed {seed}: {curve[-1][1]:.1f} at the end", flush=True)
     draw(path, arguments.game)
     rows = pd.read_csv(path)
-    last = rows[rows.timesteps > 0.9 * rows.timesteps.max()]
+    longest = rows.groupby(["algorithm", "learning_rate", "seed"]).timesteps.transform("max")
+    last = rows[rows.timesteps > 0.9 * longest]
     print(last.groupby(["algorithm", "learning_rate", "seed"])["return"].mean().unstack().round(1).to_string())
 
 
