@@ -16,14 +16,22 @@ def not_supported(**arguments: tuple[Any, tuple[Any, ...]]) -> None:
             raise ValueError(f"DeepSPI does not support {name}={given!r}: leave it at {supported[0]!r}.")
 
 
+def is_number(value: Any) -> bool:
+    """
+    :param value: anything
+    :return: whether it is a real number, be it NumPy's
+    """
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def in_unit_interval(**numbers: float) -> None:
     """
     :param numbers: name → value
     :raises ValueError: at the first outside [0, 1]
     """
     for name, number in numbers.items():
-        if not 0 <= number <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], but got {number!r}.")
+        if not is_number(number) or not 0 <= number <= 1:
+            raise ValueError(f"{name} must be a number in [0, 1], but got {number!r}.")
 
 
 def one_of(names: Iterable[str], **choices: str) -> None:

@@ -385,6 +385,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (dict(dream_weight=-1.0), "dream_weight must be a number of at least 0, but got -1.0"),
     (dict(reward_loss_coef=0.0), "reward_loss_coef must be above 0, but got 0.0: a model that does not learn"),
     (dict(transition_loss_coef=0.0), "transition_loss_coef must be above 0"),
+    (dict(dream_weight="1"), "dream_weight must be a number or a function of the remaining progress, but got '1'"),
+    (dict(model_learning_rate=float("nan")), "model_learning_rate must be a number of at least 0, but got nan"),
+    (dict(reward_loss_coef="1"), r"reward_loss_coef must be a number in \[0, 1\], but got '1'"),
     (dict(termination_model=1), "termination_model must be True or False, but got 1"),
 ]
 
@@ -398,3 +401,19 @@ def test_bad_arguments(arguments: dict[str, Any], sentence: str) -> None:
 def test_deepspi_without_a_world_model_knows_no_ends() -> None:
     with pytest.raises(ValueError, match="termination_model=True needs a world model that learns from rewards"):
         DeepSPI("MlpPolicy", "CartPole-v1", reward_loss_coef=0.0, transition_loss_coef=0.0, termination_model=True)
+
+
+def test_what_is_set_later_is_looked_at_too(tmp_path: Any) -> None:
+    """And a file that is written can be read, whatever was set."""
+    model = tiny(dream_weight=np.float32(0.5))
+    model.imagination_horizon = 0
+    with pytest.raises(ValueError, match="imagination_horizon must be"):
+        model.learn(16)
+    model.imagination_horizon, model.termination_model = 3, False
+    with pytest.raises(ValueError, match="was made with termination_model=True, but now it is False"):
+        model.learn(16)
+    model.save(tmp_path / "model")
+    loaded = DreamSPI.load(tmp_path / "model")
+    assert loaded.termination_model and same(params(model), params(loaded))
+    with pytest.raises(ValueError, match="cannot be loaded with termination_model=False"):
+        DreamSPI.load(tmp_path / "model", termination_model=False)

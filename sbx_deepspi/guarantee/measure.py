@@ -273,8 +273,10 @@ def measure(
     endless_end_value, end_probability_error = end_value, jnp.zeros(())
     if has_ends(networks):
         false = false_alarms(networks, parameters, units, sample, ending, alarm_key, gamma)
-        end_value += average_episode_length * false.mean()
-        end_error = jnp.hypot(end_error, average_episode_length * false.std() / math.sqrt(n_sampled))
+        # infinity times 0 would be NaN
+        length = jnp.where(false.any(), average_episode_length, 0.0)
+        end_value += length * false.mean()
+        end_error = jnp.hypot(end_error, length * false.std() / math.sqrt(n_sampled))
         endless_end_value, _ = mean_end_value(networks, parameters, units, flat, endless, never, end_key, gamma)
         end_probability_error = jnp.abs(sample.terminated - end_probabilities(next_latents)).mean()
     return Measurement(

@@ -54,11 +54,13 @@ def report(path: Path, env_id: str | None, output: Path | None) -> Path:
     from tqdm import tqdm
 
     from sbx_deepspi.report import certificates, page, sections
-    from sbx_deepspi.report.environment import drawing_of, model_file, open_model
+    from sbx_deepspi.report.environment import ReportError, drawing_of, model_file, open_model
     from sbx_deepspi.report.play import play
 
     model, env_id = open_model(path, env_id, N_ENVS, SEED)
     folder = output or Path(f"{path.stem if path.is_file() else path.name}_report")
+    if folder.exists() and not folder.is_dir():
+        raise ReportError(f"The report goes into a folder, but {folder} is a file: name another with -o.")
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(SEED)
     with jax.default_device(model.jax_device):

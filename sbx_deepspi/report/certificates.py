@@ -16,6 +16,10 @@ CONDITIONS = {
 """How a verdict names what failed → the condition."""
 
 
+NEEDED = {"timesteps", "zeta", "zeta_paper", "verdict"}
+"""Columns by which a file of certificates is known."""
+
+
 def find(folder: Path, num_timesteps: int) -> Path | None:
     """
     :param folder: of a model
@@ -24,12 +28,34 @@ def find(folder: Path, num_timesteps: int) -> Path | None:
     """
 
     def may_be_the_models(path: Path) -> bool:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = csv.DictReader(file)
-            of_certificates = {"timesteps", "zeta", "verdict"} <= set(rows.fieldnames or ())
-            return of_certificates and all(float(row["timesteps"]) <= num_timesteps for row in rows)
+        rows = rows_of(path)
+        return bool(rows) and all(float(row["timesteps"]) <= num_timesteps for row in rows)
 
     return max(filter(may_be_the_models, folder.glob("*.csv")), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """
+    :param path: of any CSV
+    :return: the rows that are whole certificates: a run that was killed may leave the last one unfinished
+    """
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = csv.DictReader(file)
+        try:
+            return [row for row in rows if set(rows.fieldnames or ()) >= NEEDED and is_whole(row)]
+        except csv.Error:  # no CSV at all
+            return []
+
+
+def is_whole(row: dict[str, str]) -> bool:
+    """
+    :param row: by column
+    :return: whether each column but the verdict is a number
+    """
+    try:
+        return row["verdict"] is not None and all(float(row[name]) is not None for name in row if name != "verdict")
+    except (TypeError, ValueError):
+        return False
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -37,8 +63,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     :param path: of a file of certificates
     :return: numbers by column, and, by condition, whether it failed: arrays with an entry for each update
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(path)
     names = [name for name in (rows[0] if rows else ()) if name != "verdict"]
     numbers = {name: np.array([float(row[name]) for row in rows]) for name in names}
     return numbers, failures([row["verdict"] for row in rows])

@@ -128,6 +128,8 @@ def from_zoo(file: Path) -> Described:
     if written is None:
         return Described()
     arguments, hyperparameters = (read_yaml(written.with_name(name)) for name in ("args.yml", "config.yml"))
+    if "env" not in arguments:
+        raise ReportError(f"{written} does not name an environment: RL Zoo writes it as 'env'.")
     for package in arguments.get("gym_packages") or []:
         importlib.import_module(package)
     env_kwargs = arguments.get("env_kwargs") or hyperparameters.get("env_kwargs") or {}
@@ -138,6 +140,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     :param path: of a file in which RL Zoo keeps an ``OrderedDict``
     :return: the same, without running anything that is in the file
+    :raises ReportError: it cannot be read
     """
     import yaml
 
@@ -148,7 +151,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return dict(loader.construct_sequence(node, deep=True)[0])
 
     Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ordered)
-    return yaml.load(path.read_text(), Loader)
+    try:
+        found = yaml.load(path.read_text(), Loader)
+    except (OSError, UnicodeError, yaml.YAMLError, IndexError) as error:
+        raise ReportError(f"RL Zoo's file {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ReportError(f"RL Zoo's file {path} must hold names and values, but holds {str(found)!r:.40}.")
+    return found
 
 
 def from_description(description: str | None) -> Described:

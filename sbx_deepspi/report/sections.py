@@ -524,11 +524,12 @@ def certified(path: Path | None, gamma: float) -> Section:
         for column in numbers
         if column.startswith(beginning)
     }
+    limit = {"1/γ": np.full(len(steps), 1 / gamma)} if gamma > 0 else {}
     drawn = [
         Picture(
             "certificates_ratio",
             "Importance ratios over training",
-            pictures.lines(steps, ratios | {"1/γ": np.full(len(steps), 1 / gamma)}, "steps", "importance ratio D_IR"),
+            pictures.lines(steps, ratios | limit, "steps", "importance ratio D_IR"),
             "Good: the thick line stays below 1/γ: only then is anything promised.",
         ),
         Picture(

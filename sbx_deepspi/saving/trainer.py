@@ -74,7 +74,8 @@ def contents_of(model: Any, exclude: set[str], include: set[str]) -> checkpoint.
     return checkpoint.Checkpoint(
         written_by=type(model).__name__,
         # not by the coefficients, which may have been changed since
-        attributes=attributes | {"world_model": model.policy.world_model},
+        attributes=attributes
+        | {"world_model": model.policy.world_model, "termination_model": model.policy.termination_model},
         environment=None if model.env is None else environment.state_of(model.env, model._last_obs is not None),
         tensors=tensors,
     )
@@ -124,6 +125,12 @@ def load(
             raise checkpoint.CheckpointError(checkpoint.missing_in(saved[name])[0].request)
         else:
             del saved[name]
+    given = changes.get("termination_model", saved.get("termination_model"))
+    if given != saved.get("termination_model"):
+        raise ValueError(
+            f"The model was made with termination_model={saved.get('termination_model')}, and cannot be loaded with "
+            f"termination_model={given!r}: make a new one."
+        )
     if changes.get("policy_kwargs", saved.get("policy_kwargs")) != saved.get("policy_kwargs"):
         raise ValueError(
             "The specified policy kwargs do not equal the stored policy kwargs: "

@@ -61,7 +61,7 @@ def _schedule_of(argument: str) -> property:
 
     def get(model: "DeepSPI") -> FloatSchedule | None:
         value = getattr(model, argument)
-        return None if value is None else FloatSchedule(value)
+        return None if value is None else checks.schedule(argument, value)
 
     return property(get, lambda model, value: setattr(model, argument, value))
 
@@ -346,7 +346,7 @@ class DeepSPI(PPO):
         return self.policy_class(  # type: ignore[return-value]
             self.observation_space,
             self.action_space,
-            FloatSchedule(self.learning_rate),
+            self.lr_schedule,
             **{**of_algorithm, **self.policy_kwargs},
         )
 
@@ -551,6 +551,11 @@ class DeepSPI(PPO):
                 f"world_model=False), but now reward_loss_coef={self.reward_loss_coef!r} and "
                 f"transition_loss_coef={self.transition_loss_coef!r}: give them when it is made."
             )
+        if self.termination_model != policy.termination_model and policy.world_model:
+            raise ValueError(
+                f"{type(self).__name__} was made with termination_model={policy.termination_model}, but now it is "
+                f"{self.termination_model!r}: give it when the model is made."
+            )
         networks, large_images = policy.programs.networks, policy.encodes_images
         n_numbers = max(policy.n_image_numbers, networks.n_predicted if networks.latent_map else 0)
         given = Hyperparameters(
@@ -650,9 +655,10 @@ class DeepSPI(PPO):
             return
         self._faulty_updates += 1
         quantity = next(name for name in ("loss", "gradient", "parameters") if getattr(report.faults, name))
+        what = "minibatches" if report is reports[0] else "minibatches of dreams"
         self._last_fault = (
             f"The update after {self.num_timesteps:,} steps had a non-finite {quantity} in "
-            f"{getattr(report.faults, quantity)} of {report.n_minibatches} minibatches: their steps were not applied."
+            f"{getattr(report.faults, quantity)} of {report.n_minibatches} {what}: their steps were not applied."
         )
         warnings.warn(self._last_fault, RuntimeWarning, stacklevel=3)
 

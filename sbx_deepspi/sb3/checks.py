@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 from gymnasium import spaces
+from stable_baselines3.common.utils import FloatSchedule
 
+from sbx_deepspi import valid
 from sbx_deepspi.saving.format import Missing
 
 
@@ -19,7 +21,7 @@ def can_be_saved(name: str, missing: list[Missing]) -> None:
     """
     for part in missing:
         instead = "sbx_deepspi.saving.format.NAMED lists the functions and classes that are saved"
-        if name in ("learning_rate", "clip_range", "clip_range_vf"):
+        if name != "policy_kwargs":
             instead = (
                 "LinearSchedule(start, end, end_fraction) and ConstantSchedule(value) of "
                 "stable_baselines3.common.utils do the same and are saved"
@@ -29,6 +31,20 @@ def can_be_saved(name: str, missing: list[Missing]) -> None:
             f"does without it, and to train on it has to be given again, load(..., {name}=...). {instead}.",
             stacklevel=3,
         )
+
+
+def schedule(name: str, value: Any) -> FloatSchedule:
+    """
+    :param name: of the argument
+    :param value: a number, or a function of the remaining progress
+    :return: the function
+    :raises ValueError: it is neither
+    """
+    if callable(value):
+        return FloatSchedule(value)
+    if not valid.is_number(value):
+        raise ValueError(f"{name} must be a number or a function of the remaining progress, but got {value!r:.80}.")
+    return FloatSchedule(float(value))
 
 
 def batch_size(batch_size: int, n_steps: int, n_envs: int) -> None:

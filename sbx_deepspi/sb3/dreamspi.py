@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sbx_deepspi import deepspi, dreamspi, valid
 from sbx_deepspi.hyperparameters import DreamHyperparameters, Hyperparameters
 from sbx_deepspi.optimizer import StepSize, StepSizes
+from sbx_deepspi.sb3 import checks
 from sbx_deepspi.sb3.algorithm import DeepSPI
 from sbx_deepspi.sb3.policies import DeepSPIPolicy
 
@@ -68,18 +69,17 @@ class DreamSPI(DeepSPI):
         :return: the model's learning rate as a function of the remaining progress
         """
         given, default = self.model_learning_rate, type(self.policy).dream_defaults["model_learning_rate"]
-        return FloatSchedule(default if given is None else given)
+        return checks.schedule("model_learning_rate", default if given is None else given)
 
     @property
     def dream_weight_schedule(self) -> Callable[[float], float]:
         """
         :return: the weight of the dreams' loss as a function of the remaining progress
         """
-        return FloatSchedule(self.dream_weight)
+        return checks.schedule("dream_weight", self.dream_weight)
 
     def _setup_model(self) -> None:
-        valid.positive_integer(imagination_horizon=self.imagination_horizon, n_dreams=self.n_dreams)
-        valid.boolean(dyna=self.dyna)
+        valid.in_unit_interval(reward_loss_coef=self.reward_loss_coef, transition_loss_coef=self.transition_loss_coef)
         for name, coefficient in {
             "reward_loss_coef": self.reward_loss_coef,
             "transition_loss_coef": self.transition_loss_coef,
@@ -89,8 +89,7 @@ class DreamSPI(DeepSPI):
                     f"{name} must be above 0, but got {coefficient!r}: a model that does not learn is none to dream in."
                 )
         super()._setup_model()
-        if not callable(self.dream_weight):
-            self.hyperparameters()
+        self.hyperparameters()
 
     def step_sizes(self, progress: float) -> StepSizes:
         return {
@@ -99,8 +98,13 @@ class DreamSPI(DeepSPI):
         }
 
     def hyperparameters(self) -> Hyperparameters:
+        # here, since they may have been set after construction
+        valid.positive_integer(imagination_horizon=self.imagination_horizon, n_dreams=self.n_dreams)
+        valid.boolean(dyna=self.dyna)
         weight = self.dream_weight_schedule(self._current_progress_remaining)
-        if not (weight >= 0 and np.isfinite(weight)):
-            raise ValueError(f"dream_weight must be a number of at least 0, but got {weight!r}.")
+        model_rate = self.model_lr_schedule(self._current_progress_remaining)
+        for name, number in {"dream_weight": weight, "model_learning_rate": model_rate}.items():
+            if not (number >= 0 and np.isfinite(np.float32(number))):
+                raise ValueError(f"{name} must be a number of at least 0, but got {number!r}.")
         of_dream = DreamHyperparameters(weight, self.imagination_horizon, self.n_dreams, self.dyna)
         return super().hyperparameters().replace(dream=of_dream)

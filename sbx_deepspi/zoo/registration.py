@@ -23,7 +23,7 @@ from sbx_deepspi import DeepMDP, DeepSPI, DreamSPI, make_envpool_env, make_jax_e
 from sbx_deepspi.envs import JaxVecEnv, TimeoutSubprocVecEnv
 from sbx_deepspi.envs.jitted.make import is_jax_env_id
 from sbx_deepspi.zoo.repairs import repair_push_to_hub, run_enjoy_from_any_folder
-from sbx_deepspi.zoo.search_space import convert_hyperparams, sample_hyperparams
+from sbx_deepspi.zoo.search_space import convert_hyperparams, sample_dream_hyperparams, sample_hyperparams
 
 OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP, "dreamspi": DreamSPI}
 HYPERPARAMS = Path(__file__).parents[2] / "rl_zoo_hyperparams"
@@ -196,7 +196,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
 for algo, algo_class in OUR_ALGOS.items():
     ALGOS[algo] = algo_class
-    HYPERPARAMS_SAMPLER[algo] = sample_hyperparams
+    HYPERPARAMS_SAMPLER[algo] = sample_dream_hyperparams if algo_class is DreamSPI else sample_hyperparams
     HYPERPARAMS_CONVERTER[algo] = convert_hyperparams
 exp_manager.ExperimentManager = ExperimentManager  # type: ignore[misc]
 # RL Zoo evaluates policy_kwargs strings in this module: "dict(activation_fn=jax.nn.relu)" needs jax there

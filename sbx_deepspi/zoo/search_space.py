@@ -48,6 +48,26 @@ def sample_hyperparams(
     return hyperparams
 
 
+def sample_dream_hyperparams(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    The same for DreamSPI.
+
+    :param trial: the trial that draws the point
+    :param n_actions: number of continuous actions; not used
+    :param n_envs: number of environments
+    :param additional_args: arguments for other algorithms' samplers; not used
+    :return: arguments of the algorithm
+    """
+    of_dreams = {
+        "model_learning_rate": trial.suggest_float("model_learning_rate", 1e-5, 2e-3, log=True),
+        "imagination_horizon": trial.suggest_categorical("imagination_horizon", [4, 8, 16]),
+        "dyna": trial.suggest_categorical("dyna", [False, True]),
+    }
+    return sample_hyperparams(trial, n_actions, n_envs, additional_args) | of_dreams
+
+
 def convert_hyperparams(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     Turn the parameters of a stored trial into hyperparameters, for ``--trial-id``.

@@ -1,5 +1,7 @@
 """The report's numbers, against hand and NumPy."""
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -199,3 +201,16 @@ def test_failed_conditions_are_read_from_verdicts() -> None:
     )
     table = np.array(list(failed.values())).T.astype(int)
     np.testing.assert_array_equal(table, [[0] * 6, [1, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]])
+
+
+def test_a_file_of_certificates_may_be_unfinished_or_something_else(tmp_path: Path) -> None:
+    whole = "timesteps,zeta,zeta_paper,verdict\n8,inf,2,not certified: K_R unbounded\n"
+    (tmp_path / "killed.csv").write_text(whole + "16,1,2,certified\n24,in")
+    (tmp_path / "monitor.csv").write_text('#{"t_start": 1}\nr,l,t\n1,2,3\n')
+    (tmp_path / "other.csv").write_text("timesteps,zeta,zeta_paper,verdict\nabc,1,2,x\n")
+    (tmp_path / "columns.csv").write_text("timesteps,zeta,verdict\n1,2,x\n")
+    found = certificates.find(tmp_path, 16)
+    assert found is not None and found.name == "killed.csv"
+    numbers, failed = certificates.read(found)
+    assert numbers["zeta"].tolist() == [np.inf, 1] and failed["K_R finite"].tolist() == [True, False]
+    assert certificates.find(tmp_path, 8) is None  # of another model, which has learned for longer

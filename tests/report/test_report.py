@@ -146,6 +146,10 @@ def test_what_rl_zoo_wrote_is_read(tmp_path: Path) -> None:
     for name in ("best_model.zip", "CartPole-v1.zip"):
         (tmp_path / name).touch()
         assert environment.model_file(tmp_path) == tmp_path / name
+    for text, sentence in (("{[", "cannot be read"), ("- 1", "must hold names and values"), ("{}", "does not name an")):
+        (tmp_path / "CartPole-v1" / "args.yml").write_text(text)
+        with pytest.raises(environment.ReportError, match=sentence):
+            environment.from_zoo(tmp_path / "CartPole-v1.zip")
 
 
 def test_descriptions_lead_back_to_environments_inside_jit() -> None:
