@@ -107,7 +107,7 @@ def complete(
     total = policy_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss
     gradient_penalty = jnp.zeros(())
     if h.gradient_penalty_coef is not None:
-        key = jax.random.fold_in(key, 1)
+        key = jax.random.fold_in(key, len(latents))  # the model's losses have those below
         gradient_penalty = agent.gradient_penalties(networks, parameters, latents, transitions.actions, key).mean()
         total += h.gradient_penalty_coef * gradient_penalty
     log_ratios = policy.log_probs - transitions.log_probs

@@ -23,8 +23,8 @@ class Hyperparameters(struct.PyTreeNode):
     """
     What an update depends on beside parameters and data; :class:`~sbx_deepspi.DeepSPI` documents each by its name.
 
-    Numbers are traced: changing them compiles nothing anew. From ``batch_size`` on, and whether an optional one
-    is ``None``, they shape the compiled program.
+    Numbers are traced: changing them compiles nothing anew. From ``batch_size`` to ``segment_length``, and whether an
+    optional one is ``None``, they shape the compiled program.
 
     :param step_sizes: learning rate and ``max_grad_norm``, for all parameters or for groups of them
     :param microbatch_size: the most transitions that go through the networks at a time

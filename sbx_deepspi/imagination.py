@@ -25,11 +25,11 @@ def imagine(networks: Networks, parameters: Parameters, latents: jax.Array, hori
     """
 
     def step(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, Rollout]:
-        action_key, step_key = jax.random.split(key)
+        action_key, step_key, end_key = jax.random.split(key, 3)
         decision = agent.act(networks, parameters, latents, action_key)
         rewards, next_latents = agent.predict(networks, parameters, latents, decision.actions, step_key)
         end_probabilities = agent.end_probabilities(networks, parameters, next_latents)
-        ends = jax.random.uniform(jax.random.fold_in(step_key, 1), end_probabilities.shape) < end_probabilities
+        ends = jax.random.uniform(end_key, end_probabilities.shape) < end_probabilities
         return next_latents, Rollout(
             observations=latents,
             next_observations=next_latents,

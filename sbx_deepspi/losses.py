@@ -122,7 +122,7 @@ def normalize(advantages: jax.Array, counts: jax.Array | None = None) -> jax.Arr
 
     :param advantages: Â, shape (B,)
     :param counts: which of them count, bool, shape (B,); ``None``: all
-    :return: shape (B,); a single advantage is returned as it is
+    :return: shape (B,); where B is 1, the advantage as it is
     """
     if advantages.size <= 1:
         return advantages

@@ -115,29 +115,23 @@ def model_error(model: ModelErrors, gamma: Scalar) -> jax.Array:
 
 
 def value_bound(
-    model: ModelErrors,
-    reward: Scalar,
-    distance: Scalar,
-    gamma: Scalar,
-    end_probability: Scalar = 0.0,
-    largest: Scalar = jnp.inf,
+    model: ModelErrors, reward: Scalar, distance: Scalar, gamma: Scalar, end_probability: Scalar = 0.0
 ) -> jax.Array:
     """
     Bound of abs(V̄(z)): since V̄(z) = E[R̄ + γ W(ẑ')], it is at most
-    (E abs(R̄) + γ K_V E‖ẑ' - z‖) / (1 - γ (1 - Ē(z))), and never above V_max.
+    (E abs(R̄) + γ K_V E‖ẑ' - z‖) / (1 - γ (1 - Ē(z))).
 
     :param model: K_R, K_P and K_E V_max
     :param reward: E abs(R̄(z, a)) under π̄
     :param distance: E‖ẑ' - z‖₂ under π̄ and P̄
     :param gamma: γ
     :param end_probability: Ē(z); 0 without a termination model
-    :param largest: V_max; infinite where none is known
-    :return: scalar; infinite unless γ < 1 or Ē(z) > 0, and K_P < 1/γ or γ E‖ẑ' - z‖ = 0, or V_max is known
+    :return: scalar; infinite unless γ < 1 or Ē(z) > 0, and K_P < 1/γ or γ E‖ẑ' - z‖ = 0
     """
     moved = jnp.asarray(gamma * distance)
     total = reward + jnp.where(moved > 0, value_lipschitz(model, gamma) * moved, 0.0)
     lost = 1 - gamma * (1 - jnp.asarray(end_probability))
-    return jnp.minimum(jnp.where(lost > 0, total / jnp.where(lost > 0, lost, 1.0), jnp.inf), largest)
+    return jnp.where(lost > 0, total / jnp.where(lost > 0, lost, 1.0), jnp.inf)
 
 
 def return_gap(model: ModelErrors, average_episode_length: Scalar, ratio_sup: Scalar, gamma: Scalar) -> jax.Array:

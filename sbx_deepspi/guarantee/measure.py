@@ -68,7 +68,7 @@ class Certificate(struct.PyTreeNode):
 
 class Ends(struct.PyTreeNode):
     """
-    What is known of the updated model's ends, and of the latent MDP that has them not; scalars.
+    What is known of the updated model's ends, and of the same latent MDP without them; scalars.
 
     :param error: E abs(1[s' is terminal] - Ē(φ(s')))
     :param lipschitz: K_E of Ē
@@ -272,11 +272,13 @@ def measure(
     end_value, end_error = mean_end_value(networks, parameters, units, flat, ending, end_probabilities, end_key, gamma)
     endless_end_value, end_probability_error = end_value, jnp.zeros(())
     if has_ends(networks):
-        false = false_alarms(networks, parameters, units, sample, ending, alarm_key, gamma)
+        false_value, false_error = mean_false_alarm(
+            networks, parameters, units, sample, next_latents, ending, alarm_key, gamma
+        )
         # infinity times 0 would be NaN
-        length = jnp.where(false.any(), average_episode_length, 0.0)
-        end_value += length * false.mean()
-        end_error = jnp.hypot(end_error, length * false.std() / math.sqrt(n_sampled))
+        length = jnp.where(false_value > 0, average_episode_length, 0.0)
+        end_value += length * false_value
+        end_error = jnp.hypot(end_error, length * false_error)
         endless_end_value, _ = mean_end_value(networks, parameters, units, flat, endless, never, end_key, gamma)
         end_probability_error = jnp.abs(sample.terminated - end_probabilities(next_latents)).mean()
     return Measurement(
@@ -299,18 +301,19 @@ def never(latents: jax.Array) -> jax.Array:
     return jnp.zeros(len(latents))
 
 
-def value_bounds(
+def wrong_values(
     networks: Networks,
     parameters: Parameters,
     units: RewardUnits,
     model: ModelErrors,
     latents: jax.Array,
     ends: jax.Array,
+    wrong: jax.Array,
     key: jax.Array,
     gamma: Scalar,
 ) -> jax.Array:
     """
-    Bounds of abs(V̄(z)), each from one imagined step; see :func:`~sbx_deepspi.guarantee.bound.value_bound`.
+    What being wrong about an end costs, each from one imagined step: what is certain of abs(V̄(z)), times how wrong.
 
     :param networks: with a world model
     :param parameters: of all networks, normalised
@@ -318,41 +321,60 @@ def value_bounds(
     :param model: with K_R, K_P and K_E V_max
     :param latents: z, shape (B, ...)
     :param ends: Ē(z), shape (B,)
+    :param wrong: 1 - Ē(z) where an episode ends, or Ē(z) where none does, shape (B,)
     :param key: randomness of actions and of latent states
     :param gamma: γ
-    :return: shape (B,)
+    :return: that product, and ``wrong``, shape (2, B); see :func:`smaller`
     """
     imagined = imagine(networks, parameters, latents, 1, key)
     moved, reward = distances(imagined.next_observations[0], latents), jnp.abs(units.of(imagined.rewards[0]))
-    return value_bound(model, reward, moved, gamma, ends, largest_value(units.largest, gamma))
+    values = value_bound(model, reward, moved, gamma, ends)
+    return jnp.stack([jnp.where(wrong > 0, wrong * values, 0.0), wrong])
 
 
-def false_alarms(
+def smaller(means: jax.Array, errors: jax.Array, largest: Scalar) -> tuple[jax.Array, jax.Array]:
+    """
+    The mean of wrong values, or of V_max times how wrong, if that is smaller: means are compared, since a limit to each
+    sample would make their mean too small.
+
+    :param means: of what :func:`wrong_values` returns, shape (2,)
+    :param errors: their standard errors, shape (2,)
+    :param largest: V_max; infinite where none is known
+    :return: the smaller one and its standard error
+    """
+    limit = jnp.where(means[1] > 0, largest * means[1], 0.0)
+    is_limited = limit < means[0]
+    return jnp.where(is_limited, limit, means[0]), jnp.where(is_limited, largest * errors[1], errors[0])
+
+
+def mean_false_alarm(
     networks: Networks,
     parameters: Parameters,
     units: RewardUnits,
     sample: Rollout,
+    next_latents: jax.Array,
     model: ModelErrors,
     key: jax.Array,
     gamma: Scalar,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """
-    The part of L_end where no episode ends: Ē(φ(s')) abs(V̄(φ(s'))), of each step.
+    The part of L_end where no episode ends, for one step: E[Ē(φ(s')) abs(V̄(φ(s')))].
 
     :param networks: with a termination model
     :param parameters: of all networks, normalised
     :param units: of rewards
     :param sample: B transitions
+    :param next_latents: their φ(s'), shape (B, ...)
     :param model: with K_R, K_P and K_E V_max
     :param key: randomness of actions and of latent states
     :param gamma: γ
-    :return: shape (B,)
+    :return: the mean and its standard error
     """
-    latents = agent.encode(networks, parameters, sample.next_observations)
-    ends = agent.end_probabilities(networks, parameters, latents)
-    values = value_bounds(networks, parameters, units, model, latents, ends, key, gamma)
-    # infinity times 0 would be NaN
-    return jnp.where(sample.dones | (ends == 0), 0.0, ends * values)
+    ends = agent.end_probabilities(networks, parameters, next_latents)
+    wrong = jnp.where(sample.dones, 0.0, ends)
+    values = wrong_values(networks, parameters, units, model, next_latents, ends, wrong, key, gamma)
+    errors = values.std(axis=1) / math.sqrt(len(wrong))
+    return smaller(values.mean(axis=1), errors, largest_value(units.largest, gamma))
 
 
 def mean_end_value(
@@ -366,7 +388,7 @@ def mean_end_value(
     gamma: Scalar,
 ) -> tuple[jax.Array, jax.Array]:
     """
-    The part of L_end where episodes end, for either reason: (1 - Ē(φ(s'))) abs(V̄(φ(s'))), over all ends of a rollout.
+    The part of L_end where episodes end, for either reason: E[(1 - Ē(φ(s'))) abs(V̄(φ(s')))], over all ends there are.
 
     :param networks: with a world model
     :param parameters: of all networks, normalised
@@ -387,21 +409,25 @@ def mean_end_value(
         last = jax.tree.map(lambda array: array[indices], flat.next_observations)
         latents = agent.encode(networks, parameters, last)
         known = end_probabilities(latents)
-        values = value_bounds(networks, parameters, units, model, latents, known, jax.random.fold_in(key, i), gamma)
-        values = jnp.where(known < 1, (1 - known) * values, 0.0)
+        values = wrong_values(
+            networks, parameters, units, model, latents, known, 1 - known, jax.random.fold_in(key, i), gamma
+        )
         is_end = i * N_AT_A_TIME + jnp.arange(N_AT_A_TIME) < n_ends
         # Chan's: deviations from means, since a difference of large squares would be imprecise
         n_before, mean, squares = moments
-        n_here, mean_here = is_end.sum(), values.mean(where=is_end)
+        n_here, mean_here = is_end.sum(), values.mean(axis=1, where=is_end)
         n, difference = n_before + n_here, mean_here - mean
-        squares += ((values - mean_here) ** 2).sum(where=is_end) + difference**2 * n_before * n_here / n
+        squares += ((values - mean_here[:, None]) ** 2).sum(axis=1, where=is_end)
+        squares += difference**2 * n_before * n_here / n
         return n, mean + difference * n_here / n, squares
 
-    nothing = jnp.float32(0), jnp.float32(0), jnp.float32(0)
-    count, mean, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, nothing)
-    error = jnp.sqrt(squares) / jnp.maximum(count, 1)
-    known = (n_ends > 0) & jnp.isfinite(mean)
-    return jnp.where(known, mean, jnp.inf), jnp.where(known, error, jnp.inf)
+    nothing = jnp.float32(0), jnp.zeros(2), jnp.zeros(2)
+    count, means, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, nothing)
+    known = (n_ends > 0) & jnp.isfinite(means)
+    means, errors = (
+        jnp.where(known, numbers, jnp.inf) for numbers in (means, jnp.sqrt(squares) / jnp.maximum(count, 1))
+    )
+    return smaller(means, errors, largest_value(units.largest, gamma))
 
 
 def latent_return(

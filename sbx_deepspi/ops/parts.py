@@ -14,7 +14,7 @@ EVERYTHING = 2**31
 
 def in_parts(function: Callable[..., jax.Array], *arrays: jax.Array, n_numbers: int) -> jax.Array:
     """
-    A function of images, or of latent maps, in parts where what it makes of all of them would not stay in the cache.
+    A function of images, or of latent states, in parts where what it makes of all of them would not stay in the cache.
 
     :param function: arrays of shape (b, ...) → (b, ...), of each item on its own but for random numbers
     :param arrays: each of shape (B, ...)

@@ -87,7 +87,7 @@ def report(path: Path, env_id: str | None, output: Path | None) -> Path:
                 lambda: sections.latent_space(subject, generator),
                 lambda: sections.lipschitz(subject, generator),
                 lambda: sections.certified(
-                    certificates.find(model_file(path).parent, model.num_timesteps), model.gamma
+                    certificates.find(model_file(path).parent, model.num_timesteps), model.num_timesteps, model.gamma
                 ),
             ]
             made = []

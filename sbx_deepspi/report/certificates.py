@@ -24,27 +24,25 @@ def find(folder: Path, num_timesteps: int) -> Path | None:
     """
     :param folder: of a model
     :param num_timesteps: steps that it has learned from
-    :return: the newest file in it of certificates that may be the model's, if there is one
+    :return: the newest file in it that has certificates up to there, if there is one
     """
-
-    def may_be_the_models(path: Path) -> bool:
-        rows = rows_of(path)
-        return bool(rows) and all(float(row["timesteps"]) <= num_timesteps for row in rows)
-
-    return max(filter(may_be_the_models, folder.glob("*.csv")), key=lambda path: path.stat().st_mtime, default=None)
+    known = (path for path in folder.glob("*.csv") if rows_of(path, num_timesteps))
+    return max(known, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
+def rows_of(path: Path, num_timesteps: int) -> list[dict[str, str]]:
     """
     :param path: of any CSV
-    :return: the rows that are whole certificates: a run that was killed may leave the last one unfinished
+    :param num_timesteps: steps that the model has learned from; the run may have gone on after it was saved
+    :return: the certificates up to there that are whole: a run that was killed may leave the last one unfinished
     """
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = csv.DictReader(file)
         try:
-            return [row for row in rows if set(rows.fieldnames or ()) >= NEEDED and is_whole(row)]
+            whole = [row for row in rows if set(rows.fieldnames or ()) >= NEEDED and is_whole(row)]
         except csv.Error:  # no CSV at all
             return []
+    return [row for row in whole if float(row["timesteps"]) <= num_timesteps]
 
 
 def is_whole(row: dict[str, str]) -> bool:
@@ -53,17 +51,20 @@ def is_whole(row: dict[str, str]) -> bool:
     :return: whether each column but the verdict is a number
     """
     try:
-        return row["verdict"] is not None and all(float(row[name]) is not None for name in row if name != "verdict")
+        for name in row.keys() - {"verdict"}:
+            float(row[name])
     except (TypeError, ValueError):
         return False
+    return row["verdict"] is not None
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def read(path: Path, num_timesteps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """
     :param path: of a file of certificates
+    :param num_timesteps: steps that the model has learned from
     :return: numbers by column, and, by condition, whether it failed: arrays with an entry for each update
     """
-    rows = rows_of(path)
+    rows = rows_of(path, num_timesteps)
     names = [name for name in (rows[0] if rows else ()) if name != "verdict"]
     numbers = {name: np.array([float(row[name]) for row in rows]) for name in names}
     return numbers, failures([row["verdict"] for row in rows])

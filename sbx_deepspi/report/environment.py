@@ -199,7 +199,7 @@ def make_environment(known: Described, n_envs: int, seed: int) -> VecEnv:
         importlib.import_module(module)
     if is_jax_env_id(env_id) or env_id == CONFOUNDING_GRID:
         return make_jax_env(env_id, n_envs, seed, **known.settings, **known.arguments)
-    if is_atari(env_id) and zoo.get("envpool", True):
+    if uses_envpool(known):
         stack = {"stack_num": zoo["frame_stack"]} if "frame_stack" in zoo else {}
         return make_envpool_env(env_id, n_envs, seed, **stack, **known.arguments)
     wrapper, vec_wrapper = zoo_wrapper(zoo, "env_wrapper"), zoo_wrapper(zoo, "vec_env_wrapper")
@@ -231,14 +231,22 @@ def is_atari(env_id: str) -> bool:
         return True
 
 
+def uses_envpool(known: Described) -> bool:
+    """
+    :param known: with an id
+    :return: whether EnvPool plays: where RL Zoo says so, and for Atari's games that do not come from RL Zoo
+    """
+    assert known.env_id is not None
+    return is_atari(known.env_id) and bool(known.hyperparameters.get("envpool", not known.hyperparameters))
+
+
 def stacked_in_python(known: Described) -> int:
     """
     :param known: with an id
     :return: how many frames ``VecFrameStack`` stacks; 0 where none are, or the environment does it by itself
     """
     assert known.env_id is not None
-    by_itself = known.hyperparameters.get("envpool") and is_atari(known.env_id)
-    return 0 if by_itself else known.hyperparameters.get("frame_stack") or 0
+    return 0 if uses_envpool(known) else known.hyperparameters.get("frame_stack") or 0
 
 
 def drawing_of(space: spaces.Space) -> Callable[[Any], np.ndarray] | None:

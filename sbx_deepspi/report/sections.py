@@ -497,14 +497,15 @@ def lipschitz(subject: Subject, generator: np.random.Generator) -> Section:
 # --- training ---------------------------------------------------------------------------------------
 
 
-def certified(path: Path | None, gamma: float) -> Section:
+def certified(path: Path | None, num_timesteps: int, gamma: float) -> Section:
     """
     :param path: of a file of certificates; ``None``: there is none
+    :param num_timesteps: steps that the model has learned from
     :param gamma: γ
     :return: certificates over training
     """
     name, title = "certificates", "Certificates over training"
-    numbers, failed = ({}, {}) if path is None else certificates.read(path)
+    numbers, failed = ({}, {}) if path is None else certificates.read(path, num_timesteps)
     if not numbers:
         return Section(
             name,

@@ -596,7 +596,8 @@ class DeepSPI(PPO):
         of_epochs = [report.epochs] if report.dreams is None else [report.epochs, report.dreams.epochs]
         for epochs in of_epochs:
             if epochs.stopped and self.verbose >= 1:
-                print(f"Early stopping at step {epochs.n_epochs - 1} due to reaching max kl: {epochs.last_kl:.2f}")
+                what = "Early stopping" if epochs is report.epochs else "Early stopping of dreams"
+                print(f"{what} at step {epochs.n_epochs - 1} due to reaching max kl: {epochs.last_kl:.2f}")
         logs.record_update(
             self.logger, report, hyperparameters, made.log_std, self.rewards, self._n_updates,
             self.policy.termination_model,

@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sbx_deepspi import deepspi, dreamspi, valid
 from sbx_deepspi.hyperparameters import DreamHyperparameters, Hyperparameters
 from sbx_deepspi.optimizer import StepSize, StepSizes
+from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.sb3 import checks
 from sbx_deepspi.sb3.algorithm import DeepSPI
 from sbx_deepspi.sb3.policies import DeepSPIPolicy
@@ -20,18 +21,19 @@ class DreamSPI(DeepSPI):
     Safe policy improvement inside the latent model: encoder and world model learn from real data, with DeepSPI's loss;
     torso, actor and critic learn with PPO's from episodes that the model imagines ("dreams").
 
-    ``learning_rate`` is that of torso, actor and critic. Where ``None`` is said to be the policy's, ``"CnnPolicy"`` has
-    the paper's settings for Atari (2.75e-5 for the policy and 2e-4 for the model, both linearly to 0), and the others
-    have 3e-4 for both. The two groups have an optimiser and a limit of the gradient's norm each.
+    ``learning_rate`` is that of torso, actor and critic; where it is not given, it is 2.75e-5, linearly to 0, for
+    ``"CnnPolicy"`` (the paper's for Atari), else 3e-4. The two groups have an optimiser and a limit of the gradient's
+    norm each.
 
     :param args: the first of :class:`~sbx_deepspi.DeepSPI`'s arguments
     :param imagination_horizon: H, steps of a dream, unless the model says that the episode ends before
     :param n_dreams: dreams from each state of the rollout
     :param dyna: whether torso, actor and critic learn from the real data, too, as DeepSPI's do
     :param dream_weight: weight of the dreams' loss, or a function of the remaining progress, such as
-        ``lambda progress: 1 - progress``
+        ``lambda progress: 1 - progress``. Optimisers like Adam do not see a constant factor: it counts where it
+        changes, at 0, and beside the gradients of ``dyna``
     :param model_learning_rate: learning rate of encoder and world model, or a function of the remaining progress;
-        ``None``: the policy's
+        ``None``: 2e-4, linearly to 0, for ``"CnnPolicy"``, else 3e-4, whatever ``learning_rate`` is
     :param termination_model: whether the world model learns where episodes end; if not, dreams never end
     :param kwargs: see :class:`~sbx_deepspi.DeepSPI`
     :raises ValueError: an argument is not supported, or a coefficient of the world model's losses is 0
@@ -57,7 +59,7 @@ class DreamSPI(DeepSPI):
         self.dyna = dyna
         self.dream_weight = dream_weight
         self.model_learning_rate = model_learning_rate
-        super().__init__(*args, termination_model=termination_model, **kwargs)  # type: ignore[misc]  # args end before
+        super().__init__(*args, termination_model=termination_model, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def defaults_of(cls, policy_class: type[DeepSPIPolicy]) -> dict[str, Any]:
@@ -89,7 +91,24 @@ class DreamSPI(DeepSPI):
                     f"{name} must be above 0, but got {coefficient!r}: a model that does not learn is none to dream in."
                 )
         super()._setup_model()
-        self.hyperparameters()
+        self._check()
+
+    def _check(self) -> None:
+        valid.positive_integer(imagination_horizon=self.imagination_horizon, n_dreams=self.n_dreams)
+        valid.boolean(dyna=self.dyna)
+        schedules = {"dream_weight": self.dream_weight, "model_learning_rate": self.model_learning_rate}
+        for name, given in schedules.items():
+            is_default = given is None and name == "model_learning_rate"
+            if is_default or checkpoint.missing_in(given):  # a file cannot hold every function
+                continue
+            number = checks.schedule(name, given)(self._current_progress_remaining)
+            if not (number >= 0 and np.isfinite(np.float32(number))):
+                raise ValueError(f"{name} must be a number of at least 0, but got {number!r}.")
+
+    def _watch_penalty(self, penalty: float) -> None:
+        """Without dyna only the encoder sees utilities: the model's losses outweigh nothing that the policy learns."""
+        if self.dyna:
+            super()._watch_penalty(penalty)
 
     def step_sizes(self, progress: float) -> StepSizes:
         return {
@@ -98,13 +117,7 @@ class DreamSPI(DeepSPI):
         }
 
     def hyperparameters(self) -> Hyperparameters:
-        # here, since they may have been set after construction
-        valid.positive_integer(imagination_horizon=self.imagination_horizon, n_dreams=self.n_dreams)
-        valid.boolean(dyna=self.dyna)
+        self._check()  # they may have been set after construction
         weight = self.dream_weight_schedule(self._current_progress_remaining)
-        model_rate = self.model_lr_schedule(self._current_progress_remaining)
-        for name, number in {"dream_weight": weight, "model_learning_rate": model_rate}.items():
-            if not (number >= 0 and np.isfinite(np.float32(number))):
-                raise ValueError(f"{name} must be a number of at least 0, but got {number!r}.")
         of_dream = DreamHyperparameters(weight, self.imagination_horizon, self.n_dreams, self.dyna)
         return super().hyperparameters().replace(dream=of_dream)

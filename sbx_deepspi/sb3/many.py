@@ -42,7 +42,8 @@ def learn_together(
     have made of it, to float rounding.
 
     The models may differ in seed and in numbers: ``learning_rate``, ``gamma``, ``gae_lambda``, ``clip_range``,
-    ``ent_coef``, ``vf_coef``, ``max_grad_norm``, ``target_kl``, the coefficients of the losses. In all else that is
+    ``ent_coef``, ``vf_coef``, ``max_grad_norm``, ``target_kl``, the coefficients of the losses, and DreamSPI's
+    ``model_learning_rate`` and ``dream_weight``. In all else that is
     compiled they have to be equal.
 
     :param models: of one class; each has copies of the same environment inside jit, of its own
@@ -147,7 +148,9 @@ def _compiled(model: DeepSPI) -> dict[str, Any]:
         "normalize_advantage": model.normalize_advantage,
         "stats_window_size": model._stats_window_size,
         "device": model.jax_device,
-        "batch_size, n_epochs, or number that is None": jax.tree.structure(model.hyperparameters()),
+        "batch_size, n_epochs, imagination_horizon, n_dreams, dyna, or number that is None": jax.tree.structure(
+            model.hyperparameters()
+        ),
         "number of steps": model.num_timesteps,
     }
 

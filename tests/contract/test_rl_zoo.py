@@ -280,7 +280,7 @@ def test_models_have_their_hyperparameters(
     monkeypatch.chdir(tmp_path)
     model, _ = manager(algo, "ConfoundingGrid-v0", hyperparams={"n_envs": 4}, eval_freq=-1).setup_experiment()
     assert type(model) is algorithm
-    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/deepspi.yml
+    assert isinstance(model.policy, CnnPolicy)  # by rl_zoo_hyperparams/
     assert model.n_steps == 64  # likewise
     assert model.transition_loss_coef == coefficient  # by default
 

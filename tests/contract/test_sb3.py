@@ -70,7 +70,9 @@ def make_model(kind: str, env: Any = None, **kwargs: Any) -> DeepSPI:
     return DeepSPI(KINDS[kind][0], make_env(kind) if env is None else env, **RUN | kwargs)
 
 
-@pytest.fixture(scope="module", params=[*list(KINDS)[:3], pytest.param("cnn-box", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["mlp-discrete", "mlp-box", "cnn-discrete", pytest.param("cnn-box", marks=pytest.mark.slow)]
+)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

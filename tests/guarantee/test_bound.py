@@ -401,9 +401,8 @@ def test_end_value_bounds_the_latent_value() -> None:
         model = ModelErrors(0.0, 0.0, 0.0, k_reward, k_transition, k_end)
         moved = (transitions * distances).sum(axis=1)
         for state in range(3):
-            bound = value_bound(model, abs(rewards[state]), moved[state], gamma, ends[state], v_max)
+            bound = value_bound(model, abs(rewards[state]), moved[state], gamma, ends[state])
             assert abs(values[state]) <= float(bound) * (1 + 1e-5)
             assert gamma > 0 or float(bound) == pytest.approx(abs(values[state]))
     assert value_bound(model, 1.0, 1.0, 1.0) == np.inf
     assert value_bound(model.replace(reward_lipschitz=0.0, end_lipschitz=0.0), 1.0, 1.0, 1.0, 0.5) == 2
-    assert value_bound(model, 1.0, 1.0, 1.0, largest=7.0) == 7

@@ -147,6 +147,18 @@ def test_end_value_of_an_update() -> None:
     assert float(model.certificate.standard_errors.end) == pytest.approx(values.std() / np.sqrt(len(values)), rel=1e-2)
 
 
+def test_a_limit_is_one_of_means_not_of_samples() -> None:
+    """Half of the samples 0, half of them twice V_max: their mean is V_max, of limited samples it would be half."""
+    means, errors = jnp.array([10.0, 1.0]), jnp.array([3.0, 0.5])
+    assert [float(x) for x in measures.smaller(means, errors, 10.0)] == [10, 3]
+    assert [float(x) for x in measures.smaller(means, errors, 8.0)] == [8, 4]
+    assert [float(x) for x in measures.smaller(jnp.array([jnp.inf, 0.5]), jnp.array([jnp.inf, 0.1]), 8.0)] == [
+        4, pytest.approx(0.8)
+    ]  # fmt: skip
+    assert float(measures.smaller(jnp.array([jnp.inf, 1.0]), errors, jnp.inf)[0]) == jnp.inf
+    assert float(measures.smaller(jnp.array([0.0, 0.0]), errors, jnp.inf)[0]) == 0
+
+
 def test_end_value_of_a_model_that_knows_ends() -> None:
     """Misses at the ends and false alarms elsewhere, from NumPy; and the same model as if it knew of no end."""
     model = trained(spaces.Discrete(1), **CERTIFIABLE, termination_model=True, learning_rate=1e-2)
@@ -166,9 +178,11 @@ def test_end_value_of_a_model_that_knows_ends() -> None:
     assert certificate is not None and certificate.ends is not None
     k_value, v_max = float(certificate.value_lipschitz), 1 / (1 - 0.9)  # rewards are 1
     clipped, dones = np.clip(rewards, -1, 1), rollout.dones.reshape(-1)
-    values = np.minimum((np.abs(clipped) + 0.9 * k_value * moved) / (1 - 0.9 * (1 - ends)), v_max)
+    values = (np.abs(clipped) + 0.9 * k_value * moved) / (1 - 0.9 * (1 - ends))
     length = float(certificate.average_episode_length)
-    expected = ((1 - ends) * values)[dones].mean() + length * (ends * values * ~dones).mean()
+    missed = min(((1 - ends) * values)[dones].mean(), v_max * (1 - ends)[dones].mean())
+    alarms = min((ends * values * ~dones).mean(), v_max * (ends * ~dones).mean())
+    expected = missed + length * alarms
     assert float(certificate.model.end_value) == pytest.approx(expected, rel=1e-3)
     assert float(certificate.model.reward_error) == pytest.approx(np.abs(clipped - 1).mean(), rel=1e-3, abs=1e-6)
     terminated = rollout.terminated.reshape(-1)
@@ -181,8 +195,8 @@ def test_end_value_of_a_model_that_knows_ends() -> None:
 
     contraction = 1 - 0.9 * float(certificate.model.transition_lipschitz)
     k_endless = k_value - float(certificate.model.end_lipschitz) / contraction
-    endless = np.minimum((np.abs(clipped) + 0.9 * k_endless * moved) / 0.1, v_max)
-    assert float(certificate.ends.endless_end_value) == pytest.approx(endless[dones].mean(), rel=1e-3)
+    endless = (np.abs(clipped) + 0.9 * k_endless * moved) / 0.1
+    assert float(certificate.ends.endless_end_value) == pytest.approx(min(endless[dones].mean(), v_max), rel=1e-3)
     named = numbers(certificate, all_actions=True)
     assert {"L_E", "K_E", "L_end_endless", "zeta_endless"} <= named.keys()
     assert np.isfinite([named["zeta"], named["zeta_endless"]]).all()
