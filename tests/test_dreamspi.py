@@ -9,17 +9,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tensorflow_probability.substrates.jax as tfp
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sbx_deepspi import DeepMDP, DeepSPI, DreamSPI, agent, deepmdp, deepspi, dreamspi, losses
+from sbx_deepspi import (
+    CheckpointCallback,
+    CheckpointError,
+    DeepMDP,
+    DeepSPI,
+    DreamSPI,
+    SPICertificateCallback,
+    agent,
+    deepmdp,
+    deepspi,
+    dreamspi,
+    losses,
+    make_envpool_env,
+)
 from sbx_deepspi.agent import Networks, WorldModel
 from sbx_deepspi.hyperparameters import DreamHyperparameters, Hyperparameters
 from sbx_deepspi.lipschitz import normalizer
-from sbx_deepspi.optimizer import StepSize
+from sbx_deepspi.optimizer import Learner, StepSize
 from sbx_deepspi.rollout import Rollout, Transitions, to_transitions
 from sbx_deepspi.world_model.densities import Outputs, make_density
 from tests.helpers import CHANNELS_FIRST, TINY_RUN, VECTOR, ToyEnv, collected, params, same, updated
@@ -44,14 +59,18 @@ def of_dream(h: Hyperparameters, **changes: Any) -> Hyperparameters:
     return h.replace(dream=dream, step_sizes=STEP_SIZES, reward_loss_coef=0.5, transition_loss_coef=0.5)
 
 
+def moments(learner: Learner, group: str) -> Any:
+    """Of a group's Adam."""
+    return jax.device_get(learner.optimizer_state.inner_states[group].inner_state[1].inner_state)
+
+
 # --- each step does what it says --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dyna", [False, True])
-def test_each_step_moves_its_own_parts_bit_for_bit(dyna: bool) -> None:
-    model = tiny(dyna=dyna, policy_kwargs=dict(lipschitz_policy=0.5))
+def test_each_step_moves_its_own_parts_bit_for_bit() -> None:
+    model = tiny(policy_kwargs=dict(lipschitz_policy=0.5))
     rollout, h = collected(model)
-    h = of_dream(h, dyna=dyna)
+    h = of_dream(h)
     programs, before = model.policy.programs, model.policy.learner
     networks, optimizer = programs.networks, programs.optimizer
     real = to_transitions(rollout, np.zeros(2, np.float32), h.gamma, h.gae_lambda)
@@ -64,11 +83,8 @@ def test_each_step_moves_its_own_parts_bit_for_bit(dyna: bool) -> None:
         learned, _ = take_model_step(learned, norms, real, key)
     assert float(metrics.gradient_norm) > 0
     assert same([before.parameters[part] for part in POLICY], [learned.parameters[part] for part in POLICY])
-    old, new = before.optimizer_state.inner_states, learned.optimizer_state.inner_states
-    assert same(
-        jax.device_get(old["policy"].inner_state[1].inner_state),
-        jax.device_get(new["policy"].inner_state[1].inner_state),
-    )
+    assert same(moments(before, "policy"), moments(learned, "policy"))
+    assert not same(moments(before, "model"), moments(learned, "model"))
     for part in MODEL:
         assert not same(before.parameters[part], learned.parameters[part]), part
 
@@ -79,8 +95,27 @@ def test_each_step_moves_its_own_parts_bit_for_bit(dyna: bool) -> None:
         after, metrics = take_policy_step(after, dreamt)
     assert float(metrics.gradient_norm) > 0
     assert same([learned.parameters[part] for part in MODEL], [after.parameters[part] for part in MODEL])
+    assert same(moments(learned, "model"), moments(after, "model"))
+    assert not same(moments(learned, "policy"), moments(after, "policy"))
     assert not same(learned.parameters["actor"], after.parameters["actor"])
     assert not same(learned.parameters["critic"], after.parameters["critic"])
+
+
+def test_with_dyna_the_real_data_teach_the_policy_too() -> None:
+    """Without the dreams' weight it is DeepSPI's update; with it, the dreams come on top."""
+    model = tiny(policy_kwargs=dict(optimizer_class=optax.sgd))  # which has no momentum to go on with
+    rollout, h = collected(model)
+    networks, optimizer = model.policy.programs.networks, model.policy.programs.optimizer
+    key = jax.random.split(jax.random.PRNGKey(0), 3)[0]
+    program = jax.jit(partial(deepspi.update, deepspi.step, networks, optimizer))
+    real, _ = program(model.policy.learner, rollout, model._last_obs, 1.0, key, of_dream(h))
+    (still, _), (moved, _) = (updated(model, rollout, of_dream(h, dyna=True, weight=w)) for w in (0.0, 1.0))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), real.parameters, still.parameters)
+    before = model.policy.learner.parameters
+    assert not same(before["actor"], still.parameters["actor"])
+    for part in ("encoder", "transition_model"):
+        jax.tree.map(np.testing.assert_array_equal, still.parameters[part], moved.parameters[part])
+    assert not same(still.parameters["actor"], moved.parameters["actor"])
 
 
 def test_an_update_is_its_steps() -> None:
@@ -401,6 +436,32 @@ def test_bad_arguments(arguments: dict[str, Any], sentence: str) -> None:
 def test_deepspi_without_a_world_model_knows_no_ends() -> None:
     with pytest.raises(ValueError, match="termination_model=True needs a world model that learns from rewards"):
         DeepSPI("MlpPolicy", "CartPole-v1", reward_loss_coef=0.0, transition_loss_coef=0.0, termination_model=True)
+
+
+def test_a_file_that_lacks_a_schedule_loads_and_asks_for_it_where_it_is_needed(tmp_path: Any) -> None:
+    model = tiny(model_learning_rate=lambda progress: 1e-3 * progress, dream_weight=lambda progress: 1 - progress)
+    model.save(tmp_path / "model")
+    loaded = DreamSPI.load(tmp_path / "model", env=model.env)
+    assert loaded.predict(np.zeros(3, np.float32))[0].shape == ()
+    with pytest.raises(CheckpointError, match="dream_weight"):
+        loaded.learn(16)
+
+
+@pytest.mark.slow
+def test_envpool_callbacks_and_certificates(tmp_path: Any) -> None:
+    env = make_envpool_env("Breakout-v5", n_envs=2, seed=0)
+    kwargs = dict(features_extractor_kwargs=dict(features_dim=8), transition_density="deterministic")
+    model = DreamSPI("CnnPolicy", env, **TINY_RUN | dict(policy_kwargs=kwargs, imagination_horizon=2))
+    evaluation = EvalCallback(make_envpool_env("Breakout-v5", n_envs=1, seed=1), n_eval_episodes=1, eval_freq=16)
+    certificates = SPICertificateCallback(
+        tmp_path / "certificates.csv", require="importance_ratio", on_violation="restore"
+    )
+    model.learn(48, callback=[certificates, evaluation, CheckpointCallback(8, tmp_path)])
+    assert evaluation.best_mean_reward >= 0 and model.certificate is not None and model.certificate.ends is not None
+    assert "zeta_endless" in (tmp_path / "certificates.csv").read_text().splitlines()[0]
+    resumed = DreamSPI.load(tmp_path / "rl_model_latest.zip", env=env)
+    assert resumed.num_timesteps == 48 and same(params(model), params(resumed))
+    env.close()
 
 
 def test_what_is_set_later_is_looked_at_too(tmp_path: Any) -> None:

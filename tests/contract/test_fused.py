@@ -338,6 +338,23 @@ SETTINGS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
+def test_dreams_that_are_learned_together_are_what_each_would_be_alone() -> None:
+    settings = [dict(seed=0), dict(seed=1, model_learning_rate=3e-3, dream_weight=0.5)]
+
+    def models() -> list[DreamSPI]:
+        return [
+            DreamSPI("MlpPolicy", line_env(seed=given["seed"]), **FAST | dict(imagination_horizon=2) | given)
+            for given in settings
+        ]
+
+    together, alone = models(), models()
+    learn_together(together, 2 * PER_ROLLOUT)
+    for model, other in zip(together, alone, strict=True):
+        other.learn(2 * PER_ROLLOUT)
+        assert_close(params(model), params(other))
+
+
 def test_models_that_learn_together_are_what_each_would_be_alone() -> None:
     together, recorders = [model_of(**settings) for settings in SETTINGS], [Recorder() for _ in SETTINGS]
     curves = learn_together(together, 4 * PER_ROLLOUT, progress_bar=True)
