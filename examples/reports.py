@@ -17,8 +17,9 @@ import jax
 from sbx_deepspi import CheckpointCallback, DeepSPI, SPICertificateCallback, make_jax_env
 from sbx_deepspi.report.__main__ import report
 
-GRID_STEPS, BREAKOUT_STEPS = 204_800, 2_000_000
+GRID_STEPS, BREAKOUT_STEPS = 102_400, 2_007_040
 SAVED = 20_480  # steps of the grid from one file to the next
+SHOWN = {"grid": (40_960, GRID_STEPS), "breakout": (BREAKOUT_STEPS,)}
 
 
 def train(folder: Path, env_id: str, steps: int, save_freq: int, policy: str, n_envs: int, **kwargs: Any) -> None:
@@ -57,8 +58,9 @@ def main() -> None:
         reward_loss_coef=0.1, transition_loss_coef=0.005,
         policy_kwargs=dict(net_arch=[64], activation_fn=jax.nn.relu, transition_density="deterministic"),
     )  # fmt: skip
-    for path in sorted(folder.glob("*/*_steps.zip")):
-        print(report(path, None, folder / f"{path.parent.name}_{path.stem.split('_')[2]}"))
+    for name, steps in SHOWN.items():
+        for at in steps:
+            print(report(folder / name / f"rl_model_{at}_steps.zip", None, folder / f"{name}_{at}"))
 
 
 if __name__ == "__main__":
