@@ -31,7 +31,7 @@ def in_unit_interval(**numbers: float) -> None:
     """
     for name, number in numbers.items():
         if not is_number(number) or not 0 <= number <= 1:
-            raise ValueError(f"{name} must be a number in [0, 1], but got {number!r}.")
+            raise ValueError(f"{name} must lie in [0, 1], but got {number!r}.")
 
 
 def one_of(names: Iterable[str], **choices: str) -> None:

@@ -381,7 +381,7 @@ def test_a_dream_has_the_exact_distribution() -> None:
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "kwargs"),
     [
-        (VECTOR, spaces.MultiDiscrete([2, 4]), dict(n_dreams=2)),
+        pytest.param(VECTOR, spaces.MultiDiscrete([2, 4]), dict(n_dreams=2), marks=pytest.mark.slow),
         pytest.param(VECTOR, spaces.Box(-1, 1, (2,), np.float32), dict(dyna=True), marks=pytest.mark.slow),
         pytest.param(VECTOR, spaces.Discrete(3), dict(termination_model=False), marks=pytest.mark.slow),
         pytest.param(CHANNELS_FIRST, spaces.Discrete(3), {}, marks=pytest.mark.slow),
@@ -422,7 +422,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (dict(transition_loss_coef=0.0), "transition_loss_coef must be above 0"),
     (dict(dream_weight="1"), "dream_weight must be a number or a function of the remaining progress, but got '1'"),
     (dict(model_learning_rate=float("nan")), "model_learning_rate must be a number of at least 0, but got nan"),
-    (dict(reward_loss_coef="1"), r"reward_loss_coef must be a number in \[0, 1\], but got '1'"),
+    (dict(reward_loss_coef="1"), r"reward_loss_coef must lie in \[0, 1\], but got '1'"),
     (dict(termination_model=1), "termination_model must be True or False, but got 1"),
 ]
 

@@ -80,6 +80,7 @@ def test_a_second_model_of_the_same_kind_compiles_nothing(
         assert {"create", "decide", "iteration", "certify"} <= compiled()
 
 
+@pytest.mark.slow
 def test_what_differs_is_not_shared() -> None:
     """Neither where Python takes two values for equal, nor bounds, of which SBX's actor knows nothing."""
     box = spaces.Box(-1, 1, (2,), np.float32)

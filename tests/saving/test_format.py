@@ -770,7 +770,7 @@ NOT_A_MODEL = {
     "seed": ["x", -1, 2**80], "num_timesteps": ["x", None, {"$named": "jax.nn.relu"}],
     "reward_loss_coef": [2, "x"],
     "learn": [1], "save": [None], "__class__": ["x"], "logger": [0], "env": [None], "policy": [0], "_logger": [0],
-    "step": [None, {"$named": "jax.nn.relu"}], "state": [0], "certificate": [None], "certifies_each_update": [True],
+    "update": [None, {"$named": "jax.nn.relu"}], "state": [0], "certificate": [None], "certifies_each_update": [True],
     "episodes": [0], "_set_by_constructor": [[]], "interruption": [0], "policy_aliases": [{}],
 }  # fmt: skip
 

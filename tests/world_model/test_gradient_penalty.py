@@ -49,6 +49,7 @@ def test_gradient_penalty_by_finite_differences() -> None:
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients["encoder"]))
 
 
+@pytest.mark.slow
 def test_gradient_penalty_counts_in_the_loss_and_is_logged() -> None:
     model = trained(policy_kwargs=dict(lipschitz_constant=None), gradient_penalty_coef=1.0)
     assert "world_model/gradient_penalty" in model.logger.name_to_value
