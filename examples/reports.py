@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from sbx_deepspi import CheckpointCallback, DeepSPI, SPICertificateCallback, make_jax_env
-from sbx_deepspi.report.__main__ import report
+from sbx_deepspi.report.make import report
 
 GRID_STEPS, BREAKOUT_STEPS = 102_400, 2_007_040
 SAVED = 20_480  # steps of the grid from one file to the next

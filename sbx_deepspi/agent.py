@@ -81,6 +81,13 @@ class Networks:
         return self.latent_shape[:2] if len(self.latent_shape) == 3 else ()
 
     @property
+    def has_ends(self) -> bool:
+        """
+        :return: whether the latent MDP may end
+        """
+        return self.world_model is not None and self.world_model.termination_model is not None
+
+    @property
     def n_predicted(self) -> int:
         """
         :return: how many numbers the transition model puts out for one latent state

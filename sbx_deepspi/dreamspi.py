@@ -26,11 +26,33 @@ GROUPS = dict.fromkeys(POLICY_PARTS, "policy") | dict.fromkeys(MODEL_PARTS, "mod
 """Part of the parameters → the group that has an optimiser, a learning rate and a limit of the norm of its own."""
 
 
+class PolicyMetrics(struct.PyTreeNode):
+    """
+    What a policy step tells the user; scalars, over what counts of a dream.
+
+    :param loss: see :func:`policy_loss`
+    :param policy_gradient_loss: the clipped objective's part of it
+    :param entropy_loss: -H(π), in nats
+    :param value_loss: ½ (V - return)²
+    :param approx_kl: divergence from the policy that dreamt, estimated, in nats
+    :param clip_fraction: part of the importance ratios outside [1 - ε, 1 + ε]
+    :param gradient_norm: of the whole gradient, before it is clipped
+    """
+
+    loss: jax.Array
+    policy_gradient_loss: jax.Array
+    entropy_loss: jax.Array
+    value_loss: jax.Array
+    approx_kl: jax.Array
+    clip_fraction: jax.Array
+    gradient_norm: jax.Array
+
+
 class DreamReport(struct.PyTreeNode):
     """
     What the dreams of an update tell the user.
 
-    :param epochs: of the policy's steps; see :class:`~sbx_deepspi.epochs.EpochsReport`
+    :param epochs: means of :class:`PolicyMetrics` over the minibatches, faults, early stop
     :param length: mean steps up to the end or the horizon, scalar
     :param reward: mean reward of a step, in the environment's units, scalar
     """
@@ -121,7 +143,7 @@ def dream(
 
 def policy_loss(
     networks: Networks, parameters: Parameters, transitions: Transitions, hyperparameters: Hyperparameters
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, PolicyMetrics]:
     """
     w (-E[min(ρ Â, clip(ρ, 1-ε, 1+ε) Â)] - c_e H(π) + c_v ½ (V - return)²) on what counts of a dream: PPO's loss.
 
@@ -142,19 +164,14 @@ def policy_loss(
     value_losses = losses.value_loss(policy.values, transitions.returns, transitions.values, h.clip_range_vf)
     value_loss = losses.mean(value_losses, counts)
     total = h.dream.weight * (surrogate_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss)
-    nothing = jnp.zeros(())  # the world model stands still
-    return total, Metrics(
+    return total, PolicyMetrics(
         loss=total,
         policy_gradient_loss=surrogate_loss,
         entropy_loss=entropy_loss,
         value_loss=value_loss,
-        reward_loss=nothing,
-        transition_loss=nothing,
-        termination_loss=nothing,
-        gradient_penalty=nothing,
         approx_kl=losses.approximate_kl(log_ratios, counts),
         clip_fraction=losses.mean(jnp.abs(ratios - 1) > h.clip_range, counts),
-        gradient_norm=nothing,  # known after the gradient
+        gradient_norm=jnp.zeros(()),  # known after the gradient
     )
 
 
@@ -164,7 +181,7 @@ def policy_step(
     hyperparameters: Hyperparameters,
     learner: Learner,
     minibatch: Transitions,
-) -> tuple[Learner, Metrics]:
+) -> tuple[Learner, PolicyMetrics]:
     """
     A step of torso, actor and critic down the gradient of :func:`policy_loss`.
 

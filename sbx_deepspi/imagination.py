@@ -32,7 +32,7 @@ def imagine(networks: Networks, parameters: Parameters, latents: jax.Array, hori
         ends = jax.random.uniform(end_key, end_probabilities.shape) < end_probabilities
         return next_latents, Rollout(
             observations=latents,
-            next_observations=next_latents,
+            next_observations=None,  # the next step's observations, see below
             actions=decision.actions,
             rewards=rewards,
             terminated=ends,
@@ -43,7 +43,8 @@ def imagine(networks: Networks, parameters: Parameters, latents: jax.Array, hori
             log_policy=decision.log_policy,
         )
 
-    return jax.lax.scan(step, latents, jax.random.split(key, horizon))[1]
+    last, rollout = jax.lax.scan(step, latents, jax.random.split(key, horizon))
+    return rollout.replace(next_observations=jnp.concatenate([rollout.observations[1:], last[None]]))
 
 
 def before_the_end(terminated: Array) -> Any:
@@ -52,3 +53,18 @@ def before_the_end(terminated: Array) -> Any:
     :return: which steps count, bool, shape (T, N): those before the first end, and the step that leads to it
     """
     return terminated.cumsum(axis=0) - terminated == 0
+
+
+def discounted_returns(imagined: Rollout, last_values: jax.Array, gamma: float | jax.Array) -> jax.Array:
+    """
+    Σ γᵗ r̂_t up to the end of an imagined episode, or up to the horizon T and γᵀ V(ẑ_T) from there.
+
+    :param imagined: T steps from N latent states, their rewards in the environment's units
+    :param last_values: V of the latent states that follow the last step, shape (N,)
+    :param gamma: γ
+    :return: shape (N,)
+    """
+    horizon = len(imagined.rewards)
+    discounts = jnp.asarray(gamma) ** jnp.arange(horizon)[:, None]
+    returns = (discounts * imagined.rewards).sum(axis=0, where=before_the_end(imagined.terminated))
+    return returns + gamma**horizon * jnp.where(imagined.terminated.any(axis=0), 0.0, last_values)

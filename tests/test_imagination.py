@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from sbx_deepspi import DeepSPI, agent
-from sbx_deepspi.imagination import imagine
+from sbx_deepspi.imagination import before_the_end, discounted_returns, imagine
 from tests.helpers import IMAGE, TINY_RUN, VECTOR, ToyEnv
 
 HORIZON, N = 3, 4
@@ -57,3 +57,16 @@ def test_each_step_has_its_own_noise() -> None:
     latents = jnp.zeros((2, *networks.latent_shape))
     moved = jax.jit(lambda key: imagine(networks, parameters, latents, 2, key))(jax.random.key(0)).next_observations
     assert len(np.unique(moved.reshape(4, -1)[:, 0])) == 4
+
+
+def test_returns_of_imagined_episodes_by_hand() -> None:
+    """One that ends at the second step, one at the last, one that goes on to the critic's 7."""
+    env = ToyEnv(VECTOR, spaces.Discrete(1))
+    policy = DeepSPI("MlpPolicy", env, **TINY_RUN).policy
+    networks, parameters = policy.programs.networks, policy.learner.parameters
+    imagined = imagine(networks, parameters, jnp.zeros((3, *networks.latent_shape)), 3, jax.random.key(0))
+    ends = jnp.array([[False, False, False], [True, False, False], [True, True, False]])
+    imagined = imagined.replace(rewards=jnp.array([[1.0] * 3, [2.0] * 3, [4.0] * 3]), terminated=ends)
+    np.testing.assert_array_equal(before_the_end(ends), [[True] * 3, [True] * 3, [False, True, True]])
+    returns = discounted_returns(imagined, jnp.full(3, 7.0), 0.5)
+    np.testing.assert_allclose(returns, [1 + 1, 1 + 1 + 1, 1 + 1 + 1 + 7 / 8])

@@ -21,7 +21,7 @@ from sbx_deepspi.guarantee.bound import (
     value_bound,
     value_lipschitz,
 )
-from sbx_deepspi.imagination import before_the_end, imagine
+from sbx_deepspi.imagination import discounted_returns, imagine
 from sbx_deepspi.optimizer import Parameters
 from sbx_deepspi.rollout import Array, Rollout
 
@@ -188,17 +188,9 @@ def certify(
         + paper_return_gap(behaviour_model, average_episode_length, 1.0, gamma),
         latent_improvement=after.latent_return - before.latent_return,
         ends=Ends(after.end_error, after.end_lipschitz, after.endless.end_value, zeta(after.endless, before.endless))
-        if has_ends(networks)
+        if networks.has_ends
         else None,
     )
-
-
-def has_ends(networks: Networks) -> bool:
-    """
-    :param networks: see :class:`~sbx_deepspi.agent.Networks`
-    :return: whether the latent MDP may end
-    """
-    return networks.world_model is not None and networks.world_model.termination_model is not None
 
 
 def importance_ratios(networks: Networks, updated: Parameters, rollout: Rollout) -> RatioRange:
@@ -251,7 +243,7 @@ def measure(
         agent.encode(networks, parameters, observations)
         for observations in (sample.observations, sample.next_observations)
     )
-    largest = jnp.abs(flat.rewards).max() if has_ends(networks) else jnp.inf
+    largest = jnp.abs(flat.rewards).max() if networks.has_ends else jnp.inf
     units = RewardUnits(reward_scale, largest)
     rewards, predicted = agent.predict(networks, parameters, latents, sample.actions, step_key)
     reward_errors = jnp.abs(units.of(rewards) - sample.rewards)
@@ -266,12 +258,12 @@ def measure(
         transition_lipschitz=bounds.transition.under(bounds.policy),
     )
     ending = endless
-    if has_ends(networks):
+    if networks.has_ends:
         ending = endless.replace(end_lipschitz=bounds.termination * largest_value(largest, gamma))
     end_probabilities = partial(agent.end_probabilities, networks, parameters)
     end_value, end_error = mean_end_value(networks, parameters, units, flat, ending, end_probabilities, end_key, gamma)
     endless_end_value, end_probability_error = end_value, jnp.zeros(())
-    if has_ends(networks):
+    if networks.has_ends:
         false_value, false_error = mean_false_alarm(
             networks, parameters, units, sample, next_latents, ending, alarm_key, gamma
         )
@@ -324,7 +316,7 @@ def wrong_values(
     :param wrong: 1 - Ē(z) where an episode ends, or Ē(z) where none does, shape (B,)
     :param key: randomness of actions and of latent states
     :param gamma: γ
-    :return: that product, and ``wrong``, shape (2, B); see :func:`smaller`
+    :return: that product, and ``wrong``, shape (2, B); see :func:`limited`
     """
     imagined = imagine(networks, parameters, latents, 1, key)
     moved, reward = distances(imagined.next_observations[0], latents), jnp.abs(units.of(imagined.rewards[0]))
@@ -332,7 +324,7 @@ def wrong_values(
     return jnp.stack([jnp.where(wrong > 0, wrong * values, 0.0), wrong])
 
 
-def smaller(means: jax.Array, errors: jax.Array, largest: Scalar) -> tuple[jax.Array, jax.Array]:
+def limited(means: jax.Array, errors: jax.Array, largest: Scalar) -> tuple[jax.Array, jax.Array]:
     """
     The mean of wrong values, or of V_max times how wrong, if that is smaller: means are compared, since a limit to each
     sample would make their mean too small.
@@ -374,7 +366,7 @@ def mean_false_alarm(
     wrong = jnp.where(sample.dones, 0.0, ends)
     values = wrong_values(networks, parameters, units, model, next_latents, ends, wrong, key, gamma)
     errors = values.std(axis=1) / math.sqrt(len(wrong))
-    return smaller(values.mean(axis=1), errors, largest_value(units.largest, gamma))
+    return limited(values.mean(axis=1), errors, largest_value(units.largest, gamma))
 
 
 def mean_end_value(
@@ -427,7 +419,7 @@ def mean_end_value(
     means, errors = (
         jnp.where(known, numbers, jnp.inf) for numbers in (means, jnp.sqrt(squares) / jnp.maximum(count, 1))
     )
-    return smaller(means, errors, largest_value(units.largest, gamma))
+    return limited(means, errors, largest_value(units.largest, gamma))
 
 
 def latent_return(
@@ -451,11 +443,7 @@ def latent_return(
     latents = agent.encode(networks, parameters, jax.tree.map(lambda array: array[starts], flat.observations))
     imagined = imagine(networks, parameters, latents, HORIZON, key)
     _, last_values = agent.policy_and_values(networks, parameters, imagined.next_observations[-1])
-    discounts = jnp.asarray(gamma) ** jnp.arange(HORIZON)[:, None]
-    counts = before_the_end(imagined.terminated)
-    returns = (discounts * units.of(imagined.rewards)).sum(axis=0, where=counts)
-    goes_on = counts[-1] & ~imagined.terminated[-1]
-    returns += gamma**HORIZON * jnp.where(goes_on, last_values, 0.0)
+    returns = discounted_returns(imagined.replace(rewards=units.of(imagined.rewards)), last_values, gamma)
     return returns.mean(where=jnp.arange(N_STARTS) < begins.sum())
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sbx_deepspi import agent
+from sbx_deepspi import agent, imagination
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.imagination import before_the_end, imagine
 from sbx_deepspi.optimizer import Parameters
@@ -144,11 +144,8 @@ def imagined_returns(
     """
     imagined = imagine(networks, parameters, jnp.concatenate([latents] * n_dreams), horizon, key)
     _, last_values = agent.policy_and_values(networks, parameters, imagined.next_observations[-1])
-    counts = before_the_end(imagined.terminated)
-    discounts = gamma ** jnp.arange(horizon)[:, None]
-    returns = reward_scale * (discounts * counts * imagined.rewards).sum(axis=0)
-    goes_on = ~imagined.terminated.any(axis=0)
-    return (returns + gamma**horizon * goes_on * last_values).reshape(n_dreams, -1).mean(axis=0)
+    in_units = imagined.replace(rewards=reward_scale * imagined.rewards)
+    return imagination.discounted_returns(in_units, last_values, gamma).reshape(n_dreams, -1).mean(axis=0)
 
 
 class Slopes(struct.PyTreeNode):
@@ -296,8 +293,7 @@ def within_episode(dones: np.ndarray, times: np.ndarray, columns: np.ndarray, n_
     :param n_steps: K
     :return: whether s after 1 ... K steps belongs to the start's episode, bool, shape (K, S)
     """
-    ended = dones[times + np.arange(n_steps)[:, None], columns]
-    return np.cumsum(ended, axis=0) - ended == 0
+    return before_the_end(dones[times + np.arange(n_steps)[:, None], columns])
 
 
 def mean_where(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

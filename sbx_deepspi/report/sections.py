@@ -72,13 +72,6 @@ class Subject:
         shaped = jax.tree.map(lambda array: array.reshape(*played.rewards.shape, *array.shape[1:]), answers)
         return cls(networks, parameters, played=played, answers=shaped, **others)
 
-    @property
-    def has_ends(self) -> bool:
-        """
-        :return: whether the model knows of ends
-        """
-        return self.networks.world_model is not None and self.networks.world_model.termination_model is not None
-
 
 @dataclass(frozen=True)
 class Imagined:
@@ -153,7 +146,7 @@ def ends(subject: Subject) -> Section:
     """
     terminated = subject.played.terminated.ravel()
     seen = f"{terminated.sum():,} of {len(terminated):,} steps led to a terminal state"
-    if not subject.has_ends:
+    if not subject.networks.has_ends:
         return Section(
             "ends",
             "Ends of episodes",
@@ -315,7 +308,7 @@ def returns(subject: Subject, generator: np.random.Generator) -> Section:
         f"cuts it, the critic says what follows; states where that would have more than {CRITICS_WEIGHT:.0%} of the "
         "weight are left out."
     )
-    if not subject.has_ends:
+    if not subject.networks.has_ends:
         found += " This model's dreams know of no ends."
     picture = Picture(
         "returns",
@@ -460,7 +453,7 @@ def lipschitz(subject: Subject, generator: np.random.Generator) -> Section:
         "reward": (scale * float(bounds.reward.latent), scale * np.asarray(found.reward)),
         "transition": (float(bounds.transition.latent), np.asarray(found.transition)),
     }
-    if subject.has_ends:
+    if subject.networks.has_ends:
         rows["termination"] = (float(bounds.termination), np.asarray(found.termination))
     table = [("", "proven bound", "steepest slope found", "median slope")]
     table += [

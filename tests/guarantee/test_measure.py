@@ -113,7 +113,7 @@ def test_a_sample_is_of_different_transitions_whose_fields_belong_together(monke
             ),
         )  # fmt: skip
         monkeypatch.setattr(measures, "agent", stub)
-        networks: Any = SimpleNamespace(world_model=None)
+        networks: Any = SimpleNamespace(has_ends=False)
         on_device = jax.tree.map(jnp.asarray, rollout)
         measure = jax.jit(lambda key: measures.measure(networks, {}, 1.0, on_device, 1.0, key, 0.9))
         return [measure(jax.random.key(seed)) for seed in range(20)]
@@ -150,13 +150,13 @@ def test_end_value_of_an_update() -> None:
 def test_a_limit_is_one_of_means_not_of_samples() -> None:
     """Half of the samples 0, half of them twice V_max: their mean is V_max, of limited samples it would be half."""
     means, errors = jnp.array([10.0, 1.0]), jnp.array([3.0, 0.5])
-    assert [float(x) for x in measures.smaller(means, errors, 10.0)] == [10, 3]
-    assert [float(x) for x in measures.smaller(means, errors, 8.0)] == [8, 4]
-    assert [float(x) for x in measures.smaller(jnp.array([jnp.inf, 0.5]), jnp.array([jnp.inf, 0.1]), 8.0)] == [
+    assert [float(x) for x in measures.limited(means, errors, 10.0)] == [10, 3]
+    assert [float(x) for x in measures.limited(means, errors, 8.0)] == [8, 4]
+    assert [float(x) for x in measures.limited(jnp.array([jnp.inf, 0.5]), jnp.array([jnp.inf, 0.1]), 8.0)] == [
         4, pytest.approx(0.8)
     ]  # fmt: skip
-    assert float(measures.smaller(jnp.array([jnp.inf, 1.0]), errors, jnp.inf)[0]) == jnp.inf
-    assert float(measures.smaller(jnp.array([0.0, 0.0]), errors, jnp.inf)[0]) == 0
+    assert float(measures.limited(jnp.array([jnp.inf, 1.0]), errors, jnp.inf)[0]) == jnp.inf
+    assert float(measures.limited(jnp.array([0.0, 0.0]), errors, jnp.inf)[0]) == 0
 
 
 def test_end_value_of_a_model_that_knows_ends() -> None:

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import DeepMDP, DeepSPI, DreamSPI, SPICertificateCallback, make_jax_env
 from sbx_deepspi.report import __main__ as report
-from sbx_deepspi.report import environment, pictures
+from sbx_deepspi.report import environment, make, pictures
 from sbx_deepspi.report.play import play
 from sbx_deepspi.saving.environment import description_of
 from tests.helpers import TINY_RUN, VECTOR, ToyEnv
@@ -27,7 +27,7 @@ SECTIONS = {"rewards", "ends", "open_loop", "returns", "dreams", "latent_space",
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "N_STEPS", 64)
+    monkeypatch.setattr(make, "N_STEPS", 64)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
