@@ -200,29 +200,33 @@ def fused_iteration(
 def fused_iterations(
     networks: Networks,
     optimizer: Optimizer,
-    states: TrainerState,
-    hyperparameters: Hyperparameters,
+    states: tuple[TrainerState, ...],
+    hyperparameters: tuple[Hyperparameters, ...],
     is_certified: bool | jax.Array,
     *,
     environments: Environments,
     update: Update,
     projects: bool,
-) -> tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Outcome]:
+) -> list[tuple[TrainerState, UpdateReport, jax.Array, Certificate | None, Outcome]]:
     """
-    :func:`fused_iteration` of S models at once, each with a state and hyperparameters of its own.
+    :func:`fused_iteration` of several models at once, each with a state and hyperparameters of its own.
 
     :param networks: without parameters
     :param optimizer: of all parameters
-    :param states: arrays of shape (S, ...)
-    :param hyperparameters: arrays of shape (S,)
+    :param states: of the models
+    :param hyperparameters: of the models
     :param is_certified: whether the updates get certificates
     :param environments: that the rollouts are collected from
     :param update: of the algorithm
     :param projects: whether updates are drawn back until they are in the neighbourhood
-    :return: arrays of shape (S, ...)
+    :return: what :func:`fused_iteration` returns, for each model
     """
     one = partial(fused_iteration, networks, optimizer, environments=environments, update=update, projects=projects)
-    return jax.vmap(one, in_axes=(0, 0, None))(states, hyperparameters, is_certified)
+    all_states, all_hyperparameters = (
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (states, hyperparameters)
+    )
+    made = jax.vmap(one, in_axes=(0, 0, None))(all_states, all_hyperparameters, is_certified)
+    return [jax.tree.map(lambda leaf: leaf[index], made) for index in range(len(states))]  # noqa: B023
 
 
 def certificate_key(state: TrainerState) -> jax.Array:

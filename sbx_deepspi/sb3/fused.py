@@ -124,13 +124,8 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     :return: False if the training is to stop
     :raises ValueError: an observation or a reward is not finite
     """
-    if env.state is None:  # other environments than those that were reset
-        model._last_obs = env.reset()
-    callback.on_rollout_start()
-    before, learner = model.state, model.policy.learner
-    model._update_current_progress_remaining(model.num_timesteps + n_steps * env.num_envs, model._total_timesteps)
-    hyperparameters = model.hyperparameters()
-    model._before_rollout = {name: copy.copy(getattr(model, name)) for name in COUNTED}
+    before, hyperparameters = begin_rollout(model, callback, n_steps), model.hyperparameters()
+    learner = model.policy.learner
     try:
         is_certified = model.is_certified()
         arguments = jax.device_put((before, hyperparameters, is_certified), model.jax_device)
@@ -144,17 +139,18 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
         certificate = certificate if is_certified else None
         made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate, episodes)
         check_finite(episodes, model.num_timesteps // env.num_envs)
-        goes_on = _tell_of_steps(model, env, callback, episodes)
+        stopped_after = next(tell_of_steps(model, env, callback, episodes), None)
     except BaseException:
         # the rollout was never made: the environments are where they were
         vars(model).update(model._before_rollout)
         raise
     finally:
-        model._before_rollout = {}
-    if not goes_on:
+        before_rollout, model._before_rollout = model._before_rollout, {}
+    if stopped_after is not None:
+        model._updates_since_certificate = before_rollout["_updates_since_certificate"]
+        _make_again(model, env, episodes, stopped_after + 1)
         return False
-    env.state = state.environments
-    model._last_obs, model._last_episode_starts = env.state.observations, episodes.dones[-1]
+    end_rollout(model, env, made, episodes)
     callback.on_rollout_end()
     if model.policy.learner is not learner:
         warnings.warn(
@@ -162,8 +158,35 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
             "them in _on_rollout_start, or use DeepSPI(..., fused=False).",
             stacklevel=4,
         )
-    model._made = made
     return True
+
+
+def begin_rollout(model: Any, callback: BaseCallback, n_steps: int) -> TrainerState:
+    """
+    :param model: that learns: its schedules move on, and a file that is saved from now on holds it as it is
+    :param callback: that is told
+    :param n_steps: steps of each environment
+    :return: what the iteration begins with
+    """
+    env = model.env
+    if env.state is None:  # other environments than those that were reset
+        model._last_obs = env.reset()
+    callback.on_rollout_start()
+    model._update_current_progress_remaining(model.num_timesteps + n_steps * env.num_envs, model._total_timesteps)
+    model._before_rollout = {name: copy.copy(getattr(model, name)) for name in COUNTED}
+    return model.state
+
+
+def end_rollout(model: Any, env: JaxVecEnv, made: Made, episodes: Outcome) -> None:
+    """
+    :param model: that learned; its :meth:`~sbx_deepspi.DeepSPI.train` will take over what was made
+    :param env: its environments, which are now where the rollout left them
+    :param made: of the rollout
+    :param episodes: of the rollout, on the host
+    """
+    env.state = made.state.environments
+    model._last_obs, model._last_episode_starts = made.state.environments.observations, episodes.dones[-1]
+    model._made = made
 
 
 def tell_of_evaluations(env: VecEnv, callback: Any) -> None:
@@ -230,17 +253,23 @@ def steps_of(env: JaxVecEnv, episodes: Any) -> Iterator[tuple[int, np.ndarray, l
         yield number, done, infos
 
 
-def _tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: Any) -> bool:
+def tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: Any) -> Iterator[int]:
+    """
+    Tell a callback of the steps of a rollout that was made.
+
+    :param model: that learns
+    :param env: environments inside jit
+    :param callback: called at every step
+    :param episodes: an :class:`~sbx_deepspi.collect.copies.Outcome` of T steps, on the host
+    :return: the numbers of the steps after which the training is to stop
+    """
     for number, done, infos in steps_of(env, episodes):
         model.num_timesteps += env.num_envs
         callback.update_locals(dict(n_steps=number, rewards=episodes.rewards[number], dones=done, infos=infos))
         if not model.goes_on_after(callback):
-            model._updates_since_certificate = model._before_rollout["_updates_since_certificate"]
-            _make_again(model, env, episodes, number + 1)
-            return False
+            yield number
         if done.any():
             model._update_info_buffer([infos[i] for i in np.flatnonzero(done)])
-    return True
 
 
 def _make_again(model: Any, env: JaxVecEnv, episodes: Any, n_steps: int) -> None:

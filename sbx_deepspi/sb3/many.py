@@ -4,14 +4,23 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from stable_baselines3.common.callbacks import ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.saving.environment import description_of
 from sbx_deepspi.sb3.algorithm import FAULTY_UPDATES_IN_A_ROW, DeepSPI
-from sbx_deepspi.sb3.fused import Made, check_finite, environments_of, memory_errors, steps_of
+from sbx_deepspi.sb3.fused import (
+    Made,
+    begin_rollout,
+    check_finite,
+    end_rollout,
+    environments_of,
+    memory_errors,
+    tell_of_evaluations,
+    tell_of_steps,
+)
 from sbx_deepspi.sb3.interruption import Interruption
 
 
@@ -32,6 +41,7 @@ class LearningCurve(NamedTuple):
 def learn_together(
     models: Sequence[DeepSPI],
     total_timesteps: int,
+    callbacks: Sequence[MaybeCallback] | None = None,
     log_interval: int = 1,
     tb_log_name: str | None = None,
     reset_num_timesteps: bool = True,
@@ -43,11 +53,12 @@ def learn_together(
 
     The models may differ in seed and in numbers: ``learning_rate``, ``gamma``, ``gae_lambda``, ``clip_range``,
     ``ent_coef``, ``vf_coef``, ``max_grad_norm``, ``target_kl``, the coefficients of the losses, and DreamSPI's
-    ``model_learning_rate`` and ``dream_weight``. In all else that is
-    compiled they have to be equal.
+    ``model_learning_rate`` and ``dream_weight``. In all else that is compiled they have to be equal.
 
     :param models: of one class; each has copies of the same environment inside jit, of its own
     :param total_timesteps: steps of all of a model's copies together, at least
+    :param callbacks: what ``learn`` takes, for each model, with the events that it gets there. One whose ``on_step``
+        returns False ends the training of all, after this update
     :param log_interval: updates from one log of a model to the next
     :param tb_log_name: name of the runs for TensorBoard; ``None``: the algorithm's
     :param reset_num_timesteps: begin to count anew
@@ -61,44 +72,35 @@ def learn_together(
         raise TypeError(f"learn_together takes a list of models, but got {models!r:.80}.")
     models = list(models)
     check_models(models)
-    first, envs = models[0], [model.env for model in models]
-    assert isinstance(first.env, JaxVecEnv)
-    interruption, recorders = Interruption(), [_Recorder() for _ in models]
-    bar = ProgressBarCallback() if progress_bar else None
-    total = _begin(models, total_timesteps, reset_num_timesteps, tb_log_name or type(first).__name__)
-    environments = environments_of(first.env, first.n_steps)
-    if bar is not None:
-        bar.init_callback(first)
-        bar.on_training_start({"total_timesteps": total}, {})
-    states = jax.device_put(_stack([model.state for model in models]), first.jax_device)
-    iteration = 0
+    if callbacks is None:
+        callbacks = [None] * len(models)
+    if len(callbacks) != len(models):
+        raise ValueError(
+            f"learn_together takes a callback, a list of them, or None for each model: got {len(callbacks)} for "
+            f"{len(models)} models."
+        )
+    first, interruption = models[0], Interruption()
+    total, told = _begin(
+        models, total_timesteps, callbacks, reset_num_timesteps, tb_log_name or type(first).__name__, progress_bar
+    )
+    recorders = [_Recorder() for _ in models]
+    iteration, goes_on = 0, True
+    for callback in told:
+        callback.on_training_start({"total_timesteps": total}, {})
     try:
         with interruption:
-            while first.num_timesteps < total and not interruption.received:
-                number = first.num_timesteps // first.n_envs
-                new_states, told, episodes = _one_iteration(models, states, environments)
-                for index in range(len(models)):
-                    check_finite(jax.tree.map(lambda array: array[index], episodes), number, f" of model {index}")  # noqa: B023
-                states, iteration = new_states, iteration + 1
-                for index, (model, env, recorder, made) in enumerate(zip(models, envs, recorders, told, strict=True)):
-                    of_model = jax.tree.map(lambda array: array[index], episodes)  # noqa: B023
-                    _tell(model, env, recorder, made, of_model)
+            while first.num_timesteps < total and goes_on and not interruption.received:
+                goes_on = _one_iteration(models, told, recorders)
+                iteration += 1
+                for model, callback in zip(models, told, strict=True):
+                    callback.on_rollout_end()
                     if log_interval is not None and iteration % log_interval == 0:
                         model.dump_logs(iteration)
-                    model.tell(made)
-                if bar is not None:
-                    bar.pbar.update(first.n_steps * first.n_envs)
-                for index, model in enumerate(models):
-                    if model._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
-                        raise ValueError(
-                            f"{FAULTY_UPDATES_IN_A_ROW} updates in a row of model {index} were not finite: lower "
-                            f"learning_rate, or look at the scale of the rewards. {model._last_fault}"
-                        )
+                    model.train()
+                _check_updates(models)
     finally:
-        for index, model in enumerate(models):
-            _finish(model, jax.tree.map(lambda array: array[index], states))  # noqa: B023
-        if bar is not None:
-            bar.on_training_end()
+        for callback in told:
+            callback.on_training_end()
     if interruption.received:
         raise KeyboardInterrupt(f"{interruption.received.name} after {first.num_timesteps:,} steps")
     return [recorder.curve() for recorder in recorders]
@@ -155,68 +157,84 @@ def _compiled(model: DeepSPI) -> dict[str, Any]:
     }
 
 
-def _begin(models: list[DeepSPI], total_timesteps: int, reset_num_timesteps: bool, tb_log_name: str) -> int:
-    total = total_timesteps
-    for model in models:
-        total, _ = model._setup_learn(total_timesteps, None, reset_num_timesteps, tb_log_name, False)
-        model._faulty_updates, model.certifies_each_update = 0, False
-        model._n_collected = model.n_steps * model.n_envs
-    return total
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _one_iteration(models: list[DeepSPI], states: Any, environments: Any) -> tuple[Any, list[Made], Any]:
-    first = models[0]
-    for model in models:
-        after = model.num_timesteps + environments.n_steps * model.n_envs
-        model._update_current_progress_remaining(after, model._total_timesteps)
-    hyperparameters = [model.hyperparameters() for model in models]
-    is_certified = {model.is_certified() for model in models}.pop()  # the same for all
-    with memory_errors(first, environments.n_steps, states.environments, len(models)):
-        states, *told, episodes = first.policy.programs.fused_iterations(
-            states,
-            _stack(hyperparameters),
-            is_certified,
-            environments=environments,
-            update=type(first).update,
-            projects=first.neighbourhood == "project",
+def _begin(
+    models: list[DeepSPI],
+    total_timesteps: int,
+    callbacks: Sequence[MaybeCallback],
+    reset_num_timesteps: bool,
+    tb_log_name: str,
+    progress_bar: bool,
+) -> tuple[int, list[BaseCallback]]:
+    total, told = total_timesteps, []
+    for index, (model, callback) in enumerate(zip(models, callbacks, strict=True)):
+        model._faulty_updates, model.certifies_each_update, model._made = 0, False, None
+        assert model.env is not None
+        tell_of_evaluations(model.env, callback)
+        total, one = model._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar and index == 0
         )
-    log_std = states.learner.parameters["actor"].get("log_std")
-    seen = states.replace(learner=None, key=None, environments=None)
-    *told, log_std, seen, episodes = jax.device_get((*told, log_std, seen, episodes))
-    made = []
-    for index, numbers in enumerate(hyperparameters):
-        report, kept, certificate, std, state = jax.tree.map(lambda leaf: leaf[index], (*told, log_std, seen))  # noqa: B023
-        made.append(Made(state, numbers, report, kept, std, certificate if is_certified else None))
-    return states, made, episodes
+        model._n_collected = model.n_steps * model.n_envs
+        told.append(one)
+    return total, told
 
 
-def _tell(model: DeepSPI, env: Any, recorder: "_Recorder", made: Made, episodes: Any) -> None:
-    for number, done, infos in steps_of(env, episodes):
-        model.num_timesteps += model.n_envs
-        if done.any():
-            model._update_info_buffer([infos[i] for i in np.flatnonzero(done)])
-            recorder.add(model.num_timesteps, episodes.returns[number][done], episodes.lengths[number][done])
-    model._last_episode_starts = episodes.dones[-1]
-    model.episodes, model.rewards = made.state.episodes, made.state.rewards
-    model._n_updates = int(made.state.n_epochs)
+def _one_iteration(models: list[DeepSPI], callbacks: list[BaseCallback], recorders: list["_Recorder"]) -> bool:
+    """A rollout and an update of each model; False if the training is to stop."""
+    befores = [begin_rollout(model, one, model.n_steps) for model, one in zip(models, callbacks, strict=True)]
+    first, hyperparameters = models[0], [model.hyperparameters() for model in models]
+    envs: list[Any] = [model.env for model in models]
+    environments = environments_of(envs[0], first.n_steps)
+    number, goes_on = first.num_timesteps // first.n_envs, True
+    try:
+        is_certified = True in [model.is_certified() for model in models]  # each of them counts
+        arguments = jax.device_put((befores, hyperparameters, is_certified), first.jax_device)
+        with memory_errors(first, environments.n_steps, [before.environments for before in befores], len(models)):
+            results = first.policy.programs.fused_iterations(
+                *arguments,
+                environments=environments,
+                update=type(first).update,
+                projects=first.neighbourhood == "project",
+            )
+        made, episodes = [], []
+        for numbers, (state, report, kept, certificate, outcome) in zip(hyperparameters, results, strict=True):
+            certificate = certificate if is_certified else None
+            of_model, outcome = Made.to_host(state, numbers, report, kept, certificate, outcome)
+            made.append(of_model)
+            episodes.append(outcome)
+        for index, outcome in enumerate(episodes):
+            check_finite(outcome, number, f" of model {index}")
+        for model, env, callback, recorder, outcome in zip(models, envs, callbacks, recorders, episodes, strict=True):
+            begin = model.num_timesteps
+            goes_on &= not list(tell_of_steps(model, env, callback, outcome))
+            recorder.add(begin, model.n_envs, outcome)
+    except BaseException:
+        for model in models:
+            vars(model).update(model._before_rollout)  # the rollout was never made
+        raise
+    finally:
+        for model in models:
+            model._before_rollout = {}
+    for model, env, of_model, outcome in zip(models, envs, made, episodes, strict=True):
+        end_rollout(model, env, of_model, outcome)
+    return goes_on
 
 
-def _finish(model: DeepSPI, state: Any) -> None:
-    host = jax.device_get((state.episodes, state.rewards))
-    model.state = state.replace(episodes=host[0], rewards=host[1])
-    model._last_obs = state.environments.observations
+def _check_updates(models: list[DeepSPI]) -> None:
+    for index, model in enumerate(models):
+        if model._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+            raise ValueError(
+                f"{FAULTY_UPDATES_IN_A_ROW} updates in a row of model {index} were not finite: lower learning_rate, or "
+                f"look at the scale of the rewards. {model._last_fault}"
+            )
 
 
 class _Recorder:
     def __init__(self) -> None:
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, timesteps: int, returns: np.ndarray, lengths: np.ndarray) -> None:
-        self.rows.append((np.full(len(returns), timesteps), returns, lengths))
+    def add(self, begin: int, n_envs: int, episodes: Any) -> None:
+        steps, _ = ended = np.nonzero(episodes.dones)  # in the order in which they ended
+        self.rows.append((begin + n_envs * (steps + 1), episodes.returns[ended], episodes.lengths[ended]))
 
     def curve(self) -> LearningCurve:
         if not self.rows:

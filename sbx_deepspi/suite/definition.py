@@ -1,0 +1,209 @@
+"""What a suite is: games, algorithms, steps and hyperparameters, read from a YAML file."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SUITES = Path(__file__).with_name("suites")
+NO_MODEL = {"reward_loss_coef": 0.0, "transition_loss_coef": 0.0}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "ppo": {"algo": "deepspi", "hyperparams": NO_MODEL},
+    "deepmdp": {"algo": "deepmdp"},
+    "deepspi": {"algo": "deepspi"},
+    "dreamspi": {"algo": "dreamspi"},
+    "sb3_ppo": {"algo": "ppo"},
+    "sbx_ppo": {"algo": "sbx_ppo"},
+}
+"""What every suite knows: ``algo`` is RL Zoo's name, and ``ppo`` our own code without a world model."""
+
+
+class SuiteError(ValueError):
+    """A suite, or what is asked of it, is wrong; the message says what, and what to do."""
+
+
+@dataclass(frozen=True)
+class Game:
+    """
+    :param name: in the suite
+    :param env: its environment's id
+    :param low: a score that counts as 0 (of random actions)
+    :param high: a score that counts as 1 (a human's, or the best known)
+    :param hyperparams: of this game, for all algorithms
+    """
+
+    name: str
+    env: str
+    low: float
+    high: float
+    hyperparams: dict[str, Any] = field(default_factory=dict)
+
+    def normalized(self, score: Any) -> Any:
+        """
+        :param score: a number or an array of them
+        :return: 0 for ``low``, 1 for ``high``
+        """
+        return (score - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """
+    :param name: in the suite
+    :param algo: RL Zoo's name
+    :param hyperparams: of this algorithm, in all games; they come last
+    """
+
+    name: str
+    algo: str
+    hyperparams: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """
+    :param name: of the suite
+    :param title: a sentence on what it is
+    :param n_timesteps: of each run
+    :param scores: what ``low`` and ``high`` of a game are, in words
+    :param games: by their names
+    :param algorithms: by their names
+    :param hyperparams: of all games and algorithms; they come first
+    :param env_kwargs: of all environments
+    :param seeds_at_once: runs of one game and algorithm that learn in one program, where environments are inside jit
+    """
+
+    name: str
+    title: str
+    n_timesteps: int
+    scores: str
+    games: dict[str, Game]
+    algorithms: dict[str, Algorithm]
+    hyperparams: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    seeds_at_once: int = 1
+
+    def hyperparams_of(self, game: Game, algorithm: Algorithm) -> dict[str, Any]:
+        """
+        :param game: of the suite
+        :param algorithm: of the suite
+        :return: what replaces hyperparameters of RL Zoo's file
+        """
+        return self.hyperparams | game.hyperparams | algorithm.hyperparams
+
+    def select(self, what: str, names: Sequence[str] | None) -> list[str]:
+        """
+        :param what: ``"games"`` or ``"algorithms"``
+        :param names: that are asked for; ``None``: all games
+        :return: the same, each of them known
+        :raises SuiteError: one is not
+        """
+        known = getattr(self, what)
+        for name in names or ():
+            if name not in known:
+                raise SuiteError(f"Suite {self.name} has no {what[:-1]} {name!r}{nearest(name, known)}.")
+        return list(dict.fromkeys(known if names is None else names))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """
+    :param name: that is not known
+    :param known: names
+    :return: what was meant, or what there is, in words that follow
+    """
+    known = list(known)
+    found = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {found[0]!r}?" if found else f"; there is {', '.join(known)}"
+
+
+def known_suites() -> list[str]:
+    """
+    :return: names of the suites that come with the package
+    """
+    return sorted(path.stem for path in SUITES.glob("*.yml"))
+
+
+def find(name: str) -> Path:
+    """
+    :param name: of a suite that comes with the package, or path of a file
+    :return: path of its file
+    :raises SuiteError: there is none
+    """
+    is_file = name.endswith((".yml", ".yaml"))
+    path = Path(name) if is_file else SUITES / f"{name}.yml"
+    if not path.is_file():
+        what = f"There is no file {name}" if is_file else f"There is no suite {name!r}{nearest(name, known_suites())}"
+        raise SuiteError(f"{what}. A suite of your own is the path of a .yml file.")
+    return path
+
+
+def load(path: Path) -> Suite:
+    """
+    :param path: of a suite's file
+    :return: the suite
+    :raises SuiteError: the file is none
+    """
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SuiteError(f"{path} cannot be read: {error}") from error
+    return parse(given, path)
+
+
+def parse(given: Any, path: Path) -> Suite:
+    """
+    :param given: what a suite's file holds
+    :param path: of the file, for messages
+    :return: the suite
+    :raises SuiteError: it is none
+    """
+    expects(given, path, "the file", ("title", "n_timesteps", "games"), Suite.__dataclass_fields__)
+    games = {}
+    for name, of_game in expects(given["games"], path, "games").items():
+        of_game = expects(of_game, path, f"game {name}", ("low", "high"), Game.__dataclass_fields__)
+        games[name] = Game(**{"name": name, "env": name} | of_game)
+        if not games[name].low < games[name].high:
+            raise SuiteError(f"{path}, game {name}: low has to be below high, but they are {of_game}.")
+    algorithms = {}
+    for name, of_algorithm in (ALGORITHMS | expects(given.get("algorithms", {}), path, "algorithms")).items():
+        known = ALGORITHMS.get(name, {})
+        of_algorithm = expects(of_algorithm, path, f"algorithm {name}", (), Algorithm.__dataclass_fields__)
+        if "algo" not in known | of_algorithm:
+            raise SuiteError(f"{path}, algorithm {name} needs 'algo', RL Zoo's name of what it is, such as deepspi.")
+        hyperparams = known.get("hyperparams", {}) | of_algorithm.get("hyperparams", {})
+        algorithms[name] = Algorithm(**{"name": name} | known | of_algorithm | {"hyperparams": hyperparams})
+    for name in ("n_timesteps", "seeds_at_once"):
+        if not float(given.get(name, 1)).is_integer() or given.get(name, 1) < 1:
+            raise SuiteError(f"{path}: {name} has to be a whole number from 1 on, but is {given[name]!r}.")
+        if name in given:
+            given[name] = int(given[name])
+    return Suite(
+        **{"name": path.stem, "scores": "the suite's low and high"} | given
+        | {"games": games, "algorithms": algorithms}
+    )  # fmt: skip
+
+
+def expects(
+    given: Any, path: Path, what: str, needed: Sequence[str] = (), known: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """
+    :param given: to be a mapping
+    :param path: of the file, for messages
+    :param what: it is
+    :param needed: keys that it must have
+    :param known: keys that it may have; ``None``: any
+    :return: the same
+    :raises SuiteError: it is not so
+    """
+    if not isinstance(given, dict) or not given and needed:
+        raise SuiteError(f"{path}: {what} has to be a mapping (name: value), but is {given!r:.80}.")
+    for key in needed:
+        if key not in given:
+            raise SuiteError(f"{path}: {what} needs {key!r}.")
+    for key in given if known is not None else ():
+        if key not in known:
+            raise SuiteError(f"{path}: {what} has an unknown key {key!r}{nearest(key, known)}.")
+    return given

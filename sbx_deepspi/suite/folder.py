@@ -1,0 +1,228 @@
+"""
+The folder of a suite's runs.
+
+    FOLDER/suite.yml                              what the runs are of
+    FOLDER/asked.json                             algorithms, games and seeds that were asked for so far
+    FOLDER/<algorithm>/                           a log folder as RL Zoo has them, with TensorBoard's in tensorboard/
+    FOLDER/<algorithm>/<algo>/<env>_<seed + 1>/   a run's folder as RL Zoo has them, and beside its files:
+        run.json           where the run is
+        progress.jsonl     a row for each hundredth of its steps: episodes, their mean return, losses, certificate
+        checkpoints/       the newest two: the model, and how long the files were
+
+A game whose name is not its environment's id has a log folder of its own: FOLDER/<algorithm>/<game>/.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from sbx_deepspi.suite.definition import Algorithm, Game, Suite, SuiteError, load
+
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One training: a game, an algorithm, a seed.
+
+    :param folder: of the suite
+    :param game: of the suite
+    :param algorithm: of the suite
+    :param seed: from 0 on
+    """
+
+    folder: "Folder"
+    game: Game
+    algorithm: Algorithm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """
+        :return: for people
+        """
+        return f"{self.algorithm.name} on {self.game.name}, seed {self.seed}"
+
+    @property
+    def log_folder(self) -> Path:
+        """
+        :return: what RL Zoo's programs take as ``-f``
+        """
+        folder = self.folder.path / self.algorithm.name
+        return folder if self.game.name == self.game.env else folder / self.game.name
+
+    @property
+    def path(self) -> Path:
+        """
+        :return: of the run's folder, RL Zoo's ``--exp-id`` seed + 1
+        """
+        return self.log_folder / self.algorithm.algo / f"{self.env_name}_{self.seed + 1}"
+
+    @property
+    def env_name(self) -> str:
+        """
+        :return: the environment's id as RL Zoo writes it into names of files
+        """
+        return self.game.env.replace("/", "-")
+
+    def read(self) -> dict[str, Any]:
+        """
+        :return: where the run is: ``state``, ``timesteps``, ``score``, ``error``, …
+        """
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {"state": WAITING, "timesteps": 0}
+
+    def write(self, **changes: Any) -> None:
+        """
+        :param changes: of what :meth:`read` returns
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "run.json", json.dumps(self.read() | changes, indent=1))
+
+    def progress(self) -> pd.DataFrame:
+        """
+        :return: a row for each hundredth of the steps: ``timesteps``, ``seconds``, ``episodes``, ``return``,
+            ``length``, and what the algorithm logs; empty if there is none
+        """
+        path = self.path / "progress.jsonl"
+        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return pd.DataFrame([json.loads(row) for row in rows])
+
+    def checkpoints(self) -> list[int]:
+        """
+        :return: timesteps of the checkpoints, the newest first
+        """
+        return sorted((int(path.name) for path in self.path.glob("checkpoints/*") if path.name.isdigit()), reverse=True)
+
+    def checkpoint(self, timesteps: int) -> Path:
+        """
+        :param timesteps: of the checkpoint
+        :return: its folder
+        """
+        return self.path / "checkpoints" / str(timesteps)
+
+    def forget_checkpoints(self, older_than: int) -> None:
+        """
+        :param older_than: timesteps
+        """
+        for timesteps in self.checkpoints():
+            if timesteps < older_than:
+                shutil.rmtree(self.checkpoint(timesteps))
+
+
+class Folder:
+    """
+    :param path: of a folder that holds a suite's runs
+    :raises SuiteError: it holds none
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        if not (path / "suite.yml").is_file():
+            raise SuiteError(f"{path} holds no runs of a suite: it has no suite.yml.")
+        self.suite = load(path / "suite.yml")
+
+    @classmethod
+    def of(cls, path: Path, suite: Suite) -> "Folder":
+        """
+        :param path: of a folder, which is made if there is none
+        :param suite: that it is for
+        :return: the folder
+        :raises SuiteError: it holds something else
+        """
+        file = path / "suite.yml"
+        if not file.exists():
+            path.mkdir(parents=True, exist_ok=True)
+            write_whole(file, yaml.safe_dump(asdict(suite), sort_keys=False, allow_unicode=True))
+        folder = cls(path)
+        for name in Suite.__dataclass_fields__:
+            here, there = getattr(suite, name), getattr(folder.suite, name)
+            if here != there:
+                raise SuiteError(
+                    f"{path} holds runs with another {name}: {there!r:.80}, now {here!r:.80}. Take another folder."
+                )
+        return folder
+
+    def runs(self, algorithms: Sequence[str], games: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+        """
+        :param algorithms: by name
+        :param games: by name
+        :param seeds: of each
+        :return: the runs, seed by seed, so that there is soon something of everything
+        """
+        suite = self.suite
+        return [
+            Run(self, suite.games[game], suite.algorithms[algorithm], seed)
+            for seed in seeds
+            for game in games
+            for algorithm in algorithms
+        ]
+
+    def ask(self, algorithms: Sequence[str], games: Sequence[str], seeds: Sequence[int]) -> None:
+        """
+        :param algorithms: of runs that are now asked for, too
+        :param games: of these
+        :param seeds: of these
+        """
+        asked = self._asked()
+        asked += [[a, g, s] for a in algorithms for g in games for s in seeds if [a, g, s] not in asked]
+        write_whole(self.path / "asked.json", json.dumps(asked))
+
+    def asked(self) -> list[Run]:
+        """
+        :return: all runs that were asked for so far
+        """
+        suite = self.suite
+        return [Run(self, suite.games[game], suite.algorithms[name], seed) for name, game, seed in self._asked()]
+
+    def _asked(self) -> list[list[Any]]:
+        path = self.path / "asked.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """
+        :return: a context in which no other process runs this folder's runs
+        :raises SuiteError: another does
+        """
+        with lock(self.path / "lock") as is_mine:
+            if not is_mine:
+                raise SuiteError(f"Another process runs the suite in {self.path}: wait for it, or stop it.")
+            yield
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """
+    :param path: of a file that stands for what may be used once
+    :return: a context; whether this process has it now
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def write_whole(path: Path, text: str) -> None:
+    """
+    :param path: of a file, which is at no time half written
+    :param text: that it gets
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
