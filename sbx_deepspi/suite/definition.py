@@ -198,12 +198,12 @@ def expects(
     :return: the same
     :raises SuiteError: it is not so
     """
-    if not isinstance(given, dict) or not given and needed:
+    if not isinstance(given, dict) or (needed and not given):
         raise SuiteError(f"{path}: {what} has to be a mapping (name: value), but is {given!r:.80}.")
     for key in needed:
         if key not in given:
             raise SuiteError(f"{path}: {what} needs {key!r}.")
-    for key in given if known is not None else ():
-        if key not in known:
+    for key in given:
+        if known is not None and key not in known:
             raise SuiteError(f"{path}: {what} has an unknown key {key!r}{nearest(key, known)}.")
     return given
