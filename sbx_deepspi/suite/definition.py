@@ -74,6 +74,8 @@ class Suite:
     :param hyperparams: of all games and algorithms; they come first
     :param env_kwargs: of all environments
     :param seeds_at_once: runs of one game and algorithm that learn in one program, where environments are inside jit
+    :param n_evaluations: of a run, by RL Zoo's ``EvalCallback``; 0: none
+    :param eval_episodes: of each of them
     """
 
     name: str
@@ -85,6 +87,8 @@ class Suite:
     hyperparams: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     seeds_at_once: int = 1
+    n_evaluations: int = 0
+    eval_episodes: int = 10
 
     def hyperparams_of(self, game: Game, algorithm: Algorithm) -> dict[str, Any]:
         """
@@ -175,15 +179,30 @@ def parse(given: Any, path: Path) -> Suite:
             raise SuiteError(f"{path}, algorithm {name} needs 'algo', RL Zoo's name of what it is, such as deepspi.")
         hyperparams = known.get("hyperparams", {}) | of_algorithm.get("hyperparams", {})
         algorithms[name] = Algorithm(**{"name": name} | known | of_algorithm | {"hyperparams": hyperparams})
-    for name in ("n_timesteps", "seeds_at_once"):
-        if not float(given.get(name, 1)).is_integer() or given.get(name, 1) < 1:
-            raise SuiteError(f"{path}: {name} has to be a whole number from 1 on, but is {given[name]!r}.")
+    for name, least in {"n_timesteps": 1, "seeds_at_once": 1, "n_evaluations": 0, "eval_episodes": 1}.items():
         if name in given:
-            given[name] = int(given[name])
+            given[name] = whole_number(given[name], least, f"{path}: {name}")
     return Suite(
         **{"name": path.stem, "scores": "the suite's low and high"} | given
         | {"games": games, "algorithms": algorithms}
     )  # fmt: skip
+
+
+def whole_number(given: Any, least: int, what: str) -> int:
+    """
+    :param given: to be a whole number; "1e6" is one, which YAML takes for text
+    :param least: that it may be
+    :param what: it is
+    :return: the number
+    :raises SuiteError: it is none
+    """
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(given, bool) or not number.is_integer() or number < least:
+        raise SuiteError(f"{what} has to be a whole number from {least} on, but is {given!r}.")
+    return int(number)
 
 
 def expects(

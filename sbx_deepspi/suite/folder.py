@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class Run:
     game: Game
     algorithm: Algorithm
     seed: int
+
+    def __hash__(self) -> int:
+        return hash((self.algorithm.name, self.game.name, self.seed))
 
     @property
     def name(self) -> str:
@@ -113,7 +116,7 @@ class Run:
         """
         return self.path / "checkpoints" / str(timesteps)
 
-    def forget_checkpoints(self, older_than: int) -> None:
+    def forget_checkpoints(self, older_than: float) -> None:
         """
         :param older_than: timesteps
         """
@@ -143,17 +146,11 @@ class Folder:
         :raises SuiteError: it holds something else
         """
         file = path / "suite.yml"
-        if not file.exists():
-            path.mkdir(parents=True, exist_ok=True)
-            write_whole(file, yaml.safe_dump(asdict(suite), sort_keys=False, allow_unicode=True))
-        folder = cls(path)
-        for name in Suite.__dataclass_fields__:
-            here, there = getattr(suite, name), getattr(folder.suite, name)
-            if here != there:
-                raise SuiteError(
-                    f"{path} holds runs with another {name}: {there!r:.80}, now {here!r:.80}. Take another folder."
-                )
-        return folder
+        if file.exists():
+            suite = joined(cls(path).suite, suite, path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_whole(file, yaml.safe_dump(asdict(suite), sort_keys=False, allow_unicode=True))
+        return cls(path)
 
     def runs(self, algorithms: Sequence[str], games: Sequence[str], seeds: Sequence[int]) -> list[Run]:
         """
@@ -201,6 +198,38 @@ class Folder:
             if not is_mine:
                 raise SuiteError(f"Another process runs the suite in {self.path}: wait for it, or stop it.")
             yield
+
+
+def joined(before: Suite, now: Suite, path: Path) -> Suite:
+    """
+    :param before: what a folder holds runs of
+    :param now: what it is to hold runs of, too
+    :param path: of the folder, for messages
+    :return: the suite as it is now, with all games and algorithms of both
+    :raises SuiteError: runs would not be comparable with those of before
+    """
+    games, algorithms = before.games | now.games, before.algorithms | now.algorithms
+    for name in ("name", "n_timesteps", "hyperparams", "env_kwargs", "n_evaluations", "eval_episodes"):
+        compare(getattr(before, name), getattr(now, name), name, path)
+    for name, game in before.games.items():
+        compare((game.env, game.hyperparams), (games[name].env, games[name].hyperparams), f"game {name}", path)
+    for name, algorithm in before.algorithms.items():
+        compare(algorithm, algorithms[name], f"algorithm {name}", path)
+    return replace(now, games=games, algorithms=algorithms)
+
+
+def compare(before: Any, now: Any, what: str, path: Path) -> None:
+    """
+    :param before: in a folder's suite
+    :param now: in the suite that is asked for
+    :param what: it is
+    :param path: of the folder
+    :raises SuiteError: they are not equal
+    """
+    if before != now:
+        raise SuiteError(
+            f"{path} holds runs with another {what}: {before!r:.120}, now {now!r:.120}. Take another folder."
+        )
 
 
 @contextlib.contextmanager

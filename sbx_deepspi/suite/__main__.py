@@ -1,0 +1,108 @@
+"""The command line: ``python -m sbx_deepspi.suite run SUITE`` and ``report FOLDER``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, whole_number
+
+NEEDED = ("ray", "rl_zoo3", "rliable")
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(
+        "python -m sbx_deepspi.suite", description="Many runs of RL Zoo's on Ray, and what they show together."
+    )
+    commands = parser.add_subparsers(required=True, metavar="{run,report}")
+    run = commands.add_parser(
+        "run", help="train what is not done yet", description="Trains every game, algorithm and seed that is not done."
+    )
+    run.add_argument("suite", help=f"{', '.join(known_suites())}, or a .yml file of your own")
+    run.add_argument("--algos", nargs="+", default=["ppo", "deepmdp", "deepspi", "dreamspi"], help="the suite's names")
+    run.add_argument("--games", nargs="+", help="of the suite; otherwise all")
+    run.add_argument("--seeds", type=int, default=10, help="how many: 0, 1, …")
+    run.add_argument("-n", "--n-timesteps", help="of each run, instead of the suite's")
+    run.add_argument("-o", "--output", type=Path, help="folder of the runs; otherwise logs/<suite>")
+    run.add_argument("--address", help="of a Ray cluster; otherwise the runs are on this machine")
+    run.add_argument("--cpus-per-run", type=float, default=1, help="cores of each program")
+    run.add_argument("--gpus-per-run", type=float, default=0, help="of each program; 0.25 lets four share one")
+    run.set_defaults(command=run_suite)
+    report = commands.add_parser("report", help="make a page of what there is", description="Makes one HTML page.")
+    report.add_argument("folder", type=Path, help="of the runs")
+    report.add_argument("-o", "--output", type=Path, help="folder of the page; otherwise FOLDER/report")
+    report.set_defaults(command=report_suite)
+    return parser
+
+
+def run_suite(given: argparse.Namespace) -> int:
+    """
+    :param given: on the command line
+    :return: exit status: 1 where a run has failed
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from sbx_deepspi.suite.folder import FAILED, Folder
+    from sbx_deepspi.suite.scheduling import run_all
+    from sbx_deepspi.suite.table import RunsTable
+
+    path = find(given.suite)
+    suite = load(path)
+    if given.n_timesteps is not None:
+        suite = replace(suite, n_timesteps=whole_number(given.n_timesteps, 1, "--n-timesteps"))
+    whole_number(given.seeds, 1, "--seeds")
+    which = (
+        suite.select("algorithms", given.algos), suite.select("games", given.games), range(given.seeds)
+    )  # fmt: skip
+    folder = Folder.of(given.output or Path("logs") / suite.name, suite)
+    folder.ask(*which)
+    runs = folder.runs(*which)
+    try:
+        with RunsTable(runs, Console()) as table:
+            run_all(folder, runs, given.cpus_per_run, given.gpus_per_run, given.address, table.tell)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Everything is saved: the same command goes on.", file=sys.stderr)
+        return 130
+    failed = [run for run in runs if run.read()["state"] == FAILED]
+    for run in failed:
+        print(f"Failed: {run.name}; its traceback is in {run.path / 'run.json'}", file=sys.stderr)
+    print(f"The runs are in {folder.path}; python -m sbx_deepspi.suite report {folder.path} shows them")
+    return 1 if failed else 0
+
+
+def report_suite(given: argparse.Namespace) -> int:
+    """
+    :param given: on the command line
+    :return: exit status
+    """
+    from sbx_deepspi.suite.report import report
+
+    print(f"The report is in {report(given.folder, given.output)}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    :param arguments: of the command line; ``None``: those of this process
+    :return: exit status; where it is not 0, a sentence on stderr says why
+    """
+    given = parser().parse_args(arguments)
+    missing = [package for package in NEEDED if find_spec(package) is None]
+    if missing:
+        print(f"Suites need {' and '.join(missing)}: pip install 'sbx-deepspi[suite]'.", file=sys.stderr)
+        return 1
+    try:
+        return given.command(given)
+    except (SuiteError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What runs when, and where: Ray's tasks, tried again when they fail."""
+
+import contextlib
+import logging
+import os
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from sbx_deepspi.envs.jitted.make import is_jax_env_id
+from sbx_deepspi.suite.definition import SuiteError
+from sbx_deepspi.suite.folder import DONE, FAILED, WAITING, Folder, Run
+
+Group = tuple[Run, ...]
+"""Runs that learn in one program: they differ in their seeds, and go on from the same number of steps."""
+N_RETRIES = 2
+SECONDS_TO_END = 120.0
+"""That interrupted runs have to finish their update and to save."""
+OURS = ("deepspi", "deepmdp", "dreamspi")
+OBJECT_STORE_BYTES = 80 * 2**20  # nothing is sent but names; Ray would take a third of the memory
+
+
+def run_all(
+    folder: Folder,
+    runs: Sequence[Run],
+    cpus_per_run: float,
+    gpus_per_run: float,
+    address: str | None,
+    tell: Callable[[Sequence[Group]], None],
+) -> None:
+    """
+    Train what is not done yet.
+
+    :param folder: of the runs, which this process has to itself meanwhile
+    :param runs: that are asked for
+    :param cpus_per_run: cores of each program
+    :param gpus_per_run: of each program; 0.25 lets four share one
+    :param address: of a Ray cluster; ``None``: this machine
+    :param tell: called about once a second with the groups that are not done
+    :raises KeyboardInterrupt: SIGINT or SIGTERM came: the runs have saved, and the same call goes on
+    :raises SuiteError: another process runs this folder's runs, or no machine can run them
+    """
+    with folder.lock(), interrupted_by_sigterm(), connected(address, cpus_per_run, gpus_per_run):
+        for run in runs:
+            if run.read()["state"] != DONE:
+                run.write(state=WAITING, attempts=0, error=None)
+        # a process of its own for each group: what one leaves behind does not burden the next
+        task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=0, max_calls=1)(train_in_worker)
+        under_way = {task.remote(group, cpus_per_run, gpus_per_run): group for group in groups(runs)}
+        failures: Counter[Run] = Counter()
+        try:
+            while under_way:
+                ended, _ = ray.wait(list(under_way), timeout=1.0)
+                for future in ended:
+                    for group in again(future, under_way.pop(future), failures):
+                        under_way[task.remote(group, cpus_per_run, gpus_per_run)] = group
+                tell(list(under_way.values()))
+        except KeyboardInterrupt:
+            for future in under_way:
+                ray.cancel(future)
+            ray.wait(list(under_way), num_returns=len(under_way), timeout=SECONDS_TO_END)
+            for group in under_way.values():
+                for run in group:
+                    if run.read()["state"] != DONE:
+                        run.write(state=WAITING)
+            raise
+
+
+def again(future: ray.ObjectRef, group: Group, failures: "Counter[Run]") -> list[Group]:
+    """
+    :param future: of a task that ended
+    :param group: that it trained
+    :param failures: of each run so far, which are counted here
+    :return: what is to be tried again: after an error each run by itself, so that one does not take the others with it
+    """
+    try:
+        ray.get(future)
+        return []
+    except RayError as error:
+        is_own_error = isinstance(error, RayTaskError)
+        reason = str(error) if is_own_error else "".join(traceback.format_exception_only(error))
+    left = [run for run in group if run.read()["state"] != DONE]
+    for run in left:
+        failures[run] += 1
+        state = WAITING if failures[run] <= N_RETRIES else FAILED
+        run.write(state=state, attempts=failures[run], error=reason)
+    return groups([run for run in left if failures[run] <= N_RETRIES], at_once=1 if is_own_error else None)
+
+
+def groups(runs: Sequence[Run], at_once: int | None = None) -> list[Group]:
+    """
+    :param runs: that are asked for, in the order in which they should begin
+    :param at_once: runs of a group at most; ``None``: what the suite says, where they can learn in one program
+    :return: what is not done, in groups
+    """
+    left = [run for run in runs if run.read()["state"] != DONE]
+
+    def key(run: Run) -> tuple[int, str, str, int]:
+        can = is_jax_env_id(run.game.env) and run.algorithm.algo in OURS
+        number = at_once or (run.folder.suite.seeds_at_once if can else 1)
+        return run.seed // number, run.game.name, run.algorithm.name, next(iter(run.checkpoints()), 0)
+
+    order = {of: index for index, of in reversed(list(enumerate(map(key, left))))}
+    return [tuple(group) for _, group in groupby(sorted(left, key=lambda run: order[key(run)]), key)]
+
+
+def train_in_worker(group: Group, cpus: float, gpus: float) -> None:
+    """
+    :param group: to train
+    :param cpus: cores that this process may use
+    :param gpus: that this process has
+    """
+    os.environ["NPROC"] = str(max(int(cpus), 1))  # of XLA's threads; read when it starts
+    if 0 < gpus < 1:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from sbx_deepspi.suite.training import train
+
+    train(group)
+
+
+@contextlib.contextmanager
+def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
+    """
+    :param address: of a Ray cluster; ``None``: a Ray of this process, on this machine
+    :param cpus: that a program needs
+    :param gpus: that a program needs
+    :return: a context in which tasks can be run
+    :raises SuiteError: there is no such cluster, or it is too small
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own: dict[str, Any] = {}
+    if address is None:
+        own = dict(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SuiteError(f"No Ray at {address!r}: {error}. Without --address the runs are on this machine.") from error
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= min(gpus, 1) for node in nodes):
+            there = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
+            raise SuiteError(
+                f"No machine has the {cpus:g} cores and {gpus:g} GPUs of a run: there is {there}. See --cpus-per-run "
+                "and --gpus-per-run."
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """
+    :return: a context in which SIGTERM does what Ctrl-C does
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,342 @@
+"""What a worker does: RL Zoo's experiments, from their checkpoints on, several seeds in one program."""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rl_zoo3.import_envs  # noqa: F401
+from rl_zoo3 import ALGOS
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
+
+from sbx_deepspi import learn_together
+from sbx_deepspi.suite.folder import DONE, RUNNING, Run, lock, write_whole
+from sbx_deepspi.zoo.registration import ExperimentManager
+
+N_ROWS = 100
+"""Of progress.jsonl."""
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+PACKAGES = (
+    "sbx-deepspi", "stable_baselines3", "sbx-rl", "rl_zoo3", "gymnasium", "gymnax", "brax", "envpool", "ale-py", "jax",
+    "flax", "optax", "numpy", "torch", "ray",
+)  # fmt: skip
+
+
+def train(runs: Sequence[Run]) -> None:
+    """
+    Train from the newest checkpoint to the end.
+
+    :param runs: one, or several that differ in their seeds and learn in one program
+    :raises RuntimeError: another process trains one of them
+    """
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(lock(run.path / "lock")):
+                raise RuntimeError(f"Another process trains {run.name}.")
+        log = stack.enter_context((runs[0].path / "log.txt").open("a"))
+        stack.enter_context(contextlib.redirect_stdout(log))
+        clock = Clock()
+        managers = [RunManager(run, clock, len(runs)) for run in runs]
+        models: list[Any] = [manager.make_model() for manager in managers]
+        n_timesteps = runs[0].folder.suite.n_timesteps
+        began_at = models[0].num_timesteps
+        arguments: dict[str, Any] = dict(tb_log_name=runs[0].algorithm.name, reset_num_timesteps=began_at == 0)
+        callbacks = [manager.callbacks for manager in managers]
+        try:
+            if len(models) == 1:
+                models[0].learn(n_timesteps - began_at, callbacks[0], **arguments)
+            else:
+                learn_together(models, n_timesteps - began_at, callbacks, **arguments)
+        finally:
+            for model in models:
+                model.env.close()
+        for manager, model in zip(managers, models, strict=True):
+            manager.save_trained_model(model)
+            manager.run.write(state=DONE, error=None)
+            manager.run.forget_checkpoints(math.inf)
+
+
+class Clock:
+    """Says when to save. Runs that learn together save together, so that they can go on together."""
+
+    def __init__(self) -> None:
+        self._last, self._asked, self._is_due = time.monotonic(), -1, False
+
+    def is_due(self, timesteps: int) -> bool:
+        """
+        :param timesteps: of the model that asks
+        :return: whether it saves now: the same for all that ask at these timesteps
+        """
+        if timesteps != self._asked:
+            now = time.monotonic()
+            self._asked, self._is_due = timesteps, now - self._last >= SECONDS_BETWEEN_CHECKPOINTS
+            self._last = now if self._is_due else self._last
+        return self._is_due
+
+
+class RunManager(ExperimentManager):
+    """
+    RL Zoo's experiment manager for a run of a suite: with a folder that is known beforehand, and checkpoints.
+
+    :param run: that it trains
+    :param clock: of all runs that learn in this program
+    :param n_together: how many these are
+    """
+
+    def __init__(self, run: Run, clock: Clock, n_together: int) -> None:
+        suite = run.folder.suite
+        self.run, self._checkpoint = run, next(iter(run.checkpoints()), None)
+        hyperparams = suite.hyperparams_of(run.game, run.algorithm)
+        eval_freq = suite.n_timesteps // suite.n_evaluations if suite.n_evaluations else -1
+        tensorboard = run.log_folder / "tensorboard"
+        options = {
+            "algo": run.algorithm.algo, "env": run.game.env, "seed": run.seed, "n_timesteps": suite.n_timesteps,
+            "log_folder": str(run.log_folder), "tensorboard_log": str(tensorboard), "eval_freq": eval_freq,
+            "eval_episodes": suite.eval_episodes, "n_eval_envs": suite.eval_episodes, "hyperparams": hyperparams,
+            "env_kwargs": suite.env_kwargs or None,
+        }  # fmt: skip
+        self.command = command(options)
+        super().__init__(
+            Namespace(**options, eval_env_kwargs=None, conf_file=None, trained_agent="", vec_env="dummy"),
+            run.algorithm.algo, run.game.env, str(run.log_folder), str(tensorboard), suite.n_timesteps, eval_freq,
+            suite.eval_episodes, hyperparams=dict(hyperparams), env_kwargs=dict(suite.env_kwargs), seed=run.seed,
+            log_interval=-1, verbose=0, n_eval_envs=suite.eval_episodes,
+        )  # fmt: skip
+        self.tensorboard_log = str(tensorboard / f"{run.env_name}_{run.seed + 1}")
+        self.save_path, self.params_path = str(run.path), str(run.path / run.env_name)
+        if self._checkpoint is not None:
+            self.trained_agent = str(run.checkpoint(self._checkpoint) / "model.zip")
+            self.continue_training = True
+        self.progress = Progress(run, clock, n_together)
+
+    def make_model(self) -> BaseAlgorithm:
+        """
+        :return: a new model, or that of the newest checkpoint
+        """
+        set_random_seed(self.run.seed)
+        if self._checkpoint is not None:
+            self.progress.go_back_to(self._checkpoint)
+        model, _ = self.setup_experiment()  # type: ignore[misc]
+        for callback in self.callbacks:
+            if isinstance(callback, EvalCallback):
+                go_on(callback, self._checkpoint or 0, self.n_envs)
+        self.callbacks.append(self.progress)  # last: a checkpoint holds what the others have done
+        return model
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        # all the rest is in the file, the randomness too
+        return ALGOS[self.algo].load(self.trained_agent, env, tensorboard_log=self.tensorboard_log, verbose=0)
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        super()._save_config(saved_hyperparams)
+        (Path(self.params_path) / "command.txt").write_text(self.command + "\n")
+        versions, commit = installed_versions(), git_commit()
+        self.run.write(command=self.command, versions=versions, commit=commit)
+        lines = [*(f"{name} {version}" for name, version in versions.items()), f"commit {commit}"]
+        (Path(self.params_path) / "versions.txt").write_text("\n".join(lines) + "\n")
+
+
+class Progress(BaseCallback):
+    """
+    Writes where the run is, a row for each hundredth of its steps, and checkpoints.
+
+    :param run: that is trained
+    :param clock: says when to save
+    :param n_together: runs that learn in one program
+    """
+
+    def __init__(self, run: Run, clock: Clock, n_together: int) -> None:
+        super().__init__()
+        self.run, self.clock, self.n_together = run, clock, n_together
+        self.n_timesteps = run.folder.suite.n_timesteps
+        self.since_row = {"episodes": 0, "return": 0.0, "length": 0}
+        self.n_rows, self.seconds_before = 0, 0.0
+        self.score: float | None = None
+
+    def go_back_to(self, timesteps: int) -> None:
+        """
+        Cut the run's files to what they were at a checkpoint.
+
+        :param timesteps: of the checkpoint
+        """
+        saved = json.loads((self.run.checkpoint(timesteps) / "progress.json").read_text())
+        self.since_row, self.n_rows, self.seconds_before = saved["since_row"], saved["n_rows"], saved["seconds"]
+        self.score = saved["score"]
+        progress = self.run.path / "progress.jsonl"
+        if progress.exists():
+            os.truncate(progress, saved["sizes"]["progress.jsonl"])
+        # whoever opens a monitor's file anew empties it: what it has gets another name, which RL Zoo's plots read, too
+        for monitor in self.run.path.glob("*.monitor.csv"):
+            is_kept = monitor.name.startswith("until_")
+            kept = monitor if is_kept else monitor.with_name(f"until_{timesteps}.{monitor.name}")
+            if not is_kept and monitor.name in saved["sizes"] and not kept.exists():
+                os.truncate(monitor, saved["sizes"][monitor.name])
+                monitor.rename(kept)
+            elif not is_kept or int(monitor.name.split(".")[0].removeprefix("until_")) > timesteps:
+                monitor.unlink()
+
+    def _on_training_start(self) -> None:
+        self._start = self._told = time.monotonic()
+        self.run.write(
+            state=RUNNING, n_timesteps=self.n_timesteps, together=self.n_together, pid=os.getpid(),
+            host=platform.node(), device=str(getattr(self.model, "jax_device", "")) or None,
+        )  # fmt: skip
+        self._tell()
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if (episode := info.get("episode")) is not None:
+                self.since_row["episodes"] += 1
+                self.since_row["return"] += float(episode["r"])
+                self.since_row["length"] += int(episode["l"])
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # between two updates: here a model's file holds all that it takes to go on as if nothing had been
+        self._add_row()
+        if self.clock.is_due(self.model.num_timesteps):
+            self.save()
+        if time.monotonic() - self._told > 5:
+            self._tell()
+
+    def _on_training_end(self) -> None:
+        self._add_row()
+        self.save()
+        self._tell()
+
+    @property
+    def seconds(self) -> float:
+        """
+        :return: for which the run has been trained
+        """
+        return self.seconds_before + time.monotonic() - self._start
+
+    def _add_row(self) -> None:
+        timesteps, episodes = self.model.num_timesteps, self.since_row["episodes"]
+        if timesteps * N_ROWS < (self.n_rows + 1) * self.n_timesteps:
+            return
+        means = {name: self.since_row[name] / episodes if episodes else None for name in ("return", "length")}
+        logged = {name: plain(value) for name, value in sorted(self.logger.name_to_value.items())}
+        row = {"timesteps": timesteps, "seconds": round(self.seconds, 2), "episodes": episodes} | means | logged
+        with (self.run.path / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.n_rows = timesteps * N_ROWS // self.n_timesteps
+        self.score = means["return"] if episodes else self.score
+        self.since_row = dict.fromkeys(self.since_row, 0)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        speed = self.model.num_timesteps / max(self.seconds, 1e-9)
+        self.run.write(
+            timesteps=self.model.num_timesteps, score=self.score, seconds=self.seconds, steps_per_second=speed
+        )
+
+    def save(self) -> None:
+        """Save the model, and how long the run's files are now; then forget older checkpoints."""
+        timesteps = self.model.num_timesteps
+        folder = self.run.checkpoint(timesteps)
+        if folder.exists():
+            return
+        partial = folder.with_name("partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self.model.save(partial / "model.zip")
+        if (statistics := self.model.get_vec_normalize_env()) is not None:
+            (partial / self.run.env_name).mkdir()
+            statistics.save(str(partial / self.run.env_name / "vecnormalize.pkl"))
+        files = [*self.run.path.glob("*.monitor.csv"), self.run.path / "progress.jsonl"]
+        saved = {
+            "since_row": self.since_row,
+            "n_rows": self.n_rows,
+            "seconds": self.seconds,
+            "score": self.score,
+            "sizes": {file.name: file.stat().st_size if file.exists() else 0 for file in files},
+        }
+        write_whole(partial / "progress.json", json.dumps(saved))
+        partial.rename(folder)
+        self.run.forget_checkpoints(timesteps)
+
+
+def go_on(callback: EvalCallback, timesteps: int, n_envs: int) -> None:
+    """
+    Give an evaluation what it found before the checkpoint.
+
+    :param callback: that evaluates
+    :param timesteps: of the checkpoint
+    :param n_envs: environments that learn
+    """
+    path = Path(f"{callback.log_path}.npz")
+    callback.n_calls = timesteps // n_envs
+    if timesteps == 0 or not path.exists():
+        return
+    with np.load(path) as found:
+        is_before = found["timesteps"] <= timesteps
+        callback.evaluations_timesteps = found["timesteps"][is_before].tolist()
+        callback.evaluations_results = list(found["results"][is_before])
+        callback.evaluations_length = list(found["ep_lengths"][is_before])
+    if callback.evaluations_results:
+        callback.best_mean_reward = max(float(np.mean(results)) for results in callback.evaluations_results)
+
+
+def plain(value: Any) -> Any:
+    """
+    :param value: that was logged
+    :return: the same for JSON, which has no infinity and no NaN
+    """
+    if isinstance(value, str):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def command(options: dict[str, Any]) -> str:
+    """
+    :param options: of RL Zoo's ``train``
+    :return: the command that makes the same run without a suite
+    """
+    words = ["python", "-m", "rl_zoo3.train"]
+    for name, value in options.items():
+        if value is None:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        words += [f"{key}:{of_key!r}" for key, of_key in value.items()] if isinstance(value, dict) else [str(value)]
+    return shlex.join(words)
+
+
+def installed_versions() -> dict[str, str]:
+    """
+    :return: of Python, and of the packages that make a run what it is
+    """
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def git_commit() -> str | None:
+    """
+    :return: of this package, with "+" where files were changed since; ``None``: it is not run from a clone
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], check=True, capture_output=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + "+" * bool(changed)
