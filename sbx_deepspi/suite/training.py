@@ -167,6 +167,7 @@ class Progress(BaseCallback):
         self.since_row = {"episodes": 0, "return": 0.0, "length": 0}
         self.n_rows, self.seconds_before = 0, 0.0
         self.score: float | None = None
+        self.certificate: dict[str, Any] = {}
 
     def go_back_to(self, timesteps: int) -> None:
         """
@@ -176,7 +177,7 @@ class Progress(BaseCallback):
         """
         saved = json.loads((self.run.checkpoint(timesteps) / "progress.json").read_text())
         self.since_row, self.n_rows, self.seconds_before = saved["since_row"], saved["n_rows"], saved["seconds"]
-        self.score = saved["score"]
+        self.score, self.certificate = saved["score"], saved["certificate"]
         progress = self.run.path / "progress.jsonl"
         if progress.exists():
             os.truncate(progress, saved["sizes"]["progress.jsonl"])
@@ -208,6 +209,8 @@ class Progress(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # between two updates: here a model's file holds all that it takes to go on as if nothing had been
+        of_update = {name: value for name, value in self.logger.name_to_value.items() if name.startswith("spi/")}
+        self.certificate = of_update or self.certificate  # not every update gets one
         self._add_row()
         if self.clock.is_due(self.model.num_timesteps):
             self.save()
@@ -231,7 +234,7 @@ class Progress(BaseCallback):
         if timesteps * N_ROWS < (self.n_rows + 1) * self.n_timesteps:
             return
         means = {name: self.since_row[name] / episodes if episodes else None for name in ("return", "length")}
-        logged = {name: plain(value) for name, value in sorted(self.logger.name_to_value.items())}
+        logged = {name: plain(value) for name, value in sorted((self.logger.name_to_value | self.certificate).items())}
         row = {"timesteps": timesteps, "seconds": round(self.seconds, 2), "episodes": episodes} | means | logged
         with (self.run.path / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -266,6 +269,7 @@ class Progress(BaseCallback):
             "n_rows": self.n_rows,
             "seconds": self.seconds,
             "score": self.score,
+            "certificate": {name: plain(value) for name, value in self.certificate.items()},
             "sizes": {file.name: file.stat().st_size if file.exists() else 0 for file in files},
         }
         write_whole(partial / "progress.json", json.dumps(saved))
@@ -299,7 +303,7 @@ def plain(value: Any) -> Any:
     :param value: that was logged
     :return: the same for JSON, which has no infinity and no NaN
     """
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return value
     return float(value) if math.isfinite(value) else None
 
