@@ -47,7 +47,7 @@ def run_all(
     :raises KeyboardInterrupt: SIGINT or SIGTERM came: the runs have saved, and the same call goes on
     :raises SuiteError: another process runs this folder's runs, or no machine can run them
     """
-    with folder.lock(), interrupted_by_sigterm(), connected(address, cpus_per_run, gpus_per_run):
+    with folder.lock(), connected(address, cpus_per_run, gpus_per_run), interrupted_by_sigterm():
         for run in runs:
             if run.read()["state"] != DONE:
                 run.write(state=WAITING, attempts=0, error=None)
