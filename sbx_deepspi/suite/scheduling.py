@@ -117,6 +117,7 @@ def train_in_worker(group: Group, cpus: float, gpus: float) -> None:
     :param cpus: cores that this process may use
     :param gpus: that this process has
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray's way to cancel; programs in the background ignore it
     os.environ["NPROC"] = str(max(int(cpus), 1))  # of XLA's threads; read when it starts
     if 0 < gpus < 1:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
