@@ -117,7 +117,8 @@ def train_in_worker(group: Group, cpus: float, gpus: float) -> None:
     :param cpus: cores that this process may use
     :param gpus: that this process has
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray's way to cancel; programs in the background ignore it
+    # Ray cancels with SIGINT, which programs in the background may have been told to ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["NPROC"] = str(max(int(cpus), 1))  # of XLA's threads; read when it starts
     if 0 < gpus < 1:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
