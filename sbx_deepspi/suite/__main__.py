@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, whole_number
+from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, nearest, whole_number
 
 NEEDED = ("ray", "rl_zoo3", "rliable")
 
@@ -47,6 +47,7 @@ def run_suite(given: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from rich.console import Console
+    from rl_zoo3 import ALGOS
 
     from sbx_deepspi.suite.folder import FAILED, Folder
     from sbx_deepspi.suite.scheduling import run_all
@@ -57,9 +58,16 @@ def run_suite(given: argparse.Namespace) -> int:
     if given.n_timesteps is not None:
         suite = replace(suite, n_timesteps=whole_number(given.n_timesteps, 1, "--n-timesteps"))
     whole_number(given.seeds, 1, "--seeds")
+    if not (given.cpus_per_run > 0 and given.gpus_per_run >= 0):
+        raise SuiteError(
+            f"--cpus-per-run has to be above 0 and --gpus-per-run from 0 on, but they are {given.cpus_per_run:g} and "
+            f"{given.gpus_per_run:g}."
+        )
     which = (
         suite.select("algorithms", given.algos), suite.select("games", given.games), range(given.seeds)
     )  # fmt: skip
+    for algo in {suite.algorithms[name].algo for name in which[0]} - ALGOS.keys():
+        raise SuiteError(f"RL Zoo has no algorithm {algo!r}{nearest(algo, ALGOS)}.")
     folder = Folder.of(given.output or Path("logs") / suite.name, suite)
     folder.ask(*which)
     runs = folder.runs(*which)

@@ -1,6 +1,7 @@
 """What a suite is: games, algorithms, steps and hyperparameters, read from a YAML file."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "sbx_ppo": {"algo": "sbx_ppo"},
 }
 """What every suite knows: ``algo`` is RL Zoo's name, and ``ppo`` our own code without a world model."""
+
+LEAST = {"n_timesteps": 1, "seeds_at_once": 1, "n_evaluations": 0, "eval_episodes": 1, "seconds_between_checkpoints": 0}
+"""What the whole numbers of a suite have to be at least."""
 
 
 class SuiteError(ValueError):
@@ -76,6 +80,7 @@ class Suite:
     :param seeds_at_once: runs of one game and algorithm that learn in one program, where environments are inside jit
     :param n_evaluations: of a run, by RL Zoo's ``EvalCallback``; 0: none
     :param eval_episodes: of each of them
+    :param seconds_between_checkpoints: a run that is killed loses no more
     """
 
     name: str
@@ -89,6 +94,7 @@ class Suite:
     seeds_at_once: int = 1
     n_evaluations: int = 0
     eval_episodes: int = 10
+    seconds_between_checkpoints: int = 60
 
     def hyperparams_of(self, game: Game, algorithm: Algorithm) -> dict[str, Any]:
         """
@@ -164,28 +170,52 @@ def parse(given: Any, path: Path) -> Suite:
     :return: the suite
     :raises SuiteError: it is none
     """
-    expects(given, path, "the file", ("title", "n_timesteps", "games"), Suite.__dataclass_fields__)
-    games = {}
-    for name, of_game in expects(given["games"], path, "games").items():
-        of_game = expects(of_game, path, f"game {name}", ("low", "high"), Game.__dataclass_fields__)
-        games[name] = Game(**{"name": name, "env": name} | of_game)
-        if not games[name].low < games[name].high:
-            raise SuiteError(f"{path}, game {name}: low has to be below high, but they are {of_game}.")
-    algorithms = {}
-    for name, of_algorithm in (ALGORITHMS | expects(given.get("algorithms", {}), path, "algorithms")).items():
-        known = ALGORITHMS.get(name, {})
-        of_algorithm = expects(of_algorithm, path, f"algorithm {name}", (), Algorithm.__dataclass_fields__)
-        if "algo" not in known | of_algorithm:
-            raise SuiteError(f"{path}, algorithm {name} needs 'algo', RL Zoo's name of what it is, such as deepspi.")
-        hyperparams = known.get("hyperparams", {}) | of_algorithm.get("hyperparams", {})
-        algorithms[name] = Algorithm(**{"name": name} | known | of_algorithm | {"hyperparams": hyperparams})
-    for name, least in {"n_timesteps": 1, "seeds_at_once": 1, "n_evaluations": 0, "eval_episodes": 1}.items():
+    given = dict(expects(given, path, "the file", ("title", "n_timesteps", "games"), Suite.__dataclass_fields__))
+    for name in ("hyperparams", "env_kwargs"):
+        expects(given.get(name, {}), path, name)
+    for name, least in LEAST.items():
         if name in given:
             given[name] = whole_number(given[name], least, f"{path}: {name}")
-    return Suite(
-        **{"name": path.stem, "scores": "the suite's low and high"} | given
-        | {"games": games, "algorithms": algorithms}
-    )  # fmt: skip
+    games = {name: _game(name, of_game, path) for name, of_game in expects(given["games"], path, "games").items()}
+    if not games:
+        raise SuiteError(f"{path}: games has to name one at least.")
+    algorithms = {
+        name: _algorithm(name, of_algorithm, path)
+        for name, of_algorithm in (ALGORITHMS | expects(given.get("algorithms", {}), path, "algorithms")).items()
+    }
+    defaults = {"name": path.stem, "scores": "the suite's low and high"}
+    return Suite(**defaults | given | {"games": games, "algorithms": algorithms})
+
+
+def _game(name: str, given: Any, path: Path) -> Game:
+    what = f"game {name}"
+    given = expects(given, path, what, ("low", "high"), Game.__dataclass_fields__)
+    expects(given.get("hyperparams", {}), path, f"hyperparams of {what}")
+    for key in ("low", "high"):
+        if isinstance(given[key], bool) or not isinstance(given[key], (int, float)):
+            raise SuiteError(f"{path}, {what}: {key} has to be a number, but is {given[key]!r}.")
+    game = Game(**{"name": name, "env": name} | given)
+    if not game.low < game.high:
+        raise SuiteError(f"{path}, {what}: low has to be below high, but they are {game.low} and {game.high}.")
+    if game.name != game.env:
+        _check_folder(name, path)
+    return game
+
+
+def _algorithm(name: str, given: Any, path: Path) -> Algorithm:
+    what, known = f"algorithm {name}", ALGORITHMS.get(name, {})
+    given = expects(given, path, what, (), Algorithm.__dataclass_fields__)
+    if "algo" not in known | given:
+        raise SuiteError(f"{path}, {what} needs 'algo', RL Zoo's name of what it is, such as deepspi.")
+    hyperparams = known.get("hyperparams", {}) | expects(given.get("hyperparams", {}), path, f"hyperparams of {what}")
+    _check_folder(name, path)
+    return Algorithm(**{"name": name} | known | given | {"hyperparams": hyperparams})
+
+
+def _check_folder(name: str, path: Path) -> None:
+    # it becomes a part of paths on every system
+    if not re.fullmatch(r"[\w.+@=-]*\w[\w.+@=-]*", name):
+        raise SuiteError(f"{path}: {name!r} cannot be the name of a folder: take letters, digits and . _ + @ = -")
 
 
 def whole_number(given: Any, least: int, what: str) -> int:

@@ -82,10 +82,8 @@ class Run:
         """
         :return: where the run is: ``state``, ``timesteps``, ``score``, ``error``, …
         """
-        try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {"state": WAITING, "timesteps": 0}
+        path = self.path / "run.json"
+        return read_json(path) if path.exists() else {"state": WAITING, "timesteps": 0}
 
     def write(self, **changes: Any) -> None:
         """
@@ -182,11 +180,14 @@ class Folder:
         :return: all runs that were asked for so far
         """
         suite = self.suite
-        return [Run(self, suite.games[game], suite.algorithms[name], seed) for name, game, seed in self._asked()]
+        try:
+            return [Run(self, suite.games[game], suite.algorithms[name], seed) for name, game, seed in self._asked()]
+        except (KeyError, TypeError, ValueError) as error:
+            raise SuiteError(f"{self.path / 'asked.json'} does not fit suite.yml beside it: {error!r}.") from error
 
     def _asked(self) -> list[list[Any]]:
         path = self.path / "asked.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return read_json(path) if path.exists() else []
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -245,6 +246,18 @@ def lock(path: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def read_json(path: Path) -> Any:
+    """
+    :param path: of a file
+    :return: what it holds
+    :raises SuiteError: it is damaged
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SuiteError(f"{path} is damaged ({error}): take it away, and the suite begins there anew.") from error
 
 
 def write_whole(path: Path, text: str) -> None:

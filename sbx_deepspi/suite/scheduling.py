@@ -51,8 +51,7 @@ def run_all(
         for run in runs:
             if run.read()["state"] != DONE:
                 run.write(state=WAITING, attempts=0, error=None)
-        # a process of its own for each group: what one leaves behind does not burden the next
-        task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=0, max_calls=1)(train_in_worker)
+        task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=0)(train_in_worker)
         under_way = {task.remote(group, cpus_per_run, gpus_per_run): group for group in groups(runs)}
         failures: Counter[Run] = Counter()
         try:

@@ -29,7 +29,6 @@ from sbx_deepspi.zoo.registration import ExperimentManager
 
 N_ROWS = 100
 """Of progress.jsonl."""
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
 PACKAGES = (
     "sbx-deepspi", "stable_baselines3", "sbx-rl", "rl_zoo3", "gymnasium", "gymnax", "brax", "envpool", "ale-py", "jax",
     "flax", "optax", "numpy", "torch", "ray",
@@ -50,7 +49,7 @@ def train(runs: Sequence[Run]) -> None:
                 raise RuntimeError(f"Another process trains {run.name}.")
         log = stack.enter_context((runs[0].path / "log.txt").open("a"))
         stack.enter_context(contextlib.redirect_stdout(log))
-        clock = Clock()
+        clock = Clock(runs[0].folder.suite.seconds_between_checkpoints)
         managers = [RunManager(run, clock, len(runs)) for run in runs]
         models: list[Any] = [manager.make_model() for manager in managers]
         n_timesteps = runs[0].folder.suite.n_timesteps
@@ -72,9 +71,14 @@ def train(runs: Sequence[Run]) -> None:
 
 
 class Clock:
-    """Says when to save. Runs that learn together save together, so that they can go on together."""
+    """
+    Says when to save. Runs that learn together save together, so that they can go on together.
 
-    def __init__(self) -> None:
+    :param seconds: between two checkpoints
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self._last, self._asked, self._is_due = time.monotonic(), -1, False
 
     def is_due(self, timesteps: int) -> bool:
@@ -84,7 +88,7 @@ class Clock:
         """
         if timesteps != self._asked:
             now = time.monotonic()
-            self._asked, self._is_due = timesteps, now - self._last >= SECONDS_BETWEEN_CHECKPOINTS
+            self._asked, self._is_due = timesteps, now - self._last >= self.seconds
             self._last = now if self._is_due else self._last
         return self._is_due
 

@@ -7,11 +7,14 @@ Importing this module is enough. The hook (``hook.py``) imports it as soon as a 
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import gymnasium as gym
 import jax
+import sbx
 from gymnasium import spaces
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
@@ -27,13 +30,18 @@ from sbx_deepspi.zoo.search_space import convert_hyperparams, sample_dream_hyper
 
 OUR_ALGOS: dict[str, type[BaseAlgorithm]] = {"deepspi": DeepSPI, "deepmdp": DeepMDP, "dreamspi": DreamSPI}
 HYPERPARAMS = Path(__file__).parents[2] / "rl_zoo_hyperparams"
-HYPERPARAMS_FILES = dict.fromkeys(OUR_ALGOS, HYPERPARAMS / "deepspi.yml") | {"dreamspi": HYPERPARAMS / "dreamspi.yml"}
-# RL Zoo's own has none of the environments inside jit
+# SBX's PPO, to compare with: RL Zoo's own file for PPO has PyTorch's functions in it
+HYPERPARAMS_FILES = dict.fromkeys([*OUR_ALGOS, "sbx_ppo"], HYPERPARAMS / "deepspi.yml") | {
+    "dreamspi": HYPERPARAMS / "dreamspi.yml"
+}
+# RL Zoo's own has none of the environments inside jit, ours only what our networks know
 PPO_FILE = HYPERPARAMS / "ppo.yml"
 
 ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 # Options that ALE and EnvPool both have, under the same name
 SHARED_ENV_KWARGS = {"repeat_action_probability", "full_action_space", "mode", "difficulty"}
+# Arguments of SB3's wrapper that are options of EnvPool, under the same name
+SHARED_WRAPPER_KWARGS = {"noop_max"}
 
 
 class ExperimentManager(exp_manager.ExperimentManager):
@@ -49,16 +57,16 @@ class ExperimentManager(exp_manager.ExperimentManager):
     """
 
     use_envpool = False
+    _of_wrapper: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, args: Namespace, algo: str, *others: Any, **kwargs: Any) -> None:
         env_id = kwargs.get("env_id") or next(iter(others), "")
         self._is_inside_jit = is_jax_env_id(env_id)
         self._evaluated: list[JaxVecEnv] = []
         self._learned_from: JaxVecEnv | None = None
-        if algo in OUR_ALGOS and not kwargs.get("config"):
-            kwargs["config"] = str(HYPERPARAMS_FILES[algo])
-        elif self._is_inside_jit and not kwargs.get("config") and algo == "ppo":
-            kwargs["config"] = str(PPO_FILE)
+        file = PPO_FILE if self._is_inside_jit and algo in ("ppo", "sbx_ppo") else HYPERPARAMS_FILES.get(algo)
+        if file is not None and not kwargs.get("config"):
+            kwargs["config"] = str(file)
         super().__init__(args, algo, *others, **kwargs)
         if algo in OUR_ALGOS and self.vec_env_class is SubprocVecEnv:
             # It says which environment failed, and can be closed after Ctrl-C has ended the environments' processes
@@ -79,21 +87,22 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]
     ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
-        wants_envpool = self.algo in OUR_ALGOS and hyperparams.pop("envpool", False)
-        env_wrapper = hyperparams.get("env_wrapper")
+        wants_envpool = self.algo in HYPERPARAMS_FILES and hyperparams.pop("envpool", False)
+        wrappers = wrappers_of(hyperparams.get("env_wrapper"))
         preprocessed = super()._preprocess_hyperparams(hyperparams)
         if wants_envpool:
-            obstacle = self._envpool_obstacle(env_wrapper)
+            obstacle = self._envpool_obstacle(wrappers)
+            self._of_wrapper = wrappers.get(ATARI_WRAPPER, {})
             self.use_envpool = obstacle is None
             print(f"Using ALE instead of EnvPool: {obstacle}" if obstacle else "Using EnvPool")
         return preprocessed
 
-    def _envpool_obstacle(self, env_wrapper: Any) -> str | None:
+    def _envpool_obstacle(self, wrappers: dict[str, dict[str, Any]]) -> str | None:
         """
         Find out why EnvPool cannot be used. It is used only where it plays the same game as ALE, because ``enjoy``
         runs the trained model on ALE.
 
-        :param env_wrapper: the environment wrapper in the hyperparameters
+        :param wrappers: names of the wrappers in the hyperparameters → their arguments
         :return: the reason, or ``None`` if EnvPool can be used
         """
         unknown_kwargs = {*self.env_kwargs, *self.eval_env_kwargs} - SHARED_ENV_KWARGS
@@ -103,8 +112,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
             return "it cannot be imported (pip install 'sbx-deepspi[atari]')"
         if "NoFrameskip" not in self.env_name.gym_id:
             return f"it has no counterpart of {self.env_name.gym_id}"
-        if env_wrapper not in (ATARI_WRAPPER, [ATARI_WRAPPER]):
-            return f"it has no counterpart of env_wrapper {env_wrapper}"
+        if list(wrappers) != [ATARI_WRAPPER] or wrappers[ATARI_WRAPPER].keys() - SHARED_WRAPPER_KWARGS:
+            return f"it has no counterpart of env_wrapper {wrappers}"
         if issubclass(self.vec_env_class, SubprocVecEnv):
             return "--vec-env subproc was asked for"
         if self.monitor_kwargs:
@@ -133,6 +142,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             seed=self.seed + self.n_envs if eval_env else self.seed,
             monitor_dir=None if eval_env or no_log else self.save_path,
             stack_num=self.frame_stack or 1,
+            **self._of_wrapper,
             **(self.eval_env_kwargs if eval_env else self.env_kwargs),
         )
         if self.vec_env_wrapper is not None:
@@ -194,10 +204,33 @@ class ExperimentManager(exp_manager.ExperimentManager):
             raise
 
 
+def wrappers_of(env_wrapper: Any) -> dict[str, dict[str, Any]]:
+    """
+    :param env_wrapper: in hyperparameters: a name, a mapping from it to arguments, a list of these, or ``None``
+    :return: names of the wrappers → their arguments
+    """
+    wrappers = env_wrapper if isinstance(env_wrapper, list) else [env_wrapper]
+    named: dict[Any, dict[str, Any]] = {}
+    for wrapper in wrappers:
+        named |= wrapper if isinstance(wrapper, dict) else {wrapper: {}}
+    named.pop(None, None)
+    return named
+
+
 for algo, algo_class in OUR_ALGOS.items():
     ALGOS[algo] = algo_class
     HYPERPARAMS_SAMPLER[algo] = sample_dream_hyperparams if algo_class is DreamSPI else sample_hyperparams
     HYPERPARAMS_CONVERTER[algo] = convert_hyperparams
+ALGOS["sbx_ppo"] = sbx.PPO
+if "SurroundNoFrameskip-v4" not in gym.registry:  # of the 57 games, the one that ale-py leaves out
+    gym.register(
+        "SurroundNoFrameskip-v4",
+        entry_point="ale_py.env:AtariEnv",
+        kwargs=dict(
+            game="surround", repeat_action_probability=0.0, full_action_space=False, frameskip=1,
+            max_num_frames_per_episode=108_000,
+        ),
+    )  # fmt: skip
 exp_manager.ExperimentManager = ExperimentManager  # type: ignore[misc]
 # RL Zoo evaluates policy_kwargs strings in this module: "dict(activation_fn=jax.nn.relu)" needs jax there
 exp_manager.jax = jax  # type: ignore[attr-defined]

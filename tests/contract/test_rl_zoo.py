@@ -345,11 +345,25 @@ class TestEnvPool:
         assert experiment.create_envs(1).action_space == gym.spaces.Discrete(18)
         assert experiment.create_envs(1, eval_env=True).action_space == gym.spaces.Discrete(4)
 
+    def test_no_ops(self) -> None:
+        experiment = manager(hyperparams={"env_wrapper": [{zoo.ATARI_WRAPPER: {"noop_max": 60}}]})
+        assert experiment.use_envpool
+        for is_eval in (False, True):
+            assert experiment.create_envs(1, eval_env=is_eval, no_log=True).settings["noop_max"] == 60
+
+    def test_the_57th_game(self) -> None:
+        """ale-py has no id for it, EnvPool has the game."""
+        experiment = manager(env_id="SurroundNoFrameskip-v4")
+        env = experiment.create_envs(1, no_log=True)
+        ale = manager(env_id="SurroundNoFrameskip-v4", hyperparams={"envpool": False}).create_envs(1, no_log=True)
+        assert isinstance(env, EnvPoolVecEnv)
+        assert env.action_space == ale.action_space
+
     @pytest.mark.parametrize(
         "options, reason",
         [
             ({"env_id": "ALE/Breakout-v5"}, "no counterpart of ALE/Breakout-v5"),
-            ({"hyperparams": {"env_wrapper": [{zoo.ATARI_WRAPPER: {"noop_max": 60}}]}}, "env_wrapper"),
+            ({"hyperparams": {"env_wrapper": [{zoo.ATARI_WRAPPER: {"screen_size": 42}}]}}, "env_wrapper"),
             ({"vec_env_type": "subproc"}, "--vec-env subproc"),
             ({"env_kwargs": {"sound_obs": False}}, "env_kwargs sound_obs"),
             ({"hyperparams": {"normalize": True}}, "normalises frames before it stacks them"),

@@ -1,0 +1,182 @@
+"""Suites as data: what is right, and one sentence for what is not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sbx_deepspi.suite.__main__ import main
+from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, parse
+from sbx_deepspi.suite.folder import DONE, Folder, lock
+from tests.suite.helpers import TINY, write
+
+GAME = "gymnax/CartPole-v1"
+
+
+@pytest.mark.parametrize("name", known_suites())
+def test_our_suites(name: str) -> None:
+    """Every run's hyperparameters are complete with RL Zoo's files, and are what the suite says."""
+    suite = load(find(name))
+    assert {"ppo", "deepmdp", "deepspi", "dreamspi"} <= suite.algorithms.keys()
+    assert suite.algorithms["ppo"].hyperparams == {"reward_loss_coef": 0.0, "transition_loss_coef": 0.0}
+    number = {"minatar": 5, "atari5": 5, "atari57": 57, "atari57-stochastic": 57}.get(name)
+    assert number in (None, len(suite.games))
+
+
+def test_what_comes_last() -> None:
+    suite = parse(
+        TINY
+        | {
+            "hyperparams": {"n_steps": 1, "n_envs": 1, "gamma": 0.5},
+            "games": {"short": {"env": GAME, "low": 0, "high": 1, "hyperparams": {"n_steps": 2, "n_envs": 2}}},
+            "algorithms": {
+                "mine": {"algo": "deepspi", "hyperparams": {"n_steps": 3}},
+                "ppo": {"hyperparams": {"a": 1}},
+            },
+        },
+        Path("my.yml"),
+    )
+    of_mine = suite.hyperparams_of(suite.games["short"], suite.algorithms["mine"])
+    assert of_mine == {"n_steps": 3, "n_envs": 2, "gamma": 0.5}
+    assert suite.algorithms["ppo"].hyperparams == {"reward_loss_coef": 0.0, "transition_loss_coef": 0.0, "a": 1}
+    assert suite.games["short"].normalized(0.25) == 0.25
+    assert suite.n_timesteps == 6_400
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"games": {}}, "games has to name one at least"),
+        ({"games": {GAME: {"low": 1}}}, "needs 'high'"),
+        ({"games": {GAME: {"low": 2, "high": 2}}}, "low has to be below high"),
+        ({"games": {GAME: {"low": "x", "high": 2}}}, "low has to be a number"),
+        ({"games": [GAME]}, "games has to be a mapping"),
+        ({"n_timesteps": 1.5}, "n_timesteps has to be a whole number"),
+        ({"n_timesteps": "many"}, "n_timesteps has to be a whole number"),
+        ({"n_timesteps": True}, "n_timesteps has to be a whole number"),
+        ({"seeds_at_once": 0}, "seeds_at_once has to be a whole number from 1 on"),
+        ({"seedsatonce": 2}, "unknown key 'seedsatonce': did you mean 'seeds_at_once'"),
+        ({"algorithms": {"mine": {}}}, "needs 'algo'"),
+        ({"algorithms": {"a/b": {"algo": "deepspi"}}}, "'a/b' cannot be the name of a folder"),
+        ({"algorithms": "ppo"}, "algorithms has to be a mapping"),
+        ({"hyperparams": [1]}, "hyperparams has to be a mapping"),
+        ({"games": {GAME: {"low": 0, "high": 1, "hyperparams": "x"}}}, "hyperparams of game .* has to be a mapping"),
+    ],
+)
+def test_wrong_suites(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match=message):
+        load(write(tmp_path / "my.yml", **changes))
+
+
+def test_no_suite_at_all(tmp_path: Path) -> None:
+    for text in ("", "just words", "a: [", "title: t\nn_timesteps: 1\n"):
+        (tmp_path / "my.yml").write_text(text)
+        with pytest.raises(SuiteError, match=r"my\.yml"):
+            load(tmp_path / "my.yml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "minatr"], "There is no suite 'minatr': did you mean 'minatar'?"),
+        (["run", "my.yml"], "There is no file my.yml"),
+        (["run", "minatar", "--algos", "deepspy"], "Suite minatar has no algorithm 'deepspy': did you mean 'deepspi'?"),
+        (["run", "minatar", "--games", "Breakout"], "Suite minatar has no game 'Breakout'"),
+        (["run", "minatar", "--seeds", "0"], "--seeds has to be a whole number from 1 on, but is 0."),
+        (["run", "minatar", "-n", "1.5"], "--n-timesteps has to be a whole number from 1 on, but is '1.5'."),
+        (["run", "{mine}", "--algos", "mine"], "RL Zoo has no algorithm 'deepspy': did you mean 'deepspi'?"),
+        (["run", "minatar", "--cpus-per-run", "-1"], "--cpus-per-run has to be above 0"),
+    ],
+)
+def test_wrong_commands(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine = write(tmp_path / "mine.yml", algorithms={"mine": {"algo": "deepspy"}})
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main([word.format(mine=mine) for word in words]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def folder_of(path: Path, **changes: Any) -> Folder:
+    return Folder.of(path / "runs", load(write(path / "tiny.yml", **changes)))
+
+
+def test_a_folder_goes_on_with_the_same_suite(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    folder.ask(["ppo"], [GAME], range(2))
+    # other games, other algorithms and other references do not change the runs that are there
+    more = {"games": {"other": {"env": "gymnax/Acrobot-v1", "low": 0, "high": 1}}, "algorithms": {}}
+    folder = folder_of(tmp_path, **more)
+    folder.ask(["deepspi"], ["other"], range(1))
+    assert [run.name for run in folder.asked()] == [
+        f"ppo on {GAME}, seed 0", f"ppo on {GAME}, seed 1", "deepspi on other, seed 0",
+    ]  # fmt: skip
+    assert {"broken", "ppo"} <= folder.suite.algorithms.keys()
+    folder_of(tmp_path, games={GAME: {"low": 0, "high": 400}})
+    assert Folder(tmp_path / "runs").suite.games[GAME].high == 400
+    for change in (
+        {"n_timesteps": 99}, {"hyperparams": {"policy": "MlpPolicy"}}, {"n_evaluations": 1},
+        {"games": {GAME: {"low": 20, "high": 500, "hyperparams": {"gamma": 0.5}}}},
+        {"algorithms": {"broken": {"algo": "deepmdp"}}},
+    ):  # fmt: skip
+        with pytest.raises(
+            SuiteError, match=f"holds runs with another .*{next(iter(change))[:4]}.* Take another folder"
+        ):
+            folder_of(tmp_path, **change)
+
+
+def test_where_a_run_is(tmp_path: Path) -> None:
+    named = {"1x16": {"env": GAME, "low": 0, "high": 1}, GAME: {"low": 20, "high": 500}}
+    folder = folder_of(tmp_path, games=named)
+    one, two = folder.runs(["ppo"], ["1x16", GAME], [3])
+    assert one.path == tmp_path / "runs/ppo/1x16/deepspi/gymnax-CartPole-v1_4"
+    assert two.path == tmp_path / "runs/ppo/deepspi/gymnax-CartPole-v1_4"
+    assert one.read() == {"state": "waiting", "timesteps": 0}
+    assert one.progress().empty
+    one.write(state=DONE)
+    one.write(timesteps=5)
+    assert one.read() == {"state": DONE, "timesteps": 5}
+    (one.path / "progress.jsonl").write_text('{"timesteps": 1}\n{"timesteps": 2, "return": 3.0}\n')
+    assert one.progress().timesteps.tolist() == [1, 2]
+    for timesteps in (100, 20, 3):
+        one.checkpoint(timesteps).mkdir(parents=True)
+    (one.path / "checkpoints/partial").mkdir()
+    assert one.checkpoints() == [100, 20, 3]
+    one.forget_checkpoints(100)
+    assert one.checkpoints() == [100]
+
+
+def test_two_do_not_run_the_same_folder(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    with folder.lock():
+        with pytest.raises(SuiteError, match="Another process runs the suite"), Folder(folder.path).lock():
+            pass
+        with lock(folder.path / "lock") as is_mine:
+            assert not is_mine
+    with folder.lock():
+        pass
+
+
+def test_a_broken_folder(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    (run,) = folder.runs(["ppo"], [GAME], [0])
+    run.write(state=DONE)
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(SuiteError, match=r"run\.json is damaged"):
+        run.read()
+    (folder.path / "asked.json").write_text(json.dumps([["gone", GAME, 0]]))
+    with pytest.raises(SuiteError, match=r"asked\.json"):
+        folder.asked()
+    (folder.path / "suite.yml").write_text(yaml.safe_dump({"title": "t"}))
+    with pytest.raises(SuiteError, match=r"suite\.yml: the file needs"):
+        Folder(folder.path)
