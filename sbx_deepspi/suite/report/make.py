@@ -4,12 +4,13 @@ import csv
 from pathlib import Path
 
 from sbx_deepspi.report import page
-from sbx_deepspi.suite.definition import SuiteError
+from sbx_deepspi.suite.definition import ALGORITHMS, Algorithm, SuiteError
 from sbx_deepspi.suite.folder import Folder
-from sbx_deepspi.suite.report import latex, scores, sections
+from sbx_deepspi.suite.report import latex, scores, sections, words
 
 IN_TABLES = ("aggregates", "improvement", "games", "world_model")
 """Sections whose tables are for papers, too."""
+OWN_PPO = Algorithm(name=sections.BASELINE, **ALGORITHMS[sections.BASELINE])
 
 
 def report(folder: Path, output: Path | None) -> Path:
@@ -52,9 +53,11 @@ def report(folder: Path, output: Path | None) -> Path:
     (into / "tables.tex").write_text(latex.document(tables), encoding="utf-8")
     suite = of_suite.suite
     summary = (
-        f"{suite.title.rstrip('.')}. Suite {suite.name}: {len(subject.algorithms)} algorithms in {len(subject.games)} "
-        f"games, {suite.n_timesteps:,} steps a run."
+        f"{suite.title.rstrip('.')}. {words.count(len(subject.algorithms), 'algorithm')}, "
+        f"{words.count(len(subject.games), 'game')}, {suite.n_timesteps:,} steps of training in each run."
     )
+    if sections.BASELINE in subject.algorithms and suite.algorithms[sections.BASELINE] == OWN_PPO:
+        summary += f" {sections.BASELINE} is DeepSPI's code without a world model."
     return page.write(
         into, f"Report on {suite.name}", summary, made, sections.findings(subject), ["scores.csv", "tables.tex"]
     )

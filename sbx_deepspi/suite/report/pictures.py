@@ -115,7 +115,9 @@ def intervals(
         for row, name in enumerate(names):
             number, colour = estimates[name], colours[name]
             if number.has_interval:
-                axes.plot([number.low, number.high], [row, row], color=colour, linewidth=7, alpha=0.35)
+                axes.plot(
+                    [number.low, number.high], [row, row], color=colour, linewidth=7, alpha=0.35, solid_capstyle="butt"
+                )
             axes.plot(number.value, row, "|", color=colour, markersize=13, markeredgewidth=2.5)
         axes.set_yticks(range(len(names)), names, fontsize="small")
         axes.set_ylim(len(names) - 0.4, -0.6)

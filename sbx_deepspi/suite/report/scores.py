@@ -1,6 +1,7 @@
 """From a suite's folder to numbers: a score for each run, curves on common steps, and what is compared with what."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -187,32 +188,36 @@ def mean_and_quartiles(curves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 @dataclass(frozen=True)
 class Compared:
     """
-    What all algorithms have done, so that means over games are of the same games.
+    A full table of runs, so that numbers over games are of the same games for all algorithms.
 
     :param games: by name
-    :param seeds: by the name of an algorithm, those that have a score in each of the games
-    :param runs: by algorithm, game and seed
+    :param runs: by the name of an algorithm: as many runs in each of the games, in order
     """
 
     games: tuple[str, ...]
-    seeds: dict[str, tuple[int, ...]]
-    runs: dict[tuple[str, str, int], Result]
+    runs: dict[str, list[list[Result]]]
+
+    def n_seeds(self, algorithm: str) -> int:
+        """
+        :param algorithm: by name
+        :return: its runs in each game
+        """
+        return len(self.runs[algorithm][0])
 
     @property
-    def n_runs(self) -> int:
+    def worth(self) -> float:
         """
-        :return: that are compared
+        :return: how many runs are compared, half of it where an algorithm has no interval: of one run there is none
         """
-        return len(self.games) * sum(len(seeds) for seeds in self.seeds.values())
+        sizes = [self.n_seeds(algorithm) for algorithm in self.runs]
+        return len(self.games) * sum(sizes) * (0.5 if 1 in sizes else 1.0)
 
     def matrix(self, algorithm: str) -> np.ndarray:
         """
         :param algorithm: by name
         :return: normalised scores, shape (seeds, games)
         """
-        return np.array(
-            [[self.runs[algorithm, game, s].normalized for game in self.games] for s in self.seeds[algorithm]]
-        )
+        return np.array([[run.normalized for run in of_game] for of_game in self.runs[algorithm]]).T
 
     def curves(self, algorithm: str, steps: np.ndarray) -> np.ndarray:
         """
@@ -220,41 +225,56 @@ class Compared:
         :param steps: ends of bins, shape (B,)
         :return: normalised returns, shape (seeds, games, B)
         """
-        of_seeds = [[self.runs[algorithm, game, seed] for game in self.games] for seed in self.seeds[algorithm]]
-        return np.array(
-            [[run.game.normalized(curve(run.rows, "return", steps, by_episodes=True)) for run in runs]
-             for runs in of_seeds]
-        )  # fmt: skip
+        of_runs = [
+            [run.game.normalized(curve(run.rows, "return", steps, by_episodes=True)) for run in of_game]
+            for of_game in self.runs[algorithm]
+        ]
+        return np.array(of_runs).swapaxes(0, 1)
 
 
 def compare(results: Sequence[Result]) -> Compared:
     """
-    Which algorithms and games to compare: the choice with most runs, of two algorithms or more if there are such, in
-    which every algorithm has, in all games, a score with the same seeds.
+    Which runs to compare over games: of all full tables, with two algorithms or more if there are such, the one that is
+    worth most.
 
     :param results: of a suite
-    :return: the choice; without games where nothing is done
+    :return: the table; without games where nothing is done
     """
-    runs = {(run.algorithm.name, run.game.name, run.seed): run for run in results if run.is_scored}
-    seeds_of: dict[str, dict[str, set[int]]] = {}
-    for algorithm, game, seed in runs:
-        seeds_of.setdefault(algorithm, {}).setdefault(game, set()).add(seed)
-    order = dict.fromkeys(run.game.name for run in results)
-    best = Compared((), {}, runs)
-    for size in range(len(seeds_of), 0, -1):
+    scored: dict[str, dict[str, list[Result]]] = {}
+    for run in results:
+        if run.is_scored:
+            scored.setdefault(run.algorithm.name, {}).setdefault(run.game.name, []).append(run)
+    best = Compared((), {})
+    for size in range(len(scored), 0, -1):
         if size == 1 and best.games:
             break
-        for chosen in combinations(seeds_of, size):
-            games = tuple(game for game in order if all(game in seeds_of[name] for name in chosen))
-            if not games:
-                continue
-            seeds = {
-                name: tuple(sorted(set.intersection(*(seeds_of[name][game] for game in games)))) for name in chosen
-            }
-            choice = Compared(games, seeds, runs)
-            if all(seeds.values()) and choice.n_runs > best.n_runs:
-                best = choice
+        for names in combinations(scored, size):
+            for choice in full_tables({name: scored[name] for name in names}):
+                if choice.worth > best.worth:
+                    best = choice
     return best
+
+
+def full_tables(scored: dict[str, dict[str, list[Result]]]) -> Iterator[Compared]:
+    """
+    :param scored: by algorithm and game, runs that have a score
+    :return: tables of these algorithms: of all games, then of those with at least two runs of each, and so on
+    """
+    games = [game for game in next(iter(scored.values())) if all(game in of_games for of_games in scored.values())]
+    fewest = {game: min(len(of_games[game]) for of_games in scored.values()) for game in games}
+    for n in sorted(set(fewest.values())):
+        chosen = tuple(game for game in games if fewest[game] >= n)
+        yield Compared(chosen, {name: equally_many([of[game] for game in chosen]) for name, of in scored.items()})
+
+
+def equally_many(of_games: Sequence[Sequence[Result]]) -> list[list[Result]]:
+    """
+    :param of_games: runs of an algorithm in each game
+    :return: as many in each game; seeds that most games have come first
+    """
+    often = Counter(run.seed for runs in of_games for run in runs)
+    n = min(len(runs) for runs in of_games)
+    return [sorted(runs, key=lambda run: (-often[run.seed], run.seed))[:n] for runs in of_games]
 
 
 def tidy(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from sbx_deepspi.suite.report.statistics import Estimate
 N_THRESHOLDS = 101
 FEW_SEEDS = 5
 BASELINE = "ppo"
-PAIRS = (("deepspi", "deepmdp"), ("dreamspi", "deepspi"))
-"""That are compared beside all algorithms with the baseline."""
+PAIRS = (("deepspi", BASELINE), ("deepspi", "deepmdp"), ("dreamspi", "deepspi"))
+"""That are compared first; then all other algorithms with the baseline."""
 LOSSES = {"transition loss L_P": "world_model/transition_loss", "reward loss L_R": "world_model/reward_loss"}
 CERTIFIED, ZETA = "spi/certified", "spi/zeta"
 NOTHING = "No run is done yet."
@@ -51,7 +51,7 @@ class Subject:
         """
         :return: by the name of an algorithm: normalised scores that are compared, shape (seeds, games)
         """
-        return {name: self.compared.matrix(name) for name in self.algorithms if name in self.compared.seeds}
+        return {name: self.compared.matrix(name) for name in self.algorithms if name in self.compared.runs}
 
     @cached_property
     def aggregates(self) -> dict[str, Estimate]:
@@ -119,12 +119,13 @@ class Subject:
 def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """
     :param names: of algorithms that are compared
-    :return: which with which: each with PPO (or with the first of them, where there is no PPO), and a few more
+    :return: which with which: each with PPO, or with the first of them where there is no PPO, and a few more
     """
     baseline = BASELINE if BASELINE in names else next(iter(names), None)
-    found = [(name, baseline) for name in names if name != baseline and baseline is not None]
-    known = {frozenset(pair) for pair in found}
-    return found + [pair for pair in PAIRS if set(pair) <= set(names) and frozenset(pair) not in known]
+    first = [pair for pair in PAIRS if set(pair) <= set(names)]
+    known = {frozenset(pair) for pair in first}
+    others = [(name, baseline) for name in names if baseline is not None and name != baseline]
+    return first + [pair for pair in others if frozenset(pair) not in known]
 
 
 def findings(subject: Subject) -> list[str]:
@@ -145,25 +146,25 @@ def findings(subject: Subject) -> list[str]:
 def what_is_compared(subject: Subject) -> str:
     """
     :param subject: what the report is about; something is compared
-    :return: which games and seeds means over games are of, and what is left out
+    :return: which games and runs numbers over games are of, and what is left out
     """
-    compared, matrices = subject.compared, subject.matrices
-    sizes = {name: len(matrix) for name, matrix in matrices.items()}
-    same = len(set(sizes.values())) == 1
-    seeds = (
-        f"{words.count(next(iter(sizes.values())), 'seed')} of each algorithm"
-        if same
-        else words.listed([f"{words.count(n, 'seed')} of {name}" for name, n in sizes.items()])
-    )
-    text = f"Numbers over games are of {words.count(len(compared.games), 'game')}, and of {seeds}, in all of them."
-    if left := left_out(subject):
-        text += f" Left out of these, though not of what is shown game by game: {'; '.join(left)}."
+    sizes = {name: len(matrix) for name, matrix in subject.matrices.items()}
     fewest = min(sizes.values())
+    if fewest == max(sizes.values()):
+        seeds = f"{words.count(fewest, 'run')} of each algorithm"
+    else:
+        seeds = words.listed([f"{words.count(n, 'run')} of {name}" for name, n in sizes.items()])
+    n_games = len(subject.compared.games)
+    text = (
+        f"Numbers over games are of {words.count(n_games, 'game')}, with {seeds} in {'each' if n_games > 1 else 'it'}."
+    )
+    if left := left_out(subject):
+        text += f" Left out of these numbers, not of those of single games: {'; '.join(left)}."
     if fewest == 1:
-        text += " With one seed nothing says how much is chance: there is no interval."
+        text += " One run of a game does not say how much is chance: where there is no more, there is no interval."
     elif fewest < FEW_SEEDS:
         text += (
-            f" So few seeds make bootstrap intervals too narrow: with {fewest}, those of a mean by about "
+            f" So few runs make bootstrap intervals too narrow: with {fewest}, those of a mean by about "
             f"{statistics.too_narrow(fewest):.0%}."
         )
     return text
@@ -172,24 +173,21 @@ def what_is_compared(subject: Subject) -> str:
 def left_out(subject: Subject) -> list[str]:
     """
     :param subject: what the report is about
-    :return: algorithms, games and runs that are not compared over games
+    :return: algorithms, games and runs that are done, but not compared over games
     """
     compared = subject.compared
     left = [
-        f"{name}, which is not done in all of these games" for name in subject.algorithms if name not in compared.seeds
+        f"{name}, which is not done in all of these games" for name in subject.algorithms if name not in compared.runs
     ]
-    games = [name for name in subject.games if name not in compared.games]
-    if games:
-        left.append(
-            f"the game{'s' if len(games) > 1 else ''} {words.listed(games)}, not done by all of these algorithms"
-        )
-    for name, seeds in compared.seeds.items():
-        more = {
-            run.seed for run in subject.results
-            if run.algorithm.name == name and run.game.name in compared.games and run.is_scored
-        } - set(seeds)  # fmt: skip
-        if more:
-            left.append(f"{words.of_seeds(list(more))} of {name}, not done in all of these games")
+    if games := [name for name in subject.games if name not in compared.games]:
+        left.append(f"{words.listed(games)}, where too few runs are done")
+    more = []
+    for name, of_games in compared.runs.items():
+        n_done = sum(run.is_scored for game in compared.games for run in subject.done(name, game))
+        if n_more := n_done - sum(len(runs) for runs in of_games):
+            more.append(f"{n_more:,} of {name}")
+    if more:
+        left.append(f"runs of games where more are done than elsewhere ({', '.join(more)})")
     return left
 
 
@@ -208,17 +206,18 @@ def missing(subject: Subject) -> Section:
         most = max(run.timesteps for run in runs)
         so_far = f"{'at most ' if len(runs) > 1 and most else ''}{most:,}"
         rows.append((algorithm, game, words.of_seeds([run.seed for run in runs]), state, so_far, why))
+    n_asked, n_done = len(subject.results), sum(run.state == DONE for run in subject.results)
+    numbers: Numbers = {"all": {"runs asked for": np.array([n_asked]), "runs done": np.array([n_done])}}
     if not groups:
-        return Section(
-            "missing", "What is missing", f"Nothing: all {len(subject.results):,} runs that were asked for are done."
-        )
+        found = f"Nothing: all {n_asked:,} runs that were asked for are done."
+        return Section("missing", "What is missing", found, numbers=numbers)
     counts = Counter(run.state if run.state != DONE else NOT_SCORED for run in subject.results if not run.is_scored)
     found = f"Of {words.count(len(subject.results), 'run')} that were asked for, "
     found += words.listed([f"{n:,} {'is' if n == 1 else 'are'} {state}" for state, n in counts.items()]) + "."
     if counts[RUNNING]:
         found += " A run also counts as running where its process was stopped."
     found += " A run that is not done has no part in any number; its learning curve is drawn thin, as far as it got."
-    numbers: Numbers = {state: {"runs": np.array([n])} for state, n in counts.items()}
+    numbers |= {state: {"runs": np.array([n])} for state, n in counts.items()}
     return Section("missing", "What is missing", found, numbers=numbers, table=rows)
 
 
@@ -238,13 +237,15 @@ def aggregates(subject: Subject) -> Section:
         "is how far runs stay below 1 on average, and lower is better. In brackets: 95 % intervals, by the bootstrap "
         f"stratified by game. {what_is_compared(subject)}"
     )
-    rows = [("algorithm", *metrics, "seeds")]
+    rows = [("algorithm", *metrics, "runs of a game")]
     numbers: Numbers = {}
     for algorithm, estimates in subject.aggregates.items():
         n_seeds = len(subject.matrices[algorithm])
         cells = [words.with_interval(estimates[i]) for i in range(len(metrics))]
         rows.append((algorithm, *cells, str(n_seeds)))
-        numbers[algorithm] = {"seeds": np.array([n_seeds]), "games": np.array([len(subject.compared.games)])}
+        numbers[algorithm] = {"runs of a game": np.array([n_seeds]), "games": np.array([len(subject.compared.games)])}
+        if 1 < n_seeds < FEW_SEEDS:
+            numbers[algorithm]["share by which intervals are too narrow"] = np.array([statistics.too_narrow(n_seeds)])
         for i, metric in enumerate(metrics):
             numbers[algorithm] |= of_estimate(metric, estimates[i])
     shown = {
@@ -330,11 +331,11 @@ def improvement(subject: Subject) -> Section:
         "mean over games, with ties as one half. It says how often X is better, not by how much. 0.5 means that none "
         "is better. In brackets: 95 % intervals."
     )
-    rows = [("", "P(X > Y)", "0.5")]
+    rows = [("X > Y", "P(X > Y)", "where 0.5 lies")]
     numbers: Numbers = {}
     named = {f"{x} > {y}": estimate for (x, y), estimate in subject.improvements.items()}
     for pair, estimate in named.items():
-        where = "no interval"
+        where = words.NONE
         if estimate.has_interval:
             where = (
                 "below the interval" if estimate.low > 0.5 else "above" if estimate.high < 0.5 else "in the interval"

@@ -23,13 +23,13 @@ def number(value: float) -> str:
 
 def with_interval(estimate: Estimate) -> str:
     """
-    :param estimate: of one number
+    :param estimate: of one normalised number
     :return: it, and its interval if it has one
     """
-    value = number(float(estimate.value))
-    if not estimate.has_interval:
-        return value
-    return f"{value} [{number(float(estimate.low))}, {number(float(estimate.high))}]"
+    given = [estimate.value, *[estimate.low, estimate.high] * estimate.has_interval]
+    is_small = max(abs(some) for some in given) < 0.1
+    value, *interval = (number(float(some)) if is_small or abs(some) >= 1000 else f"{some:.2f}" for some in given)
+    return f"{value} [{', '.join(interval)}]" if interval else value
 
 
 def listed(names: Sequence[str]) -> str:
@@ -76,7 +76,7 @@ def compared(x: str, y: str, iqms: tuple[Estimate, Estimate], improvement: Estim
     both = f"{x}'s IQM is {with_interval(of_x)}, {y}'s {with_interval(of_y)}: "
     probability = f" P({x} > {y}) is {with_interval(improvement)}"
     if not improvement.has_interval:
-        return f"{both}with one seed there is no interval, so this suite does not tell them apart.{probability}."
+        return f"{both}one run of a game gives no interval, so this suite does not tell them apart.{probability}."
     if overlap(of_x, of_y):
         both += "the intervals overlap, so by their IQM this suite does not tell them apart."
     else:
