@@ -1,7 +1,7 @@
 """From a suite's folder to numbers: a score for each run, curves on common steps, and what is compared with what."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -197,21 +197,6 @@ class Compared:
     games: tuple[str, ...]
     runs: dict[str, list[list[Result]]]
 
-    def n_seeds(self, algorithm: str) -> int:
-        """
-        :param algorithm: by name
-        :return: its runs in each game
-        """
-        return len(self.runs[algorithm][0])
-
-    @property
-    def worth(self) -> float:
-        """
-        :return: how many runs are compared, half of it where an algorithm has no interval: of one run there is none
-        """
-        sizes = [self.n_seeds(algorithm) for algorithm in self.runs]
-        return len(self.games) * sum(sizes) * (0.5 if 1 in sizes else 1.0)
-
     def matrix(self, algorithm: str) -> np.ndarray:
         """
         :param algorithm: by name
@@ -234,37 +219,42 @@ class Compared:
 
 def compare(results: Sequence[Result]) -> Compared:
     """
-    Which runs to compare over games: of all full tables, with two algorithms or more if there are such, the one that is
-    worth most.
-
     :param results: of a suite
-    :return: the table; without games where nothing is done
+    :return: runs to compare over games, see :func:`largest_table`; without games where nothing is done
     """
-    scored: dict[str, dict[str, list[Result]]] = {}
+    scored: dict[tuple[str, str], list[Result]] = {}
     for run in results:
         if run.is_scored:
-            scored.setdefault(run.algorithm.name, {}).setdefault(run.game.name, []).append(run)
-    best = Compared((), {})
-    for size in range(len(scored), 0, -1):
-        if size == 1 and best.games:
+            scored.setdefault((run.algorithm.name, run.game.name), []).append(run)
+    names, games = (list(dict.fromkeys(key[i] for key in scored)) for i in (0, 1))
+    rows, columns = largest_table(np.array([[len(scored.get((name, game), ())) for game in games] for name in names]))
+    of_games = tuple(games[column] for column in columns)
+    return Compared(
+        of_games,
+        {name: equally_many([scored[name, game] for game in of_games]) for name in (names[row] for row in rows)},
+    )
+
+
+def largest_table(counts: np.ndarray) -> tuple[list[int], list[int]]:
+    """
+    :param counts: runs done, shape (algorithms, games)
+    :return: algorithms and games, two algorithms or more if they have a game in common, that have most runs, as many
+        of an algorithm in each game; a choice counts half if there is an algorithm with one run of each game, which
+        gives no interval
+    """
+    best: tuple[float, list[int], list[int]] = (0.0, [], [])
+    for size in range(len(counts), 0, -1):
+        if size == 1 and best[1]:
             break
-        for names in combinations(scored, size):
-            for choice in full_tables({name: scored[name] for name in names}):
-                if choice.worth > best.worth:
-                    best = choice
-    return best
-
-
-def full_tables(scored: dict[str, dict[str, list[Result]]]) -> Iterator[Compared]:
-    """
-    :param scored: by algorithm and game, runs that have a score
-    :return: tables of these algorithms: of all games, then of those with at least two runs of each, and so on
-    """
-    games = [game for game in next(iter(scored.values())) if all(game in of_games for of_games in scored.values())]
-    fewest = {game: min(len(of_games[game]) for of_games in scored.values()) for game in games}
-    for n in sorted(set(fewest.values())):
-        chosen = tuple(game for game in games if fewest[game] >= n)
-        yield Compared(chosen, {name: equally_many([of[game] for game in chosen]) for name, of in scored.items()})
+        for rows in map(list, combinations(range(len(counts)), size)):
+            fewest = counts[rows].min(axis=0)
+            for n in np.unique(fewest[fewest > 0]):
+                columns = np.flatnonzero(fewest >= n).tolist()
+                sizes = counts[np.ix_(rows, columns)].min(axis=1)
+                worth = float(len(columns) * sizes.sum() * (0.5 if sizes.min() == 1 else 1.0))
+                if worth > best[0]:
+                    best = worth, rows, columns
+    return best[1:]
 
 
 def equally_many(of_games: Sequence[Sequence[Result]]) -> list[list[Result]]:

@@ -181,14 +181,23 @@ def left_out(subject: Subject) -> list[str]:
     ]
     if games := [name for name in subject.games if name not in compared.games]:
         left.append(f"{words.listed(games)}, where too few runs are done")
-    more = []
-    for name, of_games in compared.runs.items():
-        n_done = sum(run.is_scored for game in compared.games for run in subject.done(name, game))
-        if n_more := n_done - sum(len(runs) for runs in of_games):
-            more.append(f"{n_more:,} of {name}")
+    more = [f"{n:,} of {name}" for name, n in surplus(subject).items() if n]
     if more:
         left.append(f"runs of games where more are done than elsewhere ({', '.join(more)})")
     return left
+
+
+def surplus(subject: Subject) -> dict[str, int]:
+    """
+    :param subject: what the report is about
+    :return: by the name of an algorithm that is compared: runs in the games compared that are done, and left out
+    """
+    compared = subject.compared
+    return {
+        name: sum(run.is_scored for game in compared.games for run in subject.done(name, game))
+        - sum(map(len, of_games))
+        for name, of_games in compared.runs.items()
+    }
 
 
 def missing(subject: Subject) -> Section:
@@ -213,12 +222,21 @@ def missing(subject: Subject) -> Section:
         return Section("missing", "What is missing", found, numbers=numbers)
     counts = Counter(run.state if run.state != DONE else NOT_SCORED for run in subject.results if not run.is_scored)
     found = f"Of {words.count(len(subject.results), 'run')} that were asked for, "
-    found += words.listed([f"{n:,} {'is' if n == 1 else 'are'} {state}" for state, n in counts.items()]) + "."
+    found += words.listed([f"{n:,} {in_words(state, n)}" for state, n in counts.items()]) + "."
     if counts[RUNNING]:
         found += " A run also counts as running where its process was stopped."
     found += " A run that is not done has no part in any number; its learning curve is drawn thin, as far as it got."
     numbers |= {state: {"runs": np.array([n])} for state, n in counts.items()}
     return Section("missing", "What is missing", found, numbers=numbers, table=rows)
+
+
+def in_words(state: str, n: int) -> str:
+    """
+    :param state: of runs
+    :param n: how many
+    :return: what they are, or have done
+    """
+    return state if state == FAILED else f"{'is' if n == 1 else 'are'} {state}"
 
 
 def aggregates(subject: Subject) -> Section:
@@ -243,7 +261,10 @@ def aggregates(subject: Subject) -> Section:
         n_seeds = len(subject.matrices[algorithm])
         cells = [words.with_interval(estimates[i]) for i in range(len(metrics))]
         rows.append((algorithm, *cells, str(n_seeds)))
-        numbers[algorithm] = {"runs of a game": np.array([n_seeds]), "games": np.array([len(subject.compared.games)])}
+        numbers[algorithm] = {
+            "runs of a game": np.array([n_seeds]), "games": np.array([len(subject.compared.games)]),
+            "runs left out in these games": np.array([surplus(subject)[algorithm]]),
+        }  # fmt: skip
         if 1 < n_seeds < FEW_SEEDS:
             numbers[algorithm]["share by which intervals are too narrow"] = np.array([statistics.too_narrow(n_seeds)])
         for i, metric in enumerate(metrics):
@@ -407,6 +428,7 @@ def games(subject: Subject) -> Section:
             if of_curves:
                 numbers[series] = numbers.get(series, {}) | of_curves
         of_game = subject.suite.games[game]
+        numbers[game] = {"score that is 0": np.array([of_game.low]), "score that is 1": np.array([of_game.high])}
         rows.append((game, words.number(of_game.low), words.number(of_game.high), *cells))
         if lines:
             figure = pictures.panels([Panel("return", lines)], "steps", subject.styles, game)
