@@ -319,9 +319,10 @@ def test_a_report_on_all_that_was_asked_for(tmp_path: Path) -> None:
 
 def test_a_report_on_algorithms_that_are_alike(tmp_path: Path) -> None:
     """And on scores below the low one and above the high one, and algorithms of the user's own."""
-    own = {"mine": {"algo": "deepspi", "hyperparams": {"gamma": 0.9}}}
-    games = {"Low-v0": dict(low=1000.0, high=1001.0), "High-v0": dict(low=0.0, high=0.001)}
-    folder = filled(tmp_path, lambda run: 20 * alike(run) - 15, ["ppo", "mine"], games=games, algorithms=own)
+    own = {name: {"algo": "deepspi", "hyperparams": {"gamma": 0.9}} for name in ("mine", "$\\<b>$_{")}
+    games = {"Low-v0": dict(low=1000.0, high=1001.0), "$\\High$%": dict(low=0.0, high=0.001)}
+    names = ["ppo", *own]
+    folder = filled(tmp_path, lambda run: 20 * alike(run) - 15, names, games=games, algorithms=own)
     made = report(tmp_path, tmp_path / "some" / "where")
     assert made == tmp_path / "some" / "where" / "index.html"
     text = check_page(made)

@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+from matplotlib import rc_context
+
 from sbx_deepspi.report import page
 from sbx_deepspi.suite.definition import ALGORITHMS, Algorithm, SuiteError
 from sbx_deepspi.suite.folder import Folder
@@ -27,7 +29,17 @@ def report(folder: Path, output: Path | None) -> Path:
     into = output or folder / "report"
     if into.exists() and not into.is_dir():
         raise SuiteError(f"The report goes into a folder, but {into} is a file: name another.")
-    subject = sections.Subject(of_suite.suite, results)
+    # names of games and algorithms are no formulas
+    with rc_context({"text.parse_math": False}):
+        return write(sections.Subject(of_suite.suite, results), into)
+
+
+def write(subject: sections.Subject, into: Path) -> Path:
+    """
+    :param subject: what the report is about
+    :param into: folder of the report
+    :return: path of the page
+    """
     made = [
         sections.missing(subject),
         sections.aggregates(subject),
@@ -41,7 +53,7 @@ def report(folder: Path, output: Path | None) -> Path:
     ]
     into.mkdir(parents=True, exist_ok=True)
     with (into / "scores.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = scores.tidy(results)
+        rows = scores.tidy(subject.results)
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -51,7 +63,7 @@ def report(folder: Path, output: Path | None) -> Path:
         if section.name in IN_TABLES and section.table
     ]
     (into / "tables.tex").write_text(latex.document(tables), encoding="utf-8")
-    suite = of_suite.suite
+    suite = subject.suite
     summary = (
         f"{suite.title.rstrip('.')}. {words.count(len(subject.algorithms), 'algorithm')}, "
         f"{words.count(len(subject.games), 'game')}, {suite.n_timesteps:,} steps of training in each run."

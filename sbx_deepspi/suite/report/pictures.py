@@ -162,8 +162,7 @@ def plain(
         axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
     if title:
-        # a name is no formula
-        grid[0, 0].set_title(title, fontsize="medium", parse_math=False)
+        grid[0, 0].set_title(title, fontsize="medium")
     return figure, grid
 
 

@@ -225,7 +225,10 @@ def missing(subject: Subject) -> Section:
     found += words.listed([f"{n:,} {in_words(state, n)}" for state, n in counts.items()]) + "."
     if counts[RUNNING]:
         found += " A run also counts as running where its process was stopped."
-    found += " A run that is not done has no part in any number; its learning curve is drawn thin, as far as it got."
+    found += (
+        " A run that is not done has no part in scores, losses and certificates; its learning curve is drawn thin, as "
+        "far as it got."
+    )
     numbers |= {state: {"runs": np.array([n])} for state, n in counts.items()}
     return Section("missing", "What is missing", found, numbers=numbers, table=rows)
 
@@ -253,7 +256,7 @@ def aggregates(subject: Subject) -> Section:
         f"by game: 0 is a game's low score and 1 its high one ({subject.suite.scores}). IQM is the mean of the middle "
         "half of all runs, which a few very good or bad ones do not move; the median is over games; the optimality gap "
         "is how far runs stay below 1 on average, and lower is better. In brackets: 95 % intervals, by the bootstrap "
-        f"stratified by game. {what_is_compared(subject)}"
+        "stratified by game. Which runs these numbers are of is said at the top."
     )
     rows = [("algorithm", *metrics, "runs of a game")]
     numbers: Numbers = {}
@@ -350,7 +353,7 @@ def improvement(subject: Subject) -> Section:
     found = (
         "P(X > Y): how probably a run of X has a higher score than a run of Y in the same game, drawn at random; the "
         "mean over games, with ties as one half. It says how often X is better, not by how much. 0.5 means that none "
-        "is better. In brackets: 95 % intervals."
+        "is better. In brackets: 95 % intervals, each for itself: of many pairs, some differ by chance."
     )
     rows = [("X > Y", "P(X > Y)", "where 0.5 lies")]
     numbers: Numbers = {}
