@@ -361,9 +361,8 @@ def improvement(subject: Subject) -> Section:
     for pair, estimate in named.items():
         where = words.NONE
         if estimate.has_interval:
-            where = (
-                "below the interval" if estimate.low > 0.5 else "above" if estimate.high < 0.5 else "in the interval"
-            )
+            side = "below" if estimate.low > 0.5 else "above" if estimate.high < 0.5 else "in"
+            where = f"{side} the interval"
         rows.append((pair, words.with_interval(estimate), where))
         numbers[pair] = of_estimate("probability of improvement", estimate)
     colours = {f"{x} > {y}": subject.styles[x].color for x, y in subject.improvements}
