@@ -22,13 +22,13 @@ class Picture:
     :param name: of its file
     :param title: what it shows, for those who cannot see it
     :param figure: drawn
-    :param good: a sentence that says what good looks like
+    :param good: a sentence that says what good looks like, where that can be said
     """
 
     name: str
     title: str
     figure: Figure
-    good: str
+    good: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,21 @@ class Section:
     table: Sequence[Sequence[str]] = ()
 
 
-def write(folder: Path, title: str, summary: str, sections: Sequence[Section]) -> Path:
+def write(
+    folder: Path,
+    title: str,
+    summary: str,
+    sections: Sequence[Section],
+    findings: Sequence[str] = (),
+    files: Sequence[str] = (),
+) -> Path:
     """
     :param folder: gets ``index.html``, a PNG for each picture, and ``numbers.csv``
     :param title: of the page
     :param summary: what was played
     :param sections: of the page
+    :param findings: of all sections, in sentences at the top
+    :param files: names of what else is in the folder
     :return: path of the page
     :raises OSError: it could not be written
     """
@@ -69,7 +78,8 @@ def write(folder: Path, title: str, summary: str, sections: Sequence[Section]) -
         Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     )
     page = folder / "index.html"
-    page.write_text(template.render(title=title, summary=summary, sections=sections, images=images), encoding="utf-8")
+    given = dict(title=title, summary=summary, sections=sections, images=images, findings=findings, files=files)
+    page.write_text(template.render(given), encoding="utf-8")
     with (folder / "numbers.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("section", "series", "point", "quantity", "value"))

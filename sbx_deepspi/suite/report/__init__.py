@@ -1,0 +1,1 @@
+"""The report on a suite's runs: what they show together, and how sure that is."""
