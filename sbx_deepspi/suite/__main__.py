@@ -89,7 +89,7 @@ def report_suite(given: argparse.Namespace) -> int:
     :param given: on the command line
     :return: exit status
     """
-    from sbx_deepspi.suite.report import report
+    from sbx_deepspi.suite.report.make import report
 
     print(f"The report is in {report(given.folder, given.output)}")
     return 0

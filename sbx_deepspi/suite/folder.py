@@ -98,7 +98,8 @@ class Run:
             ``length``, and what the algorithm logs; empty if there is none
         """
         path = self.path / "progress.jsonl"
-        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        rows = text.rpartition("\n")[0].splitlines()  # whole ones: another may just be written
         return pd.DataFrame([json.loads(row) for row in rows])
 
     def checkpoints(self) -> list[int]:

@@ -305,11 +305,9 @@ def go_on(callback: EvalCallback, timesteps: int, n_envs: int) -> None:
 def plain(value: Any) -> Any:
     """
     :param value: that was logged
-    :return: the same for JSON, which has no infinity and no NaN
+    :return: the same for JSON
     """
-    if value is None or isinstance(value, str):
-        return value
-    return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str) else float(value)
 
 
 def command(options: dict[str, Any]) -> str:

@@ -87,6 +87,7 @@ def test_no_suite_at_all(tmp_path: Path) -> None:
         (["run", "minatar", "--seeds", "0"], "--seeds has to be a whole number from 1 on, but is 0."),
         (["run", "minatar", "-n", "1.5"], "--n-timesteps has to be a whole number from 1 on, but is '1.5'."),
         (["run", "{mine}", "--algos", "mine"], "RL Zoo has no algorithm 'deepspy': did you mean 'deepspi'?"),
+        (["report", "nowhere"], "nowhere holds no runs of a suite"),
         (["run", "minatar", "--cpus-per-run", "-1"], "--cpus-per-run has to be above 0"),
     ],
 )

@@ -319,7 +319,7 @@ def test_a_report_on_all_that_was_asked_for(tmp_path: Path) -> None:
 
 def test_a_report_on_algorithms_that_are_alike(tmp_path: Path) -> None:
     """And on scores below the low one and above the high one, and algorithms of the user's own."""
-    own = {name: {"algo": "deepspi", "hyperparams": {"gamma": 0.9}} for name in ("mine", "$\\<b>$_{")}
+    own = {name: {"algo": "deepspi", "hyperparams": {"gamma": 0.9}} for name in ("mine", "a_b@c")}
     games = {"Low-v0": dict(low=1000.0, high=1001.0), "$\\High$%": dict(low=0.0, high=0.001)}
     names = ["ppo", *own]
     folder = filled(tmp_path, lambda run: 20 * alike(run) - 15, names, games=games, algorithms=own)
@@ -369,7 +369,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         (third.path / "progress.jsonl").write_text(progress)
         found = sections.missing(sections.Subject(folder.suite, scores.read(folder)))
         assert "1 is done, but no episode ended in the last tenth of its steps" in found.found
-    (third.path / "progress.jsonl").write_text('{"timesteps": 1')
+    (third.path / "progress.jsonl").write_text('{"timesteps": 1\n')
     with pytest.raises(SuiteError, match=r"ppo on Pong-v5, seed 2 in .* is damaged"):
         report(tmp_path, None)
 
