@@ -357,11 +357,13 @@ def test_dreams_that_are_learned_together_are_what_each_would_be_alone() -> None
 
 def test_models_that_learn_together_are_what_each_would_be_alone() -> None:
     together, recorders = [model_of(**settings) for settings in SETTINGS], [Recorder() for _ in SETTINGS]
-    curves = learn_together(together, 4 * PER_ROLLOUT, progress_bar=True)
-    for model, settings, curve, recorder in zip(together, SETTINGS, curves, recorders, strict=True):
+    told = [Recorder() for _ in SETTINGS]
+    curves = learn_together(together, 4 * PER_ROLLOUT, told, progress_bar=True)
+    for model, settings, curve, recorder, of_together in zip(together, SETTINGS, curves, recorders, told, strict=True):
         alone = model_of(**settings)
         alone.learn(4 * PER_ROLLOUT, callback=recorder)
         assert_close(params(model), params(alone))
+        assert of_together.events == recorder.events
         ended = [(event[0], *episode[1:3]) for event in recorder.events if len(event) > 2 for episode in event[-1]]
         assert_close(curve, LearningCurve(*(np.array(column) for column in zip(*ended, strict=True))))
         assert (model.num_timesteps, model._n_updates) == (alone.num_timesteps, alone._n_updates)
@@ -392,6 +394,33 @@ def test_models_that_learn_together_are_what_each_would_be_alone() -> None:
 def test_models_that_cannot_learn_together(others: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         learn_together([model_of(0), *others()], PER_ROLLOUT)
+
+
+def test_a_callback_of_one_ends_the_training_of_all(tmp_path: Path) -> None:
+    """After the update: what is saved then goes on as if nothing had been."""
+
+    def models() -> list[DeepSPI]:
+        return [model_of(0), model_of(1)]
+
+    stopped, whole = models(), models()
+    saves = CheckpointCallback(PER_ROLLOUT // 4, tmp_path)
+    learn_together(stopped, 3 * PER_ROLLOUT, [Recorder(stop_at=PER_ROLLOUT - 4), [saves]])
+    assert [model.num_timesteps for model in stopped] == [PER_ROLLOUT] * 2
+    files = []
+    for index, model in enumerate(stopped):
+        model.save(tmp_path / f"{index}.zip")
+        files.append(DeepSPI.load(tmp_path / f"{index}.zip", env=line_env()))
+    learn_together(files, 2 * PER_ROLLOUT, reset_num_timesteps=False)
+    learn_together(whole, 3 * PER_ROLLOUT)
+    for file, model in zip(files, whole, strict=True):
+        assert same(params(file), params(model))
+    # as in learn(), a file that is saved at a step holds the model before the rollout
+    assert DeepSPI.load(tmp_path / f"rl_model_{PER_ROLLOUT}_steps.zip").num_timesteps == 0
+
+
+def test_a_callback_for_each_or_none() -> None:
+    with pytest.raises(ValueError, match="got 1 for 2 models"):
+        learn_together([model_of(0), model_of(1)], PER_ROLLOUT, [None])
 
 
 def test_no_models_at_all() -> None:
