@@ -33,7 +33,7 @@ def run_all(
     cpus_per_run: float,
     gpus_per_run: float,
     address: str | None,
-    tell: Callable[[Sequence[Group]], None],
+    tell: Callable[[], None],
 ) -> None:
     """
     Train what is not done yet.
@@ -43,7 +43,7 @@ def run_all(
     :param cpus_per_run: cores of each program
     :param gpus_per_run: of each program; 0.25 lets four share one
     :param address: of a Ray cluster; ``None``: this machine
-    :param tell: called about once a second with the groups that are not done
+    :param tell: called about once a second
     :raises KeyboardInterrupt: SIGINT or SIGTERM came: the runs have saved, and the same call goes on
     :raises SuiteError: another process runs this folder's runs, or no machine can run them
     """
@@ -60,7 +60,7 @@ def run_all(
                 for future in ended:
                     for group in again(future, under_way.pop(future), failures):
                         under_way[task.remote(group, cpus_per_run, gpus_per_run)] = group
-                tell(list(under_way.values()))
+                tell()
         except KeyboardInterrupt:
             for future in under_way:
                 ray.cancel(future)

@@ -41,10 +41,8 @@ class RunsTable:
         if self.live is not None:
             self.live.stop()
 
-    def tell(self, under_way: Sequence[Sequence[Run]] = ()) -> None:
-        """
-        :param under_way: groups of runs that are not done
-        """
+    def tell(self) -> None:
+        """Read where the runs are, and show it."""
         before, self.states = self.states, {run: run.read() for run in self.runs}
         if self.live is not None:
             self.live.update(self.tables(), refresh=True)
