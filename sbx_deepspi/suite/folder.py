@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -235,18 +236,24 @@ def compare(before: Any, now: Any, what: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[bool]:
+def lock(path: Path, seconds: float = 0.0) -> Iterator[bool]:
     """
     :param path: of a file that stands for what may be used once
+    :param seconds: to wait for it
     :return: a context; whether this process has it now
     """
+    until = time.monotonic() + seconds
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_mine = True
+            except BlockingIOError:
+                is_mine = False
+            if is_mine or time.monotonic() >= until:
+                break
+            time.sleep(0.5)
+        yield is_mine
 
 
 def read_json(path: Path) -> Any:

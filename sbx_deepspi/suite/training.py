@@ -29,6 +29,7 @@ from sbx_deepspi.zoo.registration import ExperimentManager
 
 N_ROWS = 100
 """Of progress.jsonl."""
+SECONDS_TO_WAIT = 60.0
 PACKAGES = (
     "sbx-deepspi", "stable_baselines3", "sbx-rl", "rl_zoo3", "gymnasium", "gymnax", "brax", "envpool", "ale-py", "jax",
     "flax", "optax", "numpy", "torch", "ray",
@@ -45,7 +46,8 @@ def train(runs: Sequence[Run]) -> None:
     with contextlib.ExitStack() as stack:
         for run in runs:
             run.path.mkdir(parents=True, exist_ok=True)
-            if not stack.enter_context(lock(run.path / "lock")):
+            # the worker of a driver that was killed may take a while to end
+            if not stack.enter_context(lock(run.path / "lock", SECONDS_TO_WAIT)):
                 raise RuntimeError(f"Another process trains {run.name}.")
         log = stack.enter_context((runs[0].path / "log.txt").open("a"))
         stack.enter_context(contextlib.redirect_stdout(log))
@@ -61,6 +63,10 @@ def train(runs: Sequence[Run]) -> None:
                 models[0].learn(n_timesteps - began_at, callbacks[0], **arguments)
             else:
                 learn_together(models, n_timesteps - began_at, callbacks, **arguments)
+        except KeyboardInterrupt:
+            for manager in managers:
+                manager.progress.save()  # SB3's own algorithms end without a word to their callbacks
+            raise
         finally:
             for model in models:
                 model.env.close()
