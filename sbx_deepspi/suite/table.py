@@ -50,7 +50,7 @@ class RunsTable:
         for run, now in self.states.items():
             what = before[run]["state"], before[run].get("attempts", 0)
             if what != (now["state"], now.get("attempts", 0)):
-                self.console.print(self.line(run, now), highlight=False)
+                self.console.print(self.line(run, now), highlight=False, markup=False, soft_wrap=True)
 
     def line(self, run: Run, now: dict[str, Any]) -> str:
         """
