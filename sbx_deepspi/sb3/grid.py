@@ -1,5 +1,6 @@
 """The confounding grid's frames by their numbers, and exact values of policies on it."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,23 +20,60 @@ from sbx_deepspi.rollout import Observations
 from sbx_deepspi.sb3.policies import CnnPolicy
 
 
-class FrameEncoder(nn.Module):
+class FrameEncoder(CnnEncoder):
     """
-    φ of a state by its number: all frames are encoded once, and this state's is picked.
+    :class:`~sbx_deepspi.networks.encoders.CnnEncoder` for images that are known when it is compiled. Of all the windows
+    that a convolution sees in them, which are mostly the same few, each is multiplied once.
+    """
 
-    :param encoder: frames → features
+    @nn.compact
+    def __call__(self, frames: np.ndarray) -> jax.Array:  # type: ignore[override]
+        """
+        :param frames: uint8, shape (S, 1, H, W)
+        :return: z, shape (S, H', W', channels), float32
+        """
+        maps = frames[:, 0].astype(int)
+        values: jax.Array = jnp.arange(256, dtype=jnp.float32)[:, None]  # of a map's numbers: grey levels at first
+        for kernel, bias, stride in self.layers(1):
+            windows, maps = distinct_windows(maps, len(kernel), stride)
+            inputs = values[windows].reshape(len(windows), -1)
+            values = self.activation_fn(inputs @ kernel.reshape(-1, kernel.shape[-1]) + bias)
+        return values[maps]
+
+
+class ByNumber(nn.Module):
+    """
+    φ of a state by its number: all frames are encoded once, however many numbers there are. Parameters have the names
+    and first values that they have without it.
+
+    :param of_frames: frames → latent states
     :param n_path: of the grid
     """
 
-    encoder: nn.Module
+    of_frames: nn.Module
     n_path: int
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.of_frames)
 
     def __call__(self, numbers: jax.Array) -> jax.Array:
         """
         :param numbers: shape (B,)
-        :return: features, shape (B, ...)
+        :return: z, shape (B, ...)
         """
-        return self.encoder(jnp.asarray(make_frames(make_maze(self.n_path))))[numbers]
+        return self.of_frames(make_frames(make_maze(self.n_path)))[numbers]
+
+
+def distinct_windows(maps: np.ndarray, size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param maps: integers, shape (B, H, W)
+    :param size: of the windows, in both directions
+    :param stride: from one to the next, in both directions
+    :return: the windows that differ, shape (K, size²), and which of them is where, shape (B, H', W')
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(maps, (size, size), axis=(1, 2))[:, ::stride, ::stride]
+    distinct, which = np.unique(windows.reshape(-1, size**2), axis=0, return_inverse=True)
+    return distinct, which.reshape(windows.shape[:3])
 
 
 class GridPolicy(CnnPolicy):
@@ -65,9 +103,12 @@ class GridPolicy(CnnPolicy):
         self.encodes_images = False
 
     def make_encoder(self) -> nn.Module:
-        convolutions = CnnEncoder(self.convolutions, True, self.normalize_images, self.activation_fn, self.ortho_init)
+        return FrameEncoder(self.convolutions, True, self.normalize_images, self.activation_fn, self.ortho_init)
+
+    def make_networks(self) -> Networks:
+        networks = super().make_networks()
         n_path = (int(self.observation_space.n) - 6) // 2  # a maze has 2 n_path + 6 states
-        return FrameEncoder(convolutions, n_path)
+        return replace(networks, encoder=ByNumber(networks.encoder, n_path))
 
 
 @partial(jax.jit, static_argnums=0)
