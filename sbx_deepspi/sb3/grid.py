@@ -1,6 +1,6 @@
 """The confounding grid's frames by their numbers, and exact values of policies on it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,27 +41,44 @@ class FrameEncoder(CnnEncoder):
         return values[maps]
 
 
-class ByNumber(nn.Module):
+@dataclass(frozen=True)
+class ByNumber:
     """
-    φ of a state by its number: all frames are encoded once, however many numbers there are. Parameters have the names
-    and first values that they have without it.
+    φ of a state by its number: all frames are encoded once, however many numbers there are. It has the two methods of a
+    flax module that are used; parameters have the names and first values that they have where frames are observed.
 
-    :param of_frames: frames → latent states
+    :param encoder: frames → latent states
     :param n_path: of the grid
     """
 
-    of_frames: nn.Module
+    encoder: nn.Module
     n_path: int
 
-    def setup(self) -> None:
-        nn.share_scope(self, self.of_frames)
-
-    def __call__(self, numbers: jax.Array) -> jax.Array:
+    def init_with_output(self, key: jax.Array, numbers: jax.Array) -> tuple[jax.Array, Any]:
         """
+        :param key: randomness
+        :param numbers: shape (B,)
+        :return: z, shape (B, ...), and the first parameters
+        """
+        latents: Any
+        latents, variables = self.encoder.init_with_output(key, self.frames)
+        return latents[numbers], variables
+
+    def apply(self, variables: Any, numbers: jax.Array) -> jax.Array:
+        """
+        :param variables: parameters
         :param numbers: shape (B,)
         :return: z, shape (B, ...)
         """
-        return self.of_frames(make_frames(make_maze(self.n_path)))[numbers]
+        latents: Any = self.encoder.apply(variables, self.frames)
+        return latents[numbers]
+
+    @property
+    def frames(self) -> np.ndarray:
+        """
+        :return: of each state, shape (S, 1, 84, 84)
+        """
+        return make_frames(make_maze(self.n_path))
 
 
 def distinct_windows(maps: np.ndarray, size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,8 +96,8 @@ def distinct_windows(maps: np.ndarray, size: int, stride: int) -> tuple[np.ndarr
 class GridPolicy(CnnPolicy):
     """
     :class:`~sbx_deepspi.CnnPolicy` on the frames behind the states' numbers, which ``make_jax_env("ConfoundingGrid",
-    numbered=True)`` observes. It computes the same, in less time: a grid of n_path 5 has 16 frames, and a minibatch
-    256 transitions. Minibatches are of single transitions, since runs of successive steps would save nothing here.
+    numbered=True)`` observes. It computes the same in less time: a grid of n_path 5 has 16 frames, a minibatch 256
+    transitions. These are drawn one by one, since runs of successive steps would save nothing here.
 
     :param observation_space: Discrete, of a grid's states
     :param args: see :class:`~sbx_deepspi.CnnPolicy`
@@ -108,7 +125,7 @@ class GridPolicy(CnnPolicy):
     def make_networks(self) -> Networks:
         networks = super().make_networks()
         n_path = (int(self.observation_space.n) - 6) // 2  # a maze has 2 n_path + 6 states
-        return replace(networks, encoder=ByNumber(networks.encoder, n_path))
+        return replace(networks, encoder=ByNumber(networks.encoder, n_path))  # type: ignore[arg-type]
 
 
 @partial(jax.jit, static_argnums=0)
