@@ -128,7 +128,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
     :param optimizer_class: an optax optimiser that takes ``learning_rate``
     :param optimizer_kwargs: further arguments of the optimiser; eps 1e-5 for Adam when not given
     :param transition_density: P̄'s family, a registered name: ``"mixture"``, ``"normal"``, ``"deterministic"``,
-        ``"categorical"``, which makes z a set of one-hot vectors, or one of your own (see
+        ``"categorical"``, which makes z a set of one-hot vectors (without a world model, too), or one of your own (see
         :mod:`sbx_deepspi.world_model.densities`)
     :param n_components: number of normals in the mixture
     :param lipschitz_constant: L of the world model in z; ``None``: plain layers, which a categorical P̄ always has
