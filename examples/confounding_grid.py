@@ -17,14 +17,11 @@ its latent state is picked by the state's number, which is exact and saves half 
 import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -33,11 +30,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
-from sbx_deepspi import CnnPolicy, ConfoundingGridVecEnv, DeepMDP, DeepSPI, DreamSPI, agent
-from sbx_deepspi.agent import Networks
-from sbx_deepspi.envs.confounding_grid import make_frames, make_maze, policy_value
-from sbx_deepspi.networks.encoders import NATURE_CNN, CnnEncoder
-from sbx_deepspi.optimizer import Parameters
+from sbx_deepspi import ConfoundingGridVecEnv, DeepMDP, DeepSPI, DreamSPI
+from sbx_deepspi.envs.confounding_grid import make_maze
+from sbx_deepspi.sb3.grid import GridPolicy, look, measure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -45,7 +40,6 @@ import matplotlib.pyplot as plt
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 MAZE = make_maze()
 STATES = np.arange(len(MAZE.cells))
-CHOICES = np.flatnonzero(MAZE.layout[tuple(MAZE.cells.T)] == "!")
 GAMMA = 0.99
 # name → class, arguments, and arguments of the policy
 ALGORITHMS: dict[str, tuple[type[DeepSPI], dict[str, Any], dict[str, Any]]] = {
@@ -80,47 +74,6 @@ class NumberedGrid(ConfoundingGridVecEnv):
         return states
 
 
-class FrameEncoder(nn.Module):
-    """
-    φ of a state by its number: encode all frames, pick this state's.
-
-    :param encoder: frames → features
-    """
-
-    encoder: nn.Module
-
-    def __call__(self, numbers: jax.Array) -> jax.Array:
-        """
-        :param numbers: shape (B,)
-        :return: features, shape (B, ...)
-        """
-        return self.encoder(jnp.asarray(make_frames(MAZE)))[numbers]
-
-
-class GridPolicy(CnnPolicy):
-    """``CnnPolicy`` on the frames behind the states' numbers."""
-
-    def __init__(self, observation_space: spaces.Discrete, *args: Any, **kwargs: Any) -> None:
-        frames = spaces.Box(0, 255, make_frames(MAZE).shape[1:], np.uint8)
-        super().__init__(frames, *args, **kwargs)
-        self.observation_space = observation_space
-
-    def make_encoder(self) -> nn.Module:
-        return FrameEncoder(CnnEncoder(NATURE_CNN, True, True, self.activation_fn, self.ortho_init))
-
-
-@partial(jax.jit, static_argnums=0)
-def look(networks: Networks, parameters: Parameters) -> tuple[jax.Array, jax.Array]:
-    """
-    :param networks: of the policy
-    :param parameters: of all of them
-    :return: log π(·|s) in every state, and the latent states of the two choice cells
-    """
-    latents = agent.encode(networks, parameters, STATES)
-    distribution, _ = agent.policy_and_values(networks, parameters, latents)
-    return agent.log_policy(distribution, jnp.zeros(len(STATES), jnp.int32)), latents[CHOICES]
-
-
 class Watch(BaseCallback):
     """After each update, note the exact value of the stochastic policy, and how far apart the choice cells are."""
 
@@ -130,23 +83,13 @@ class Watch(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         policy = self.model.policy
-        log_policy, latents = jax.device_get(look(policy.programs.networks, policy.learner.parameters))
-        most_likely = np.eye(log_policy.shape[1])[log_policy.argmax(axis=1)]
-        policy = np.exp(log_policy.astype(np.float64))
-        policy /= policy.sum(axis=1, keepdims=True)
+        log_policy, latents = jax.device_get(look(policy.programs.networks, policy.learner.parameters, STATES))
         ratio_sup = 1.0
         if self.num_timesteps:  # of the update that has just been made, whether it has a certificate or not
             ratios = self.model.policy.programs.importance_ratios
             ratio_sup = float(ratios(self.model.policy.learner.parameters, self.model.rollout_buffer).sup)
-        self.rows.append(
-            {
-                "step": self.num_timesteps,
-                "ratio_sup": ratio_sup,
-                "value": policy_value(MAZE.mdp, policy, GAMMA)[MAZE.mdp.initial],
-                "most_likely_value": policy_value(MAZE.mdp, most_likely, GAMMA)[MAZE.mdp.initial],
-                "distance": np.linalg.norm(latents[0] - latents[1]),
-            }
-        )
+        row = {"step": self.num_timesteps, "ratio_sup": ratio_sup}
+        self.rows.append(row | measure(MAZE, log_policy, latents, GAMMA))
 
     def _on_training_end(self) -> None:
         self._on_rollout_start()

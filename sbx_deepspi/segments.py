@@ -43,7 +43,12 @@ def encode_pairs(encode: Callable[[Observations], jax.Array], transitions: Trans
     :return: φ(s) and φ(s'), each of shape (B, ...)
     """
     if transitions.segment_length == 1:
-        return encode(transitions.observations), encode(transitions.next_observations)
+        first, second = transitions.observations, transitions.next_observations
+        if isinstance(first, dict) or first.ndim > 1:
+            return encode(first), encode(second)
+        # both at once: what the numbers stand for may be encoded once for all of them
+        latents = encode(jnp.concatenate([first, second]))
+        return latents[: len(first)], latents[len(first) :]
     shared = share_observations(transitions)
     latents = encode(shared.observations)
     return latents[: len(shared.following)], latents[shared.following]

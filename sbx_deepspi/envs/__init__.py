@@ -4,7 +4,7 @@ import gymnasium as gym
 
 from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS, ConfoundingGrid, ConfoundingGridVecEnv
 from sbx_deepspi.envs.envpool import EnvPoolVecEnv, make_envpool_env
-from sbx_deepspi.envs.jitted.make import IDS, make_jax_env
+from sbx_deepspi.envs.jitted.make import CONFOUNDING_GRID, IDS, make_jax_env
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
 from sbx_deepspi.envs.subprocess import TimeoutSubprocVecEnv
 
@@ -18,6 +18,8 @@ gym.register(
     entry_point="sbx_deepspi.envs.confounding_grid:ConfoundingGrid",
     max_episode_steps=MAX_EPISODE_STEPS,
 )
+# RL Zoo looks ids up here; Gymnasium takes the newest version of an id without one
+gym.registry[CONFOUNDING_GRID] = gym.registry["ConfoundingGrid-v0"]
 for suite, names in IDS.items():
     for name in names:
         gym.register(

@@ -232,7 +232,19 @@ def make_observation_space() -> spaces.Box:
     return spaces.Box(0, 255, (1, FRAME_SIZE, FRAME_SIZE), np.uint8)
 
 
-class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
+def make_observations(maze: Maze, numbered: bool) -> tuple[spaces.Space, np.ndarray]:
+    """
+    :param maze: the maze
+    :param numbered: whether the numbers of the frames are observed, not the frames
+    :return: the space of observations, and the observation of each state
+    """
+    frames = make_frames(maze)
+    if numbered:
+        return spaces.Discrete(len(frames)), np.arange(len(frames))
+    return make_observation_space(), frames
+
+
+class ConfoundingGrid(gym.Env[Any, np.integer]):
     """
     The confounding grid as a Gymnasium environment, registered as ``ConfoundingGrid-v0`` with a limit of 200 steps.
 
@@ -243,27 +255,30 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
     :param epsilon: probability with which @ leads into the bottom corridor
     :param gamma: the discount in the exits' rewards: n/γⁿ for G, -(2-ε)n/(εγⁿ) for F
     :param render_mode: ``"rgb_array"``, ``"ansi"`` or ``None``
+    :param numbered: an observation is the number of its frame
     :raises ValueError: a parameter is out of its range
     """
 
     metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 5}  # noqa: RUF012  # Gymnasium's own form
 
     def __init__(
-        self, n_path: int = 5, epsilon: float = 0.2, gamma: float = 0.99, render_mode: str | None = None
+        self,
+        n_path: int = 5,
+        epsilon: float = 0.2,
+        gamma: float = 0.99,
+        render_mode: str | None = None,
+        numbered: bool = False,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode must be 'rgb_array', 'ansi' or None, but got {render_mode!r}.")
         self.maze = make_maze(n_path, epsilon, gamma)
         self.mdp = self.maze.mdp
         self.render_mode = render_mode
-        self.observation_space = make_observation_space()
+        self.observation_space, self._observations = make_observations(self.maze, numbered)
         self.action_space = spaces.Discrete(4)
         self.state = self.mdp.initial
-        self._frames = make_frames(self.maze)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
         Go back to the start.
 
@@ -273,9 +288,9 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
         """
         super().reset(seed=seed)
         self.state = self.mdp.initial
-        return self._frames[self.state].copy(), {}
+        return self._observations[self.state].copy(), {}
 
-    def step(self, action: np.integer) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.integer) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """
         :param action: 0 up, 1 down, 2 left or 3 right
         :return: observation, reward, terminated, truncated (always False: a wrapper of Gymnasium has the time limit),
@@ -286,7 +301,7 @@ class ConfoundingGrid(gym.Env[np.ndarray, np.integer]):
             raise ValueError(f"An action must be a whole number from 0 to 3, but got {action}.")
         reward = float(self.mdp.rewards[self.state, action])
         self.state = int(draw_next_states(self.mdp, self.state, int(action), self.np_random))
-        return self._frames[self.state].copy(), reward, bool(self.mdp.terminal[self.state]), False, {}
+        return self._observations[self.state].copy(), reward, bool(self.mdp.terminal[self.state]), False, {}
 
     def render(self) -> Any:
         """

@@ -75,22 +75,31 @@ class CnnEncoder(nn.Module):
         :param observations: shape (B, C, H, W) or (B, H, W, C), integers or floats
         :return: z, shape (B, H', W', channels), float32; (B, 7, 7, 64) for 84 × 84 images and :data:`NATURE_CNN`
         """
+        layers = self.layers(observations.shape[1 if self.channels_first else -1])
+
+        def encode(maps: jax.Array) -> jax.Array:
+            channels_first = self.channels_first
+            for kernel, bias, stride in layers:
+                maps = self.activation_fn(convolution(maps, kernel, stride, channels_first) + bias)
+                channels_first = False
+            return maps
+
+        return in_parts(encode, observations, n_numbers=math.prod(observations.shape[1:]))
+
+    def layers(self, channels: int) -> list[tuple[jax.Array, jax.Array, int]]:
+        """
+        :param channels: of the observations
+        :return: kernel, bias and stride of each convolution
+        """
         layers = []
-        channels, channels_first = observations.shape[1 if self.channels_first else -1], self.channels_first
         # of the first kernel, in place of the images', which stay bytes until the product
         scale = 1 / 255.0 if self.normalize_images else 1.0
         for i, (features, size, stride) in enumerate(self.convolutions):
             kernel = self.param(f"kernel_{i}", kernel_init(self.ortho_init), (size, size, channels, features))
             bias = self.param(f"bias_{i}", nn.initializers.zeros, (features,))
-            layers.append((kernel * scale, bias, stride, channels_first))
-            channels, channels_first, scale = features, False, 1.0
-
-        def encode(maps: jax.Array) -> jax.Array:
-            for kernel, bias, stride, channels_first in layers:
-                maps = self.activation_fn(convolution(maps, kernel, stride, channels_first) + bias)
-            return maps
-
-        return in_parts(encode, observations, n_numbers=math.prod(observations.shape[1:]))
+            layers.append((kernel * scale, bias, stride))
+            channels, scale = features, 1.0
+        return layers
 
 
 class MlpEncoder(nn.Module):

@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sbx_deepspi.envs.envpool import make_envpool_env
-from sbx_deepspi.envs.jitted.make import CONFOUNDING_GRID, is_jax_env_id, make_jax_env
+from sbx_deepspi.envs.jitted.make import is_jax_env_id, make_jax_env
 from sbx_deepspi.report.pictures import as_pictures
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.saving.environment import load_normalization
@@ -197,7 +197,7 @@ def make_environment(known: Described, n_envs: int, seed: int) -> VecEnv:
     module, _, _ = env_id.rpartition(":")
     if module:  # which registers it, as Gymnasium knows such ids
         importlib.import_module(module)
-    if is_jax_env_id(env_id) or env_id == CONFOUNDING_GRID:
+    if is_jax_env_id(env_id):
         return make_jax_env(env_id, n_envs, seed, **known.settings, **known.arguments)
     if uses_envpool(known):
         stack = {"stack_num": zoo["frame_stack"]} if "frame_stack" in zoo else {}

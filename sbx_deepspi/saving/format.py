@@ -64,6 +64,7 @@ NAMED = {
     "stable_baselines3.common.buffers": ("DictRolloutBuffer", "RolloutBuffer"),
     "sbx.common.jax_layers": ("NatureCNN",),
     "sbx_deepspi.networks.encoders": ("exact_gelu",),
+    "sbx_deepspi.sb3.grid": ("GridPolicy",),
     "sbx_deepspi.sb3.policies": ("CnnPolicy", "MlpPolicy", "MultiInputPolicy"),
 }  # fmt: skip
 """Functions and classes that are stored by name."""

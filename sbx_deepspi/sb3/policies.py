@@ -59,7 +59,7 @@ from sbx_deepspi.sb3.spaces import (
     one_hot_sizes,
     to_environment,
 )
-from sbx_deepspi.world_model.densities import DENSITIES, make_density
+from sbx_deepspi.world_model.densities import DENSITIES, LatentDensity, make_density
 from sbx_deepspi.world_model.reward import RewardModel
 from sbx_deepspi.world_model.termination import TerminationModel
 from sbx_deepspi.world_model.transition import TokenTransitionModel, TransitionModel
@@ -128,7 +128,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
     :param optimizer_class: an optax optimiser that takes ``learning_rate``
     :param optimizer_kwargs: further arguments of the optimiser; eps 1e-5 for Adam when not given
     :param transition_density: P̄'s family, a registered name: ``"mixture"``, ``"normal"``, ``"deterministic"``,
-        ``"categorical"``, which makes z a set of one-hot vectors, or one of your own (see
+        ``"categorical"``, which makes z a set of one-hot vectors (without a world model, too), or one of your own (see
         :mod:`sbx_deepspi.world_model.densities`)
     :param n_components: number of normals in the mixture
     :param lipschitz_constant: L of the world model in z; ``None``: plain layers, which a categorical P̄ always has
@@ -293,9 +293,16 @@ class DeepSPIPolicy(BaseJaxPolicy):
         :return: everything that is learned, without parameters
         """
         encoder, latent_shape = self.make_encoder(), self.encoder_shape
-        world_model = self._make_world_model() if self.world_model else None
-        if world_model is not None and world_model.density.one_hot is not None:
-            latent_shape = world_model.density.one_hot
+        density = make_density(
+            self.transition_density,
+            lipschitz_constant=self.lipschitz_constant,
+            n_components=self.n_components,
+            n_variables=self.n_variables,
+            n_classes=self.n_classes,
+            categorical_cost=self.categorical_cost,
+        )
+        if density.one_hot is not None:  # also without a world model, so that PPO is compared on the same latent state
+            latent_shape = density.one_hot
             encoder = CategoricalEncoder(encoder, *latent_shape)
         return Networks(
             encoder=encoder,
@@ -310,23 +317,15 @@ class DeepSPIPolicy(BaseJaxPolicy):
                 log_std_init=self.log_std_init,
             ),
             critic=Critic(tuple(self.net_arch["vf"]), self.activation_fn, self.ortho_init),
-            world_model=world_model,
+            world_model=self._make_world_model(density) if self.world_model else None,
             latent_shape=latent_shape,
             lipschitz_policy=self.lipschitz_policy,
             action_distance=action_distance(self.action_space),
         )
 
-    def _make_world_model(self) -> WorldModel:
+    def _make_world_model(self, density: LatentDensity) -> WorldModel:
         n_actions = int(self.action_space.n) if isinstance(self.action_space, spaces.Discrete) else None
         embed_actions = self.lipschitz_policy is not None
-        density = make_density(
-            self.transition_density,
-            lipschitz_constant=self.lipschitz_constant,
-            n_components=self.n_components,
-            n_variables=self.n_variables,
-            n_classes=self.n_classes,
-            categorical_cost=self.categorical_cost,
-        )
         return WorldModel(
             transition_model=TransitionModel(n_actions, density, embed_actions)
             if density.one_hot is None

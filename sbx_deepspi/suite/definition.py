@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class Suite:
     :param title: a sentence on what it is
     :param n_timesteps: of each run
     :param scores: what ``low`` and ``high`` of a game are, in words
+    :param score: the column of progress.jsonl that is a run's score
     :param games: by their names
     :param algorithms: by their names
     :param hyperparams: of all games and algorithms; they come first
@@ -95,14 +96,25 @@ class Suite:
     n_evaluations: int = 0
     eval_episodes: int = 10
     seconds_between_checkpoints: int = 60
+    score: str = "return"
 
     def hyperparams_of(self, game: Game, algorithm: Algorithm) -> dict[str, Any]:
         """
         :param game: of the suite
         :param algorithm: of the suite
-        :return: what replaces hyperparameters of RL Zoo's file
+        :return: what replaces hyperparameters of RL Zoo's file; mappings, such as ``policy_kwargs``, add up
         """
-        return self.hyperparams | game.hyperparams | algorithm.hyperparams
+        found: dict[str, Any] = {}
+        for name, value in [pair for part in (self, game, algorithm) for pair in part.hyperparams.items()]:
+            before = found.get(name)
+            found[name] = before | value if isinstance(before, dict) and isinstance(value, dict) else value
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """
+        :return: what :func:`parse` makes the same suite from
+        """
+        return asdict(self) | {"algorithms": dict.fromkeys(ALGORITHMS) | asdict(self)["algorithms"]}
 
     def select(self, what: str, names: Sequence[str] | None) -> list[str]:
         """
@@ -182,6 +194,7 @@ def parse(given: Any, path: Path) -> Suite:
     algorithms = {
         name: _algorithm(name, of_algorithm, path)
         for name, of_algorithm in (ALGORITHMS | expects(given.get("algorithms", {}), path, "algorithms")).items()
+        if of_algorithm is not None  # a suite that does not have it says null
     }
     defaults = {"name": path.stem, "scores": "the suite's low and high"}
     return Suite(**defaults | given | {"games": games, "algorithms": algorithms})

@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ class Folder:
         if file.exists():
             suite = joined(cls(path).suite, suite, path)
         path.mkdir(parents=True, exist_ok=True)
-        write_whole(file, yaml.safe_dump(asdict(suite), sort_keys=False, allow_unicode=True))
+        write_whole(file, yaml.safe_dump(suite.plain(), sort_keys=False, allow_unicode=True))
         return cls(path)
 
     def runs(self, algorithms: Sequence[str], games: Sequence[str], seeds: Sequence[int]) -> list[Run]:
@@ -212,7 +212,7 @@ def joined(before: Suite, now: Suite, path: Path) -> Suite:
     :raises SuiteError: runs would not be comparable with those of before
     """
     games, algorithms = before.games | now.games, before.algorithms | now.algorithms
-    for name in ("name", "n_timesteps", "hyperparams", "env_kwargs", "n_evaluations", "eval_episodes"):
+    for name in ("name", "n_timesteps", "hyperparams", "env_kwargs", "n_evaluations", "eval_episodes", "score"):
         compare(getattr(before, name), getattr(now, name), name, path)
     for name, game in before.games.items():
         compare((game.env, game.hyperparams), (games[name].env, games[name].hyperparams), f"game {name}", path)

@@ -249,7 +249,8 @@ class Progress(BaseCallback):
         with (self.run.path / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.n_rows = timesteps * N_ROWS // self.n_timesteps
-        self.score = means["return"] if episodes else self.score
+        score = row.get(self.run.folder.suite.score)
+        self.score = self.score if score is None else score
         self.since_row = dict.fromkeys(self.since_row, 0)
         self._tell()
 

@@ -18,6 +18,7 @@ import sbx
 from gymnasium import spaces
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack
@@ -89,6 +90,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
     ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
         wants_envpool = self.algo in HYPERPARAMS_FILES and hyperparams.pop("envpool", False)
         wrappers = wrappers_of(hyperparams.get("env_wrapper"))
+        check_policy(hyperparams.get("policy"))
         preprocessed = super()._preprocess_hyperparams(hyperparams)
         if wants_envpool:
             obstacle = self._envpool_obstacle(wrappers)
@@ -215,6 +217,24 @@ def wrappers_of(env_wrapper: Any) -> dict[str, dict[str, Any]]:
         named |= wrapper if isinstance(wrapper, dict) else {wrapper: {}}
     named.pop(None, None)
     return named
+
+
+def check_policy(name: Any) -> None:
+    """
+    RL Zoo imports policies that have a dot in their names.
+
+    :param name: of a policy
+    :raises ValueError: it has a dot, and there is no such class
+    """
+    if not isinstance(name, str) or "." not in name:
+        return
+    try:
+        get_class_by_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"The policy {name!r} of the hyperparameters cannot be imported ({error}): give the import path of a "
+            "class, such as sbx_deepspi.sb3.grid.GridPolicy."
+        ) from error
 
 
 for algo, algo_class in OUR_ALGOS.items():

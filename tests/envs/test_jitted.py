@@ -235,7 +235,7 @@ def test_the_grid_inside_jit_has_the_grids_tables() -> None:
         env.state, outcome = step(env.state, jnp.asarray(actions))
         np.testing.assert_allclose(outcome.rewards, mdp.rewards[states, actions], rtol=1e-6)
         following = [
-            (env.env._frames == frame).all(axis=(1, 2, 3)).argmax() for frame in outcome.next_observations[:64]
+            (env.env._observations == frame).all(axis=(1, 2, 3)).argmax() for frame in outcome.next_observations[:64]
         ]
         np.testing.assert_array_equal(outcome.terminated[:64], mdp.terminal[following])
         np.add.at(counts, (states[:64], actions[:64], following), 1)

@@ -48,7 +48,7 @@ def make_jax_env(
     :param n_initial_states: see :class:`JaxVecEnv`; ``None``: the suite's
     :param normalize: see :class:`JaxVecEnv`
     :param monitor_dir: see :class:`JaxVecEnv`
-    :param arguments: of the environment, such as gymnax's ``max_steps_in_episode``
+    :param arguments: of the environment, such as gymnax's ``max_steps_in_episode``, or the grid's ``numbered``
     :return: the copies
     :raises ImportError: the library of this suite is not installed
     :raises ValueError: there is no such id, or an argument is out of its range
@@ -62,9 +62,9 @@ def make_jax_env(
 def is_jax_env_id(env_id: str) -> bool:
     """
     :param env_id: of any environment
-    :return: whether it is one of a suite inside jit
+    :return: whether it is one of those inside jit
     """
-    return env_id.partition("/")[0] in EXTRAS and "/" in env_id
+    return env_id == CONFOUNDING_GRID or (env_id.partition("/")[0] in EXTRAS and "/" in env_id)
 
 
 def known_ids() -> list[str]:
