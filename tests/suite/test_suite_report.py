@@ -186,18 +186,19 @@ def frame(**columns: Any) -> pd.DataFrame:
 
 
 def test_a_final_score_is_of_the_episodes_of_the_last_tenth() -> None:
-    rows = frame(timesteps=[80, 90, 95, 98, 100], episodes=[9, 9, 3, 0, 1], **{"return": [0, 0, 10.0, None, 2.0]})
-    assert scores.last_mean(rows, "return", by_episodes=True) == (3 * 10 + 1 * 2) / 4
-    assert scores.last_mean(rows, "return") == 6
+    means = [0, 0, 10.0, None, 2.0]
+    rows = frame(timesteps=[80, 90, 95, 98, 100], episodes=[9, 9, 3, 0, 1], **{"return": means, "grid/value": means})
+    assert scores.last_mean(rows, "return") == (3 * 10 + 1 * 2) / 4
+    assert scores.last_mean(rows, "grid/value") == 6  # is no mean of episodes
     assert np.isnan(scores.last_mean(rows, "world_model/reward_loss"))
     none = frame(timesteps=[50, 100], episodes=[1, 0], **{"return": [1.0, float("nan")]})
-    assert np.isnan(scores.last_mean(none, "return", by_episodes=True))
-    assert np.isnan(scores.last_mean(scores.numeric(pd.DataFrame([])), "return", by_episodes=True))
+    assert np.isnan(scores.last_mean(none, "return"))
+    assert np.isnan(scores.last_mean(scores.numeric(pd.DataFrame([])), "return"))
 
 
 def test_a_curve_is_on_common_steps() -> None:
     rows = frame(timesteps=[10, 20, 25, 60, 75], episodes=[0, 1, 3, 0, 2], **{"return": [None, 4.0, 8.0, None, 1.0]})
-    curve = scores.curve(rows, "return", np.array([10, 30, 60, 80, 100]), by_episodes=True)
+    curve = scores.curve(rows, "return", np.array([10, 30, 60, 80, 100]))
     np.testing.assert_array_equal(curve, [7, 7, 7, 1, np.nan])
     # what fills the last rollout
     assert scores.curve(frame(timesteps=[10, 14], x=[1.0, 3.0]), "x", np.array([5.0, 10.0])).tolist() == [2, 2]
@@ -368,7 +369,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     for progress in ("", "\n".join(map(json.dumps, rows))):
         (third.path / "progress.jsonl").write_text(progress)
         found = sections.missing(sections.Subject(folder.suite, scores.read(folder)))
-        assert "1 is done, but no episode ended in the last tenth of its steps" in found.found
+        assert "1 is done, but without a score in the last tenth of its steps" in found.found
     (third.path / "progress.jsonl").write_text('{"timesteps": 1\n')
     with pytest.raises(SuiteError, match=r"ppo on Pong-v5, seed 2 in .* is damaged"):
         report(tmp_path, None)
@@ -383,7 +384,7 @@ def test_unequal_seeds_are_compared_as_far_as_they_go(tmp_path: Path) -> None:
     compared = scores.compare(results)
     assert {name: compared.matrix(name).shape for name in compared.runs} == dict.fromkeys(ALGORITHMS, (3, 2))
     assert compared.matrix("deepspi").max() < 1  # seeds that are in all games go before others
-    assert compared.curves("deepspi", scores.grid(N_TIMESTEPS)).shape == (3, 2, scores.N_BINS)
+    assert compared.curves("deepspi", "return", scores.grid(N_TIMESTEPS)).shape == (3, 2, scores.N_BINS)
     subject = sections.Subject(folder.suite, results)
     assert "more are done than elsewhere (2 of deepspi)" in sections.what_is_compared(subject)
     assert "too narrow: with 3, those of a mean by about 18%" in sections.what_is_compared(subject)

@@ -16,7 +16,7 @@ N_BINS = 50
 """Points of a curve."""
 LAST = 10
 """A final score is of the last 1/10 of a run's steps."""
-VERDICT = "spi/verdict"
+VERDICT, RETURN = "spi/verdict", "return"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Result:
     :param state: as its folder says
     :param timesteps: so far
     :param rows: of its progress: numbers, NaN where there is none, and verdicts
-    :param score: mean return of its last episodes if it is done; NaN: none ended, or it is not
+    :param score: mean over the last tenth of its steps if it is done; NaN: there is none, or it is not
     :param steps_per_second: of training; NaN: unknown
     :param error: last line of what made it fail; empty: nothing did
     """
@@ -92,7 +92,7 @@ def result_of(run: Run) -> Result:
         state=state,
         timesteps=int(known.get("timesteps") or 0),
         rows=rows,
-        score=last_mean(rows, "return", by_episodes=True) if state == DONE else np.nan,
+        score=last_mean(rows, run.folder.suite.score) if state == DONE else np.nan,
         steps_per_second=float(known.get("steps_per_second") or np.nan),
         error=error_lines[-1].strip() if error_lines else "",
     )
@@ -121,17 +121,25 @@ def in_last_tenth(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[LAST * steps > (LAST - 1) * steps.max()]
 
 
-def last_mean(rows: pd.DataFrame, column: str, by_episodes: bool = False) -> float:
+def last_mean(rows: pd.DataFrame, column: str) -> float:
     """
     :param rows: of progress
     :param column: of what
-    :param by_episodes: whether a row counts as often as episodes ended in it
     :return: mean over the last tenth of the steps; NaN: it has no number there
     """
     if column not in rows:
         return np.nan
     last = in_last_tenth(rows)
-    return weighted_mean(last[column], last["episodes"] if by_episodes else np.ones(len(last)))
+    return weighted_mean(last[column], weights_of(last, column))
+
+
+def weights_of(rows: pd.DataFrame, column: str) -> pd.Series:
+    """
+    :param rows: of progress
+    :param column: that is averaged
+    :return: how often each row counts: a mean of episodes as often as episodes ended in it
+    """
+    return rows["episodes"] if column == RETURN else pd.Series(1.0, rows.index)
 
 
 def weighted_mean(values: Iterable[float], weights: Iterable[float]) -> float:
@@ -153,18 +161,17 @@ def grid(n_timesteps: int) -> np.ndarray:
     return n_timesteps * np.arange(1, N_BINS + 1) / N_BINS
 
 
-def curve(rows: pd.DataFrame, column: str, steps: np.ndarray, by_episodes: bool = False) -> np.ndarray:
+def curve(rows: pd.DataFrame, column: str, steps: np.ndarray) -> np.ndarray:
     """
     :param rows: of progress
     :param column: of what
     :param steps: ends of bins, shape (B,)
-    :param by_episodes: whether a row counts as often as episodes ended in it
     :return: mean in each bin, shape (B,); where nothing is known that of the bin before, or, at the beginning, of the
         first that is known; NaN beyond the last row
     """
     if column not in rows or rows.empty:
         return np.full(len(steps), np.nan)
-    weights = rows["episodes"] if by_episodes else pd.Series(1.0, rows.index)
+    weights = weights_of(rows, column)
     # what a run did beyond its last step, to fill a rollout, belongs to the last bin
     bins = np.minimum(np.searchsorted(steps, rows["timesteps"]), len(steps) - 1)
     means = [weighted_mean(rows[column][bins == i], weights[bins == i]) for i in range(bins.max() + 1)]
@@ -204,15 +211,15 @@ class Compared:
         """
         return np.array([[run.normalized for run in of_game] for of_game in self.runs[algorithm]]).T
 
-    def curves(self, algorithm: str, steps: np.ndarray) -> np.ndarray:
+    def curves(self, algorithm: str, score: str, steps: np.ndarray) -> np.ndarray:
         """
         :param algorithm: by name
+        :param score: the suite's
         :param steps: ends of bins, shape (B,)
-        :return: normalised returns, shape (seeds, games, B)
+        :return: normalised scores, shape (seeds, games, B)
         """
         of_runs = [
-            [run.game.normalized(curve(run.rows, "return", steps, by_episodes=True)) for run in of_game]
-            for of_game in self.runs[algorithm]
+            [run.game.normalized(curve(run.rows, score, steps)) for run in of_game] for of_game in self.runs[algorithm]
         ]
         return np.array(of_runs).swapaxes(0, 1)
 

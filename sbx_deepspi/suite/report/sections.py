@@ -24,7 +24,7 @@ PAIRS = (("deepspi", BASELINE), ("deepspi", "deepmdp"), ("dreamspi", "deepspi"))
 LOSSES = {"transition loss L_P": "world_model/transition_loss", "reward loss L_R": "world_model/reward_loss"}
 CERTIFIED, ZETA = "spi/certified", "spi/zeta"
 NOTHING = "No run is done yet."
-NOT_SCORED = "done, but no episode ended in the last tenth of its steps"
+NOT_SCORED = "done, but without a score in the last tenth of its steps"
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,14 @@ def findings(subject: Subject) -> list[str]:
     ]
 
 
+def of_what(suite: Suite) -> str:
+    """
+    :param suite: of the runs
+    :return: what a score is the mean of
+    """
+    return "return of the episodes that ended" if suite.score == scores.RETURN else suite.score
+
+
 def what_is_compared(subject: Subject) -> str:
     """
     :param subject: what the report is about; something is compared
@@ -252,8 +260,8 @@ def aggregates(subject: Subject) -> Section:
         return Section(name, title, NOTHING)
     metrics = list(statistics.AGGREGATES)
     found = (
-        f"A run's score is the mean return of the episodes that ended in the last tenth of its steps, normalised game "
-        f"by game: 0 is a game's low score and 1 its high one ({subject.suite.scores}). IQM is the mean of the middle "
+        f"A run's score is the mean {of_what(subject.suite)} in the last tenth of its steps, normalised game by "
+        f"game: 0 is a game's low score and 1 its high one ({subject.suite.scores}). IQM is the mean of the middle "
         "half of all runs, which a few very good or bad ones do not move; the median is over games; the optimality gap "
         "is how far runs stay below 1 on average, and lower is better. In brackets: 95 % intervals, by the bootstrap "
         "stratified by game. Which runs these numbers are of is said at the top."
@@ -386,20 +394,20 @@ def efficiency(subject: Subject) -> Section:
     numbers: Numbers = {}
     lines = []
     for algorithm in subject.matrices:
-        curves = subject.compared.curves(algorithm, subject.steps)
+        curves = subject.compared.curves(algorithm, subject.suite.score, subject.steps)
         known = np.isfinite(curves).all(axis=(0, 1))
         steps, estimate = subject.steps[known], statistics.efficiency(curves[..., known])
         lines.append(line_of(algorithm, steps, estimate))
         numbers[algorithm] = {"step": steps} | of_estimate("IQM", estimate)
     found = (
-        "The IQM of normalised returns during training, over the same games and seeds as above: each point is of the "
-        f"episodes that ended in 1/{scores.N_BINS} of the steps before it. Bands are 95 % intervals, each of its own "
-        "point. The last point is not the final score: that is of a tenth of the steps."
+        "The IQM of normalised scores during training, over the same games and seeds as above: each point is the mean "
+        f"{of_what(subject.suite)} in 1/{scores.N_BINS} of the steps before it. Bands are 95 % intervals, each of its "
+        "own point. The last point is not the final score: that is of a tenth of the steps."
     )
     picture = Picture(
         "efficiency",
         "IQM over steps",
-        pictures.panels([Panel("IQM of normalised returns", lines)], "steps", subject.styles),
+        pictures.panels([Panel("IQM of normalised scores", lines)], "steps", subject.styles),
         "Good: up early, and high at the end.",
     )
     return Section(name, title, found, [picture], numbers)
@@ -424,7 +432,7 @@ def games(subject: Subject) -> Section:
                 numbers[series] = {"score": final, "mean score": final.mean(keepdims=True)}
             if len(final) > 1:
                 numbers[series]["standard deviation"] = final.std(ddof=1, keepdims=True)
-            of_algorithm, n_of_partial, of_curves = lines_of(subject, algorithm, game, "return", by_episodes=True)
+            of_algorithm, n_of_partial, of_curves = lines_of(subject, algorithm, game, subject.suite.score)
             lines += of_algorithm
             n_partial += n_of_partial
             if of_curves:
@@ -433,7 +441,7 @@ def games(subject: Subject) -> Section:
         numbers[game] = {"score that is 0": np.array([of_game.low]), "score that is 1": np.array([of_game.high])}
         rows.append((game, words.number(of_game.low), words.number(of_game.high), *cells))
         if lines:
-            figure = pictures.panels([Panel("return", lines)], "steps", subject.styles, game)
+            figure = pictures.panels([Panel(subject.suite.score, lines)], "steps", subject.styles, game)
             drawn.append(Picture(file, f"Learning curves in {game}", figure))
     found = (
         "Final scores as the game gives them: mean ± standard deviation over runs, and in parentheses how many are "
@@ -461,19 +469,16 @@ def mean_and_deviation(numbers: np.ndarray) -> str:
     return f"{words.number(numbers.mean())}{deviation} ({len(numbers)})"
 
 
-def lines_of(
-    subject: Subject, algorithm: str, game: str, column: str, by_episodes: bool = False
-) -> tuple[list[Line], int, dict[str, np.ndarray]]:
+def lines_of(subject: Subject, algorithm: str, game: str, column: str) -> tuple[list[Line], int, dict[str, np.ndarray]]:
     """
     :param subject: what the report is about
     :param algorithm: by name
     :param game: by name
     :param column: of progress
-    :param by_episodes: whether a row counts as often as episodes ended in it
     :return: a line of runs that are done and thin ones of those that are not, how many these are, and the numbers
     """
     runs = subject.runs(algorithm, game)
-    curves = [(run, scores.curve(run.rows, column, subject.steps, by_episodes)) for run in runs]
+    curves = [(run, scores.curve(run.rows, column, subject.steps)) for run in runs]
     whole = [curve for run, curve in curves if run.state == DONE and np.isfinite(curve).any()]
     begun = [(run, curve) for run, curve in curves if run.state != DONE and np.isfinite(curve).any()]
     lines, numbers = [], {}
