@@ -67,7 +67,7 @@ def run_suite(given: argparse.Namespace) -> int:
         suite.select("algorithms", given.algos), suite.select("games", given.games), range(given.seeds)
     )  # fmt: skip
     for algo in {suite.algorithms[name].algo for name in which[0]} - ALGOS.keys():
-        raise SuiteError(f"RL Zoo has no algorithm {algo!r}{nearest(algo, ALGOS)}.")
+        raise SuiteError(f"RL Zoo has no algorithm {algo!r}{nearest(algo, ALGOS)}")
     folder = Folder.of(given.output or Path("logs") / suite.name, suite)
     folder.ask(*which)
     runs = folder.runs(*which)

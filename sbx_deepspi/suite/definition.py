@@ -126,7 +126,7 @@ class Suite:
         known = getattr(self, what)
         for name in names or ():
             if name not in known:
-                raise SuiteError(f"Suite {self.name} has no {what[:-1]} {name!r}{nearest(name, known)}.")
+                raise SuiteError(f"Suite {self.name} has no {what[:-1]} {name!r}{nearest(name, known)}")
         return list(dict.fromkeys(known if names is None else names))
 
 
@@ -138,7 +138,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     known = list(known)
     found = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {found[0]!r}?" if found else f"; there is {', '.join(known)}"
+    return f": did you mean {found[0]!r}?" if found else f"; there is {', '.join(known)}."
 
 
 def known_suites() -> list[str]:
@@ -157,8 +157,8 @@ def find(name: str) -> Path:
     is_file = name.endswith((".yml", ".yaml"))
     path = Path(name) if is_file else SUITES / f"{name}.yml"
     if not path.is_file():
-        what = f"There is no file {name}" if is_file else f"There is no suite {name!r}{nearest(name, known_suites())}"
-        raise SuiteError(f"{what}. A suite of your own is the path of a .yml file.")
+        what = f"There is no file {name}." if is_file else f"There is no suite {name!r}{nearest(name, known_suites())}"
+        raise SuiteError(f"{what} A suite of your own is the path of a .yml file.")
     return path
 
 
@@ -267,5 +267,5 @@ def expects(
             raise SuiteError(f"{path}: {what} needs {key!r}.")
     for key in given:
         if known is not None and key not in known:
-            raise SuiteError(f"{path}: {what} has an unknown key {key!r}{nearest(key, known)}.")
+            raise SuiteError(f"{path}: {what} has an unknown key {key!r}{nearest(key, known)}")
     return given
