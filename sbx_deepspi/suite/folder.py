@@ -7,7 +7,8 @@ The folder of a suite's runs.
     FOLDER/<algorithm>/<algo>/<env>_<seed + 1>/   a run's folder as RL Zoo has them, and beside its files:
         run.json           where the run is
         progress.jsonl     a row for each hundredth of its steps: episodes, their mean return, losses, certificate
-        checkpoints/       the newest two: the model, and how long the files were
+        checkpoints/       the newest two: the model, and how long the files were. Two, so that runs that learn
+                           together have one in common, even if they were killed while they saved
 
 A game whose name is not its environment's id has a log folder of its own: FOLDER/<algorithm>/<game>/.
 """
@@ -15,6 +16,7 @@ A game whose name is not its environment's id has a log folder of its own: FOLDE
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
@@ -116,13 +118,22 @@ class Run:
         """
         return self.path / "checkpoints" / str(timesteps)
 
-    def forget_checkpoints(self, older_than: float) -> None:
+    def forget_checkpoints(self, newer_than: float = math.inf, but: int = 0) -> None:
         """
-        :param older_than: timesteps
+        :param newer_than: timesteps; the others go
+        :param but: how many of those up to ``newer_than`` stay, the newest of them
         """
-        for timesteps in self.checkpoints():
-            if timesteps < older_than:
-                shutil.rmtree(self.checkpoint(timesteps))
+        kept = [timesteps for timesteps in self.checkpoints() if timesteps <= newer_than][:but]
+        for timesteps in set(self.checkpoints()) - set(kept):
+            shutil.rmtree(self.checkpoint(timesteps))
+
+
+def common_checkpoint(runs: Sequence[Run]) -> int:
+    """
+    :param runs: that are to go on together
+    :return: timesteps of the newest checkpoint that all of them have; 0: there is none
+    """
+    return max(set.intersection(*(set(run.checkpoints()) for run in runs)), default=0)
 
 
 class Folder:

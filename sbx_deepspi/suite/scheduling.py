@@ -7,7 +7,6 @@ import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from types import FrameType
 from typing import Any
 
@@ -16,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from sbx_deepspi.envs.jitted.make import is_jax_env_id
 from sbx_deepspi.suite.definition import SuiteError
-from sbx_deepspi.suite.folder import DONE, FAILED, WAITING, Folder, Run
+from sbx_deepspi.suite.folder import DONE, FAILED, WAITING, Folder, Run, common_checkpoint
 
 Group = tuple[Run, ...]
 """Runs that learn in one program: they differ in their seeds, and go on from the same number of steps."""
@@ -99,15 +98,24 @@ def groups(runs: Sequence[Run], at_once: int | None = None) -> list[Group]:
     :param at_once: runs of a group at most; ``None``: what the suite says, where they can learn in one program
     :return: what is not done, in groups
     """
-    left = [run for run in runs if run.read()["state"] != DONE]
+    found: dict[tuple[int, str, str], list[Run]] = {}
+    for run in runs:
+        if run.read()["state"] != DONE:
+            can = is_jax_env_id(run.game.env) and run.algorithm.algo in OURS
+            number = at_once or (run.folder.suite.seeds_at_once if can else 1)
+            found.setdefault((run.seed // number, run.game.name, run.algorithm.name), []).append(run)
+    return [group for together in found.values() for group in by_checkpoint(together)]
 
-    def key(run: Run) -> tuple[int, str, str, int]:
-        can = is_jax_env_id(run.game.env) and run.algorithm.algo in OURS
-        number = at_once or (run.folder.suite.seeds_at_once if can else 1)
-        return run.seed // number, run.game.name, run.algorithm.name, next(iter(run.checkpoints()), 0)
 
-    order = {of: index for index, of in reversed(list(enumerate(map(key, left))))}
-    return [tuple(group) for _, group in groupby(sorted(left, key=lambda run: order[key(run)]), key)]
+def by_checkpoint(runs: list[Run]) -> list[Group]:
+    """
+    :param runs: that would learn together
+    :return: the same in one group if they can go on from the same number of steps, or else in several
+    """
+    newest = {run: next(iter(run.checkpoints()), 0) for run in runs}
+    if common_checkpoint(runs) or not any(newest.values()):
+        return [tuple(runs)]
+    return [tuple(run for run in runs if newest[run] == timesteps) for timesteps in dict.fromkeys(newest.values())]
 
 
 def train_in_worker(group: Group, cpus: float, gpus: float) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shlex
@@ -24,7 +23,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import learn_together
-from sbx_deepspi.suite.folder import DONE, RUNNING, Run, lock, write_whole
+from sbx_deepspi.suite.folder import DONE, RUNNING, Run, common_checkpoint, lock, write_whole
 from sbx_deepspi.zoo.registration import ExperimentManager
 
 N_ROWS = 100
@@ -38,7 +37,7 @@ PACKAGES = (
 
 def train(runs: Sequence[Run]) -> None:
     """
-    Train from the newest checkpoint to the end.
+    Train from the newest checkpoint that all have to the end.
 
     :param runs: one, or several that differ in their seeds and learn in one program
     :raises RuntimeError: another process trains one of them
@@ -52,7 +51,8 @@ def train(runs: Sequence[Run]) -> None:
         log = stack.enter_context((runs[0].path / "log.txt").open("a"))
         stack.enter_context(contextlib.redirect_stdout(log))
         clock = Clock(runs[0].folder.suite.seconds_between_checkpoints)
-        managers = [RunManager(run, clock, len(runs)) for run in runs]
+        checkpoint = common_checkpoint(runs)
+        managers = [RunManager(run, checkpoint, clock, len(runs)) for run in runs]
         models: list[Any] = [manager.make_model() for manager in managers]
         n_timesteps = runs[0].folder.suite.n_timesteps
         began_at = models[0].num_timesteps
@@ -73,7 +73,7 @@ def train(runs: Sequence[Run]) -> None:
         for manager, model in zip(managers, models, strict=True):
             manager.save_trained_model(model)
             manager.run.write(state=DONE, error=None)
-            manager.run.forget_checkpoints(math.inf)
+            manager.run.forget_checkpoints()
 
 
 class Clock:
@@ -104,13 +104,14 @@ class RunManager(ExperimentManager):
     RL Zoo's experiment manager for a run of a suite: with a folder that is known beforehand, and checkpoints.
 
     :param run: that it trains
+    :param checkpoint: timesteps of the one to begin with; 0: begin anew
     :param clock: of all runs that learn in this program
     :param n_together: how many these are
     """
 
-    def __init__(self, run: Run, clock: Clock, n_together: int) -> None:
+    def __init__(self, run: Run, checkpoint: int, clock: Clock, n_together: int) -> None:
         suite = run.folder.suite
-        self.run, self._checkpoint = run, next(iter(run.checkpoints()), None)
+        self.run, self._checkpoint = run, checkpoint
         hyperparams = suite.hyperparams_of(run.game, run.algorithm)
         eval_freq = suite.n_timesteps // suite.n_evaluations if suite.n_evaluations else -1
         tensorboard = run.log_folder / "tensorboard"
@@ -129,22 +130,21 @@ class RunManager(ExperimentManager):
         )  # fmt: skip
         self.tensorboard_log = str(tensorboard / f"{run.env_name}_{run.seed + 1}")
         self.save_path, self.params_path = str(run.path), str(run.path / run.env_name)
-        if self._checkpoint is not None:
-            self.trained_agent = str(run.checkpoint(self._checkpoint) / "model.zip")
+        if checkpoint:
+            self.trained_agent = str(run.checkpoint(checkpoint) / "model.zip")
             self.continue_training = True
         self.progress = Progress(run, clock, n_together)
 
     def make_model(self) -> BaseAlgorithm:
         """
-        :return: a new model, or that of the newest checkpoint
+        :return: a new model, or that of the checkpoint
         """
         set_random_seed(self.run.seed)
-        if self._checkpoint is not None:
-            self.progress.go_back_to(self._checkpoint)
+        self.progress.go_back_to(self._checkpoint)
         model, _ = self.setup_experiment()  # type: ignore[misc]
         for callback in self.callbacks:
             if isinstance(callback, EvalCallback):
-                go_on(callback, self._checkpoint or 0, self.n_envs)
+                go_on(callback, self._checkpoint, self.n_envs)
         self.callbacks.append(self.progress)  # last: a checkpoint holds what the others have done
         return model
 
@@ -183,22 +183,27 @@ class Progress(BaseCallback):
         """
         Cut the run's files to what they were at a checkpoint.
 
-        :param timesteps: of the checkpoint
+        :param timesteps: of the checkpoint; 0: the run begins anew
         """
-        saved = json.loads((self.run.checkpoint(timesteps) / "progress.json").read_text())
-        self.since_row, self.n_rows, self.seconds_before = saved["since_row"], saved["n_rows"], saved["seconds"]
-        self.score, self.certificate = saved["score"], saved["certificate"]
+        self.run.forget_checkpoints(newer_than=timesteps, but=2)
+        sizes: dict[str, int] = {}
+        if timesteps:
+            saved = json.loads((self.run.checkpoint(timesteps) / "progress.json").read_text())
+            self.since_row, self.n_rows, self.seconds_before = saved["since_row"], saved["n_rows"], saved["seconds"]
+            self.score, self.certificate, sizes = saved["score"], saved["certificate"], saved["sizes"]
         progress = self.run.path / "progress.jsonl"
         if progress.exists():
-            os.truncate(progress, saved["sizes"]["progress.jsonl"])
+            os.truncate(progress, sizes.get(progress.name, 0))
         # whoever opens a monitor's file anew empties it: what it has gets another name, which RL Zoo's plots read, too
         for monitor in self.run.path.glob("*.monitor.csv"):
-            is_kept = monitor.name.startswith("until_")
-            kept = monitor if is_kept else monitor.with_name(f"until_{timesteps}.{monitor.name}")
-            if not is_kept and monitor.name in saved["sizes"] and not kept.exists():
-                os.truncate(monitor, saved["sizes"][monitor.name])
+            kept = monitor.with_name(f"until_{timesteps}.{monitor.name}")
+            if monitor.name.startswith("until_"):
+                if monitor.name not in sizes and not monitor.name.startswith(f"until_{timesteps}."):
+                    monitor.unlink()
+            elif monitor.name in sizes and not kept.exists():
+                os.truncate(monitor, sizes[monitor.name])
                 monitor.rename(kept)
-            elif not is_kept or int(monitor.name.split(".")[0].removeprefix("until_")) > timesteps:
+            else:
                 monitor.unlink()
 
     def _on_training_start(self) -> None:
@@ -285,7 +290,7 @@ class Progress(BaseCallback):
         }
         write_whole(partial / "progress.json", json.dumps(saved))
         partial.rename(folder)
-        self.run.forget_checkpoints(timesteps)
+        self.run.forget_checkpoints(but=2)
 
 
 def go_on(callback: EvalCallback, timesteps: int, n_envs: int) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from sbx_deepspi.suite.__main__ import main
 from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, parse
-from sbx_deepspi.suite.folder import DONE, Folder, lock
+from sbx_deepspi.suite.folder import DONE, Folder, common_checkpoint, lock
 from tests.suite.helpers import TINY, write
 
 GAME = "gymnax/CartPole-v1"
@@ -152,9 +152,16 @@ def test_where_a_run_is(tmp_path: Path) -> None:
     for timesteps in (100, 20, 3):
         one.checkpoint(timesteps).mkdir(parents=True)
     (one.path / "checkpoints/partial").mkdir()
+    two.checkpoint(20).mkdir(parents=True)
     assert one.checkpoints() == [100, 20, 3]
-    one.forget_checkpoints(100)
-    assert one.checkpoints() == [100]
+    assert [common_checkpoint(runs) for runs in ([one], [one, two], [two])] == [100, 20, 20]
+    one.forget_checkpoints(but=2)
+    assert one.checkpoints() == [100, 20]
+    one.forget_checkpoints(newer_than=20, but=2)
+    assert one.checkpoints() == [20]
+    one.forget_checkpoints()
+    assert one.checkpoints() == []
+    assert common_checkpoint([one, two]) == 0
 
 
 def test_two_do_not_run_the_same_folder(tmp_path: Path) -> None:
