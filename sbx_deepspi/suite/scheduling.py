@@ -148,10 +148,15 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
     own: dict[str, Any] = {}
     if address is None:
         own = dict(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SuiteError(f"No Ray at {address!r}: {error}. Without --address the runs are on this machine.") from error
+    for is_last in (False, False, True):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            break
+        except Exception as error:  # Ray has no class for it; on a busy machine it gives up after 30 seconds
+            ray.shutdown()
+            if is_last or address is not None:
+                where = "on this machine" if address is None else f"at {address!r} (without --address: on this machine)"
+                raise SuiteError(f"Ray did not start {where}: {error}") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= min(gpus, 1) for node in nodes):
