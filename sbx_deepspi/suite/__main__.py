@@ -50,7 +50,7 @@ def run_suite(given: argparse.Namespace) -> int:
     from rl_zoo3 import ALGOS
 
     from sbx_deepspi.suite.folder import FAILED, Folder
-    from sbx_deepspi.suite.scheduling import run_all
+    from sbx_deepspi.suite.scheduling import check_address, run_all
     from sbx_deepspi.suite.table import RunsTable
 
     path = find(given.suite)
@@ -66,6 +66,8 @@ def run_suite(given: argparse.Namespace) -> int:
     which = (
         suite.select("algorithms", given.algos), suite.select("games", given.games), range(given.seeds)
     )  # fmt: skip
+    if given.address is not None:
+        check_address(given.address)
     for algo in {suite.algorithms[name].algo for name in which[0]} - ALGOS.keys():
         raise SuiteError(f"RL Zoo has no algorithm {algo!r}{nearest(algo, ALGOS)}")
     folder = Folder.of(given.output or Path("logs") / suite.name, suite)

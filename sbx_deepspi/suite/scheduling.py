@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -168,6 +169,22 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """
+    Ray itself tries for minutes.
+
+    :param address: of a Ray cluster, ``"host:port"`` or ``"auto"``
+    :raises SuiteError: nothing answers there
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise SuiteError(f"There is no Ray at {address!r} ({error}). Without --address the runs are here.") from error
 
 
 @contextlib.contextmanager

@@ -88,6 +88,8 @@ def test_no_suite_at_all(tmp_path: Path) -> None:
         (["run", "minatar", "-n", "1.5"], "--n-timesteps has to be a whole number from 1 on, but is '1.5'."),
         (["run", "{mine}", "--algos", "mine"], "RL Zoo has no algorithm 'deepspy': did you mean 'deepspi'?"),
         (["report", "nowhere"], "nowhere holds no runs of a suite"),
+        (["run", "minatar", "--address", "127.0.0.1:1"], "There is no Ray at '127.0.0.1:1'"),
+        (["run", "minatar", "--address", "host:port"], "There is no Ray at 'host:port'"),
         (["run", "minatar", "--cpus-per-run", "-1"], "--cpus-per-run has to be above 0"),
     ],
 )
