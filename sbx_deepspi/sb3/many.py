@@ -1,6 +1,7 @@
 """Many models that learn at once, in one program, from environments inside jit: seeds, or settings of numbers."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import jax
@@ -99,8 +100,9 @@ def learn_together(
                     model.train()
                 _check_updates(models)
     finally:
-        for callback in told:
-            callback.on_training_end()
+        with ExitStack() as stack:  # all of them, whatever one raises
+            for callback in reversed(told):
+                stack.callback(callback.on_training_end)
     if interruption.received:
         raise KeyboardInterrupt(f"{interruption.received.name} after {first.num_timesteps:,} steps")
     return [recorder.curve() for recorder in recorders]

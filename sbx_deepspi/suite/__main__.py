@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", type=Path, help="folder of the runs; otherwise logs/<suite>")
     run.add_argument("--address", help="of a Ray cluster; otherwise the runs are on this machine")
     run.add_argument("--cpus-per-run", type=float, default=1, help="cores of each program")
-    run.add_argument("--gpus-per-run", type=float, default=0, help="of each program; 0.25 lets four share one")
+    run.add_argument("--gpus-per-run", type=float, default=0, help="0: on CPUs; 0.25 lets four programs share one")
     run.set_defaults(command=run_suite)
     report = commands.add_parser("report", help="make a page of what there is", description="Makes one HTML page.")
     report.add_argument("folder", type=Path, help="of the runs")
@@ -49,20 +49,17 @@ def run_suite(given: argparse.Namespace) -> int:
     from rich.console import Console
     from rl_zoo3 import ALGOS
 
-    from sbx_deepspi.suite.folder import FAILED, Folder
+    from sbx_deepspi.suite.folder import FAILED, Folder, only_here
     from sbx_deepspi.suite.scheduling import check_address, run_all
     from sbx_deepspi.suite.table import RunsTable
 
-    path = find(given.suite)
-    suite = load(path)
+    suite = load(find(given.suite))
     if given.n_timesteps is not None:
         suite = replace(suite, n_timesteps=whole_number(given.n_timesteps, 1, "--n-timesteps"))
     whole_number(given.seeds, 1, "--seeds")
-    if not (given.cpus_per_run > 0 and given.gpus_per_run >= 0):
-        raise SuiteError(
-            f"--cpus-per-run has to be above 0 and --gpus-per-run from 0 on, but they are {given.cpus_per_run:g} and "
-            f"{given.gpus_per_run:g}."
-        )
+    for name, number, least in (("cpus", given.cpus_per_run, 0.01), ("gpus", given.gpus_per_run, 0)):
+        if not number >= least or (number > 1 and not number.is_integer()):
+            raise SuiteError(f"--{name}-per-run has to be from {least} to 1, or a whole number, but is {number:g}.")
     which = (
         suite.select("algorithms", given.algos), suite.select("games", given.games), range(given.seeds)
     )  # fmt: skip
@@ -70,14 +67,17 @@ def run_suite(given: argparse.Namespace) -> int:
         check_address(given.address)
     for algo in {suite.algorithms[name].algo for name in which[0]} - ALGOS.keys():
         raise SuiteError(f"RL Zoo has no algorithm {algo!r}{nearest(algo, ALGOS)}")
-    folder = Folder.of(given.output or Path("logs") / suite.name, suite)
-    folder.ask(*which)
-    runs = folder.runs(*which)
+    path = given.output or Path("logs") / suite.name
+    path.mkdir(parents=True, exist_ok=True)
     try:
-        with RunsTable(runs, Console()) as table:
-            run_all(folder, runs, given.cpus_per_run, given.gpus_per_run, given.address, table.tell)
+        with only_here(path):
+            folder = Folder.of(path, suite)
+            folder.ask(*which)
+            runs = folder.runs(*which)
+            with RunsTable(runs, Console()) as table:
+                run_all(runs, given.cpus_per_run, given.gpus_per_run, given.address, table.tell)
     except KeyboardInterrupt:
-        print("\nInterrupted. Everything is saved: the same command goes on.", file=sys.stderr)
+        print("\nInterrupted: the same command goes on from what was saved.", file=sys.stderr)
         return 130
     failed = [run for run in runs if run.read()["state"] == FAILED]
     for run in failed:

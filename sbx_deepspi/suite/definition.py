@@ -24,6 +24,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 LEAST = {"n_timesteps": 1, "seeds_at_once": 1, "n_evaluations": 0, "eval_episodes": 1, "seconds_between_checkpoints": 0}
 """What the whole numbers of a suite have to be at least."""
 
+RESERVED = ("lock", "report", "suite.yml", "asked.json", "tensorboard")
+"""What a suite's folder has beside those of algorithms."""
+
 
 class SuiteError(ValueError):
     """A suite, or what is asked of it, is wrong; the message says what, and what to do."""
@@ -185,6 +188,9 @@ def parse(given: Any, path: Path) -> Suite:
     given = dict(expects(given, path, "the file", ("title", "n_timesteps", "games"), Suite.__dataclass_fields__))
     for name in ("hyperparams", "env_kwargs"):
         expects(given.get(name, {}), path, name)
+    for name in ("name", "title", "scores", "score"):
+        if not isinstance(given.get(name, ""), str):
+            raise SuiteError(f"{path}: {name} has to be text, but is {given[name]!r}.")
     for name, least in LEAST.items():
         if name in given:
             given[name] = whole_number(given[name], least, f"{path}: {name}")
@@ -211,7 +217,7 @@ def _game(name: str, given: Any, path: Path) -> Game:
     if not game.low < game.high:
         raise SuiteError(f"{path}, {what}: low has to be below high, but they are {game.low} and {game.high}.")
     if game.name != game.env:
-        _check_folder(name, path)
+        _check_name(name, given, path)
     return game
 
 
@@ -221,14 +227,16 @@ def _algorithm(name: str, given: Any, path: Path) -> Algorithm:
     if "algo" not in known | given:
         raise SuiteError(f"{path}, {what} needs 'algo', RL Zoo's name of what it is, such as deepspi.")
     hyperparams = known.get("hyperparams", {}) | expects(given.get("hyperparams", {}), path, f"hyperparams of {what}")
-    _check_folder(name, path)
+    _check_name(name, given, path)
     return Algorithm(**{"name": name} | known | given | {"hyperparams": hyperparams})
 
 
-def _check_folder(name: str, path: Path) -> None:
-    # it becomes a part of paths on every system
-    if not re.fullmatch(r"[\w.+@=-]*\w[\w.+@=-]*", name):
-        raise SuiteError(f"{path}: {name!r} cannot be the name of a folder: take letters, digits and . _ + @ = -")
+def _check_name(name: str, given: dict[str, Any], path: Path) -> None:
+    # it becomes the name of a folder on every system
+    if given.get("name", name) != name or name in RESERVED or not re.fullmatch(r"[\w.+@=-]*\w[\w.+@=-]*", name):
+        raise SuiteError(
+            f"{path}: {given.get('name', name)!r} cannot be a name here: take others, with letters, digits and . _ + @ = - in them."
+        )
 
 
 def whole_number(given: Any, least: int, what: str) -> int:
@@ -266,6 +274,8 @@ def expects(
         if key not in given:
             raise SuiteError(f"{path}: {what} needs {key!r}.")
     for key in given:
+        if not isinstance(key, str):
+            raise SuiteError(f"{path}: {what} has a key that is no text, {key!r}: put it into quotes.")
         if known is not None and key not in known:
             raise SuiteError(f"{path}: {what} has an unknown key {key!r}{nearest(key, known)}")
     return given

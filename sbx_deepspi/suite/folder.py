@@ -6,6 +6,7 @@ The folder of a suite's runs.
     FOLDER/<algorithm>/                           a log folder as RL Zoo has them, with TensorBoard's in tensorboard/
     FOLDER/<algorithm>/<algo>/<env>_<seed + 1>/   a run's folder as RL Zoo has them, and beside its files:
         run.json           where the run is
+        log.txt            what RL Zoo and the algorithm print
         progress.jsonl     a row for each hundredth of its steps: episodes, their mean return, losses, certificate
         checkpoints/       the newest two: the model, and how long the files were. Two, so that runs that learn
                            together have one in common, even if they were killed while they saved
@@ -125,7 +126,9 @@ class Run:
         """
         kept = [timesteps for timesteps in self.checkpoints() if timesteps <= newer_than][:but]
         for timesteps in set(self.checkpoints()) - set(kept):
-            shutil.rmtree(self.checkpoint(timesteps))
+            # half of a folder is not taken for a checkpoint
+            gone = self.checkpoint(timesteps).rename(self.path / "checkpoints" / f"gone_{timesteps}")
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def common_checkpoint(runs: Sequence[Run]) -> int:
@@ -158,7 +161,7 @@ class Folder:
         """
         file = path / "suite.yml"
         if file.exists():
-            suite = joined(cls(path).suite, suite, path)
+            suite = joined(cls(path), suite)
         path.mkdir(parents=True, exist_ok=True)
         write_whole(file, yaml.safe_dump(suite.plain(), sort_keys=False, allow_unicode=True))
         return cls(path)
@@ -202,33 +205,23 @@ class Folder:
         path = self.path / "asked.json"
         return read_json(path) if path.exists() else []
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """
-        :return: a context in which no other process runs this folder's runs
-        :raises SuiteError: another does
-        """
-        with lock(self.path / "lock") as is_mine:
-            if not is_mine:
-                raise SuiteError(f"Another process runs the suite in {self.path}: wait for it, or stop it.")
-            yield
 
-
-def joined(before: Suite, now: Suite, path: Path) -> Suite:
+def joined(folder: Folder, now: Suite) -> Suite:
     """
-    :param before: what a folder holds runs of
+    :param folder: that holds runs
     :param now: what it is to hold runs of, too
-    :param path: of the folder, for messages
     :return: the suite as it is now, with all games and algorithms of both
     :raises SuiteError: runs would not be comparable with those of before
     """
+    before, path, asked = folder.suite, folder.path, folder.asked()
     games, algorithms = before.games | now.games, before.algorithms | now.algorithms
     for name in ("name", "n_timesteps", "hyperparams", "env_kwargs", "n_evaluations", "eval_episodes", "score"):
         compare(getattr(before, name), getattr(now, name), name, path)
-    for name, game in before.games.items():
-        compare((game.env, game.hyperparams), (games[name].env, games[name].hyperparams), f"game {name}", path)
-    for name, algorithm in before.algorithms.items():
-        compare(algorithm, algorithms[name], f"algorithm {name}", path)
+    for game in {run.game.name: run.game for run in asked}.values():
+        other = games[game.name]
+        compare((game.env, game.hyperparams), (other.env, other.hyperparams), f"game {game.name}", path)
+    for algorithm in {run.algorithm.name: run.algorithm for run in asked}.values():
+        compare(algorithm, algorithms[algorithm.name], f"algorithm {algorithm.name}", path)
     return replace(now, games=games, algorithms=algorithms)
 
 
@@ -244,6 +237,19 @@ def compare(before: Any, now: Any, what: str, path: Path) -> None:
         raise SuiteError(
             f"{path} holds runs with another {what}: {before!r:.120}, now {now!r:.120}. Take another folder."
         )
+
+
+@contextlib.contextmanager
+def only_here(path: Path) -> Iterator[None]:
+    """
+    :param path: of a suite's folder
+    :return: a context in which no other process runs its runs
+    :raises SuiteError: another does
+    """
+    with lock(path / "lock") as is_mine:
+        if not is_mine:
+            raise SuiteError(f"Another process runs the suite in {path}: wait for it, or stop it.")
+        yield
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from sbx_deepspi.envs.jitted.make import is_jax_env_id
 from sbx_deepspi.suite.definition import SuiteError
-from sbx_deepspi.suite.folder import DONE, FAILED, WAITING, Folder, Run, common_checkpoint
+from sbx_deepspi.suite.folder import DONE, FAILED, WAITING, Run, common_checkpoint, lock
 
 Group = tuple[Run, ...]
 """Runs that learn in one program: they differ in their seeds, and go on from the same number of steps."""
@@ -28,7 +28,6 @@ OBJECT_STORE_BYTES = 80 * 2**20  # nothing is sent but names; Ray would take a t
 
 
 def run_all(
-    folder: Folder,
     runs: Sequence[Run],
     cpus_per_run: float,
     gpus_per_run: float,
@@ -38,23 +37,23 @@ def run_all(
     """
     Train what is not done yet.
 
-    :param folder: of the runs, which this process has to itself meanwhile
     :param runs: that are asked for
     :param cpus_per_run: cores of each program
     :param gpus_per_run: of each program; 0.25 lets four share one
     :param address: of a Ray cluster; ``None``: this machine
     :param tell: called about once a second
     :raises KeyboardInterrupt: SIGINT or SIGTERM came: the runs have saved, and the same call goes on
-    :raises SuiteError: another process runs this folder's runs, or no machine can run them
+    :raises SuiteError: no machine can run them
     """
-    with folder.lock(), connected(address, cpus_per_run, gpus_per_run), interrupted_by_sigterm():
+    with connected(address, cpus_per_run, gpus_per_run), interrupted_by_sigterm():
         for run in runs:
-            if run.read()["state"] != DONE:
-                run.write(state=WAITING, attempts=0, error=None)
+            set_aside(run, state=WAITING, attempts=0, error=None)
         task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=0)(train_in_worker)
-        under_way = {task.remote(group, cpus_per_run, gpus_per_run): group for group in groups(runs)}
+        under_way: dict[ray.ObjectRef, Group] = {}
         failures: Counter[Run] = Counter()
         try:
+            for group in groups(runs):
+                under_way[task.remote(group, cpus_per_run, gpus_per_run)] = group
             while under_way:
                 ended, _ = ray.wait(list(under_way), timeout=1.0)
                 for future in ended:
@@ -64,11 +63,10 @@ def run_all(
         except KeyboardInterrupt:
             for future in under_way:
                 ray.cancel(future)
-            ray.wait(list(under_way), num_returns=len(under_way), timeout=SECONDS_TO_END)
-            for group in under_way.values():
-                for run in group:
-                    if run.read()["state"] != DONE:
-                        run.write(state=WAITING)
+            if under_way:
+                ray.wait(list(under_way), num_returns=len(under_way), timeout=SECONDS_TO_END)
+            for run in (run for group in under_way.values() for run in group):
+                set_aside(run, state=WAITING)
             raise
 
 
@@ -81,7 +79,7 @@ def again(future: ray.ObjectRef, group: Group, failures: "Counter[Run]") -> list
     """
     try:
         ray.get(future)
-        return []
+        is_own_error, reason = True, f"The worker ended, but there is no model in {group[0].path}."
     except RayError as error:
         is_own_error = isinstance(error, RayTaskError)
         reason = str(error) if is_own_error else "".join(traceback.format_exception_only(error))
@@ -89,8 +87,19 @@ def again(future: ray.ObjectRef, group: Group, failures: "Counter[Run]") -> list
     for run in left:
         failures[run] += 1
         state = WAITING if failures[run] <= N_RETRIES else FAILED
-        run.write(state=state, attempts=failures[run], error=reason)
+        set_aside(run, state=state, attempts=failures[run], error=reason)
     return groups([run for run in left if failures[run] <= N_RETRIES], at_once=1 if is_own_error else None)
+
+
+def set_aside(run: Run, **changes: Any) -> None:
+    """
+    :param run: that is not done and that nobody trains; else nothing happens
+    :param changes: of where it is
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    with lock(run.path / "lock") as is_mine:
+        if is_mine and run.read()["state"] != DONE:
+            run.write(**changes)
 
 
 def groups(runs: Sequence[Run], at_once: int | None = None) -> list[Group]:
@@ -128,6 +137,8 @@ def train_in_worker(group: Group, cpus: float, gpus: float) -> None:
     # Ray cancels with SIGINT, which programs in the background may have been told to ignore
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["NPROC"] = str(max(int(cpus), 1))  # of XLA's threads; read when it starts
+    if gpus == 0:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # or all of them would share the first GPU
     if 0 < gpus < 1:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from sbx_deepspi.suite.training import train
@@ -151,7 +162,7 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
         own = dict(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
     for is_last in (False, False, True):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
             break
         except Exception as error:  # Ray has no class for it; on a busy machine it gives up after 30 seconds
             ray.shutdown()
@@ -160,7 +171,7 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
                 raise SuiteError(f"Ray did not start {where}: {error}") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= min(gpus, 1) for node in nodes):
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             there = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
             raise SuiteError(
                 f"No machine has the {cpus:g} cores and {gpus:g} GPUs of a run: there is {there}. See --cpus-per-run "

@@ -22,13 +22,15 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from sbx_deepspi import learn_together
+from sbx_deepspi import DeepSPI, learn_together
+from sbx_deepspi.envs.jitted.vec_env import inside_jit
 from sbx_deepspi.suite.folder import DONE, RUNNING, Run, common_checkpoint, lock, write_whole
 from sbx_deepspi.zoo.registration import ExperimentManager
 
 N_ROWS = 100
 """Of progress.jsonl."""
 SECONDS_TO_WAIT = 60.0
+EVALUATIONS = "evaluations.npz"
 PACKAGES = (
     "sbx-deepspi", "stable_baselines3", "sbx-rl", "rl_zoo3", "gymnasium", "gymnax", "brax", "envpool", "ale-py", "jax",
     "flax", "optax", "numpy", "torch", "ray",
@@ -42,38 +44,51 @@ def train(runs: Sequence[Run]) -> None:
     :param runs: one, or several that differ in their seeds and learn in one program
     :raises RuntimeError: another process trains one of them
     """
+    suite, folder = runs[0].folder.suite, runs[0].folder.path
+    if not (folder / "suite.yml").is_file():
+        raise FileNotFoundError(f"{platform.node()} has no {folder}: all machines need the folder under the same path.")
     with contextlib.ExitStack() as stack:
         for run in runs:
-            run.path.mkdir(parents=True, exist_ok=True)
             # the worker of a driver that was killed may take a while to end
             if not stack.enter_context(lock(run.path / "lock", SECONDS_TO_WAIT)):
                 raise RuntimeError(f"Another process trains {run.name}.")
+        runs = [run for run in runs if run.read()["state"] != DONE]  # that one may have finished
+        if not runs:
+            return
         log = stack.enter_context((runs[0].path / "log.txt").open("a"))
         stack.enter_context(contextlib.redirect_stdout(log))
-        clock = Clock(runs[0].folder.suite.seconds_between_checkpoints)
-        checkpoint = common_checkpoint(runs)
+        stack.enter_context(contextlib.redirect_stderr(log))
+        clock, checkpoint = Clock(suite.seconds_between_checkpoints), common_checkpoint(runs)
         managers = [RunManager(run, checkpoint, clock, len(runs)) for run in runs]
-        models: list[Any] = [manager.make_model() for manager in managers]
-        n_timesteps = runs[0].folder.suite.n_timesteps
-        began_at = models[0].num_timesteps
-        arguments: dict[str, Any] = dict(tb_log_name=runs[0].algorithm.name, reset_num_timesteps=began_at == 0)
-        callbacks = [manager.callbacks for manager in managers]
         try:
-            if len(models) == 1:
-                models[0].learn(n_timesteps - began_at, callbacks[0], **arguments)
-            else:
-                learn_together(models, n_timesteps - began_at, callbacks, **arguments)
+            models: list[Any] = [manager.make_model() for manager in managers]
+            learn(models, [manager.callbacks for manager in managers], suite.n_timesteps, runs[0].algorithm.name)
         except KeyboardInterrupt:
             for manager in managers:
-                manager.progress.save()  # SB3's own algorithms end without a word to their callbacks
+                manager.progress.save_if_between_updates()
             raise
         finally:
-            for model in models:
-                model.env.close()
+            for manager in managers:
+                manager.close()
         for manager, model in zip(managers, models, strict=True):
             manager.save_trained_model(model)
             manager.run.write(state=DONE, error=None)
             manager.run.forget_checkpoints()
+
+
+def learn(models: list[Any], callbacks: list[list[BaseCallback]], n_timesteps: int, tb_log_name: str) -> None:
+    """
+    :param models: that have made the same number of steps
+    :param callbacks: of each
+    :param n_timesteps: of each, with those that were made
+    :param tb_log_name: of TensorBoard's folders
+    """
+    made = models[0].num_timesteps
+    arguments: dict[str, Any] = dict(tb_log_name=tb_log_name, reset_num_timesteps=made == 0)
+    if len(models) == 1:
+        models[0].learn(n_timesteps - made, callbacks[0], **arguments)
+    else:
+        learn_together(models, n_timesteps - made, callbacks, **arguments)
 
 
 class Clock:
@@ -112,6 +127,7 @@ class RunManager(ExperimentManager):
     def __init__(self, run: Run, checkpoint: int, clock: Clock, n_together: int) -> None:
         suite = run.folder.suite
         self.run, self._checkpoint = run, checkpoint
+        self._envs: list[VecEnv] = []
         hyperparams = suite.hyperparams_of(run.game, run.algorithm)
         eval_freq = suite.n_timesteps // suite.n_evaluations if suite.n_evaluations else -1
         tensorboard = run.log_folder / "tensorboard"
@@ -144,21 +160,45 @@ class RunManager(ExperimentManager):
         model, _ = self.setup_experiment()  # type: ignore[misc]
         for callback in self.callbacks:
             if isinstance(callback, EvalCallback):
-                go_on(callback, self._checkpoint, self.n_envs)
+                go_on(callback, self._checkpoint, self.n_envs, self.run)
         self.callbacks.append(self.progress)  # last: a checkpoint holds what the others have done
         return model
 
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        See RL Zoo's.
+
+        :param n_envs: number of environments
+        :param eval_env: whether they are for evaluation
+        :param no_log: whether to write no monitor file
+        :return: the environments, which :meth:`close` closes
+        """
+        env = super().create_envs(n_envs, eval_env, no_log)
+        self._envs.append(env)
+        return env
+
+    def close(self) -> None:
+        """Close all environments, also where no model was made."""
+        for env in self._envs:
+            env.close()
+
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        # all the rest is in the file, the randomness too
-        return ALGOS[self.algo].load(self.trained_agent, env, tensorboard_log=self.tensorboard_log, verbose=0)
+        # all the rest is in the file, but for episodes outside jit: they begin anew, and not as they began at first
+        model = ALGOS[self.algo].load(self.trained_agent, env, tensorboard_log=self.tensorboard_log, verbose=0)
+        if inside_jit(env) is None:
+            env.seed(self.seed + self._checkpoint)
+        if not isinstance(model, DeepSPI):
+            model.set_random_seed(self.seed + self._checkpoint)
+        return model
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         super()._save_config(saved_hyperparams)
         (Path(self.params_path) / "command.txt").write_text(self.command + "\n")
         versions, commit = installed_versions(), git_commit()
         self.run.write(command=self.command, versions=versions, commit=commit)
-        lines = [*(f"{name} {version}" for name, version in versions.items()), f"commit {commit}"]
-        (Path(self.params_path) / "versions.txt").write_text("\n".join(lines) + "\n")
+        lines = [f"# from {self._checkpoint:,} steps on", *(f"{name} {version}" for name, version in versions.items())]
+        with (Path(self.params_path) / "versions.txt").open("a") as file:
+            file.write("\n".join([*lines, f"commit {commit}"]) + "\n")
 
 
 class Progress(BaseCallback):
@@ -195,15 +235,19 @@ class Progress(BaseCallback):
         if progress.exists():
             os.truncate(progress, sizes.get(progress.name, 0))
         # whoever opens a monitor's file anew empties it: what it has gets another name, which RL Zoo's plots read, too
-        for monitor in self.run.path.glob("*.monitor.csv"):
-            kept = monitor.with_name(f"until_{timesteps}.{monitor.name}")
-            if monitor.name.startswith("until_"):
-                if monitor.name not in sizes and not monitor.name.startswith(f"until_{timesteps}."):
-                    monitor.unlink()
-            elif monitor.name in sizes and not kept.exists():
-                os.truncate(monitor, sizes[monitor.name])
+        for name, size in sizes.items():
+            kept, monitor = self.run.path / f"until_{timesteps}.{name}", self.run.path / name
+            if (
+                name.endswith("monitor.csv")
+                and not name.startswith("until_")
+                and monitor.exists()
+                and not kept.exists()
+            ):
+                os.truncate(monitor, size)
                 monitor.rename(kept)
-            else:
+        for monitor in self.run.path.glob("*.monitor.csv"):
+            is_kept = monitor.name in sizes or monitor.name.startswith(f"until_{timesteps}.")
+            if not (monitor.name.startswith("until_") and is_kept):
                 monitor.unlink()
 
     def _on_training_start(self) -> None:
@@ -225,7 +269,7 @@ class Progress(BaseCallback):
     def _on_rollout_start(self) -> None:
         # between two updates: here a model's file holds all that it takes to go on as if nothing had been
         of_update = {name: value for name, value in self.logger.name_to_value.items() if name.startswith("spi/")}
-        self.certificate = of_update or self.certificate  # not every update gets one
+        self.certificate |= of_update  # not every update gets one
         self._add_row()
         if self.clock.is_due(self.model.num_timesteps):
             self.save()
@@ -234,7 +278,6 @@ class Progress(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._add_row()
-        self.save()
         self._tell()
 
     @property
@@ -256,7 +299,7 @@ class Progress(BaseCallback):
         self.n_rows = timesteps * N_ROWS // self.n_timesteps
         score = row.get(self.run.folder.suite.score)
         self.score = self.score if score is None else score
-        self.since_row = dict.fromkeys(self.since_row, 0)
+        self.since_row, self.certificate = dict.fromkeys(self.since_row, 0), {}
         self._tell()
 
     def _tell(self) -> None:
@@ -265,6 +308,11 @@ class Progress(BaseCallback):
         self.run.write(
             timesteps=self.model.num_timesteps, score=self.score, seconds=self.seconds, steps_per_second=speed
         )
+
+    def save_if_between_updates(self) -> None:
+        """Save what was interrupted. Our algorithms finish their update first, SB3's stop within a rollout."""
+        if isinstance(getattr(self, "model", None), DeepSPI):
+            self.save()
 
     def save(self) -> None:
         """Save the model, and how long the run's files are now; then forget older checkpoints."""
@@ -289,29 +337,34 @@ class Progress(BaseCallback):
             "sizes": {file.name: file.stat().st_size if file.exists() else 0 for file in files},
         }
         write_whole(partial / "progress.json", json.dumps(saved))
+        if (evaluations := self.run.path / EVALUATIONS).exists():
+            shutil.copy(evaluations, partial)
+        for file in partial.rglob("*.*"):
+            with file.open("rb") as written:
+                os.fsync(written)  # what has the checkpoint's name is on the disk
         partial.rename(folder)
         self.run.forget_checkpoints(but=2)
 
 
-def go_on(callback: EvalCallback, timesteps: int, n_envs: int) -> None:
+def go_on(callback: EvalCallback, timesteps: int, n_envs: int, run: Run) -> None:
     """
     Give an evaluation what it found before the checkpoint.
 
     :param callback: that evaluates
     :param timesteps: of the checkpoint
     :param n_envs: environments that learn
+    :param run: that has the checkpoint
     """
-    path = Path(f"{callback.log_path}.npz")
+    path = run.checkpoint(timesteps) / EVALUATIONS
     callback.n_calls = timesteps // n_envs
-    if timesteps == 0 or not path.exists():
+    if not path.exists():
         return
     with np.load(path) as found:
-        is_before = found["timesteps"] <= timesteps
-        callback.evaluations_timesteps = found["timesteps"][is_before].tolist()
-        callback.evaluations_results = list(found["results"][is_before])
-        callback.evaluations_length = list(found["ep_lengths"][is_before])
-    if callback.evaluations_results:
-        callback.best_mean_reward = max(float(np.mean(results)) for results in callback.evaluations_results)
+        callback.evaluations_timesteps = found["timesteps"].tolist()
+        callback.evaluations_results = list(found["results"])
+        callback.evaluations_length = list(found["ep_lengths"])
+        callback.evaluations_successes = list(found["successes"]) if "successes" in found else []
+    callback.best_mean_reward = max(float(np.mean(results)) for results in callback.evaluations_results)
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ import yaml
 
 from sbx_deepspi.suite.__main__ import main
 from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, parse
-from sbx_deepspi.suite.folder import DONE, Folder, common_checkpoint, lock
+from sbx_deepspi.suite.folder import DONE, Folder, common_checkpoint, lock, only_here
 from tests.suite.helpers import TINY, write
 
 GAME = "gymnax/CartPole-v1"
@@ -59,7 +59,11 @@ def test_what_comes_last() -> None:
         ({"seeds_at_once": 0}, "seeds_at_once has to be a whole number from 1 on"),
         ({"seedsatonce": 2}, "unknown key 'seedsatonce': did you mean 'seeds_at_once'"),
         ({"algorithms": {"mine": {}}}, "needs 'algo'"),
-        ({"algorithms": {"a/b": {"algo": "deepspi"}}}, "'a/b' cannot be the name of a folder"),
+        ({"algorithms": {"a/b": {"algo": "deepspi"}}}, "'a/b' cannot be a name"),
+        ({"algorithms": {"report": {"algo": "deepspi"}}}, "'report' cannot be a name"),
+        ({"games": {"a": {"env": GAME, "name": "../b", "low": 0, "high": 1}}}, r"'\.\./b' cannot be a name"),
+        ({"games": {4: {"env": GAME, "low": 0, "high": 1}}}, "a key that is no text, 4"),
+        ({"title": 5}, "title has to be text, but is 5"),
         ({"algorithms": "ppo"}, "algorithms has to be a mapping"),
         ({"hyperparams": [1]}, "hyperparams has to be a mapping"),
         ({"games": {GAME: {"low": 0, "high": 1, "hyperparams": "x"}}}, "hyperparams of game .* has to be a mapping"),
@@ -90,7 +94,11 @@ def test_no_suite_at_all(tmp_path: Path) -> None:
         (["report", "nowhere"], "nowhere holds no runs of a suite"),
         (["run", "minatar", "--address", "127.0.0.1:1"], "There is no Ray at '127.0.0.1:1'"),
         (["run", "minatar", "--address", "host:port"], "There is no Ray at 'host:port'"),
-        (["run", "minatar", "--cpus-per-run", "-1"], "--cpus-per-run has to be above 0"),
+        (
+            ["run", "minatar", "--cpus-per-run", "-1"],
+            "--cpus-per-run has to be from 0.01 to 1, or a whole",
+        ),
+        (["run", "minatar", "--gpus-per-run", "1.5"], "--gpus-per-run has to be from 0 to 1, or a whole number"),
     ],
 )
 def test_wrong_commands(
@@ -116,13 +124,14 @@ def folder_of(path: Path, **changes: Any) -> Folder:
 
 def test_a_folder_goes_on_with_the_same_suite(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
-    folder.ask(["ppo"], [GAME], range(2))
+    folder.ask(["ppo", "broken"], [GAME], range(2))
     # other games, other algorithms and other references do not change the runs that are there
     more = {"games": {"other": {"env": "gymnax/Acrobot-v1", "low": 0, "high": 1}}, "algorithms": {}}
     folder = folder_of(tmp_path, **more)
     folder.ask(["deepspi"], ["other"], range(1))
     assert [run.name for run in folder.asked()] == [
-        f"ppo on {GAME}, seed 0", f"ppo on {GAME}, seed 1", "deepspi on other, seed 0",
+        f"ppo on {GAME}, seed 0", f"ppo on {GAME}, seed 1", f"broken on {GAME}, seed 0", f"broken on {GAME}, seed 1",
+        "deepspi on other, seed 0",
     ]  # fmt: skip
     assert {"broken", "ppo"} <= folder.suite.algorithms.keys()
     folder_of(tmp_path, games={GAME: {"low": 0, "high": 400}})
@@ -167,13 +176,12 @@ def test_where_a_run_is(tmp_path: Path) -> None:
 
 
 def test_two_do_not_run_the_same_folder(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path)
-    with folder.lock():
-        with pytest.raises(SuiteError, match="Another process runs the suite"), Folder(folder.path).lock():
+    with only_here(tmp_path):
+        with pytest.raises(SuiteError, match="Another process runs the suite"), only_here(tmp_path):
             pass
-        with lock(folder.path / "lock") as is_mine:
+        with lock(tmp_path / "lock") as is_mine:
             assert not is_mine
-    with folder.lock():
+    with only_here(tmp_path):
         pass
 
 
