@@ -235,7 +235,7 @@ def _check_name(name: str, given: dict[str, Any], path: Path) -> None:
     # it becomes the name of a folder on every system
     if given.get("name", name) != name or name in RESERVED or not re.fullmatch(r"[\w.+@=-]*\w[\w.+@=-]*", name):
         raise SuiteError(
-            f"{path}: {given.get('name', name)!r} cannot be a name here: take others, with letters, digits and . _ + @ = - in them."
+            f"{path}: {given.get('name', name)!r} cannot be a name here: take another, of letters, digits and . _ + @ = -"
         )
 
 

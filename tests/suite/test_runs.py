@@ -65,11 +65,12 @@ def test_kills_and_failures(tmp_path: Path) -> None:
     wait_for(lambda: (tmp_path / "runs/asked.json").exists())
     folder = Folder(tmp_path / "runs")
     runs, broken = folder.runs(["ppo"], [GAME], range(2)), folder.runs(["broken"], [GAME], range(2))
-    worker = wait_for(has_run_for(runs[0], 0))["pid"]
+    last = runs[1]  # to save; where the first alone has its first checkpoint, they go on one by one
+    worker = wait_for(has_run_for(last, 0))["pid"]
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: runs[0].read().get("attempts") == 1)
-    assert "died" in runs[0].read()["error"]
-    again = wait_for(has_run_for(runs[0], max(runs[0].checkpoints())))
+    wait_for(lambda: last.read().get("attempts") == 1)
+    assert "died" in last.read()["error"]
+    again = wait_for(has_run_for(last, max(last.checkpoints())))
     assert again["pid"] != worker
     first.kill()
     first.wait()
