@@ -234,9 +234,8 @@ def _algorithm(name: str, given: Any, path: Path) -> Algorithm:
 def _check_name(name: str, given: dict[str, Any], path: Path) -> None:
     # it becomes the name of a folder on every system
     if given.get("name", name) != name or name in RESERVED or not re.fullmatch(r"[\w.+@=-]*\w[\w.+@=-]*", name):
-        raise SuiteError(
-            f"{path}: {given.get('name', name)!r} cannot be a name here: take another, of letters, digits and . _ + @ = -"
-        )
+        wrong = given.get("name", name)
+        raise SuiteError(f"{path}: {wrong!r} cannot be a name here: take another, of letters, digits and . _ + @ = -")
 
 
 def whole_number(given: Any, least: int, what: str) -> int:

@@ -49,6 +49,7 @@ def train(runs: Sequence[Run]) -> None:
         raise FileNotFoundError(f"{platform.node()} has no {folder}: all machines need the folder under the same path.")
     with contextlib.ExitStack() as stack:
         for run in runs:
+            run.path.mkdir(parents=True, exist_ok=True)
             # the worker of a driver that was killed may take a while to end
             if not stack.enter_context(lock(run.path / "lock", SECONDS_TO_WAIT)):
                 raise RuntimeError(f"Another process trains {run.name}.")
