@@ -1,6 +1,5 @@
 """Runs of a suite on a real Ray, with real kills; and RL Zoo's programs on what they leave."""
 
-import json
 import os
 import signal
 import subprocess
@@ -117,8 +116,8 @@ def test_what_lies_beside_a_run(tmp_path: Path) -> None:
     now = run.read()
     assert {"jax", "python", "stable_baselines3"} <= now["versions"].keys()
     assert (now["state"], now["timesteps"], now["together"], now["error"]) == ("done", 320, 1, None)
-    row = json.loads((run.path / "progress.jsonl").read_text().splitlines()[-1])
+    rows = run.progress()
     logged = {"world_model/transition_loss", "spi/zeta", "spi/verdict"}
-    assert {"timesteps", "seconds", "episodes", "return", "length", *logged} <= row.keys()
+    assert {"timesteps", "seconds", "episodes", "return", "length", *logged} <= {*rows.columns}
     assert (run.path / "evaluations.npz").exists()
     assert list((tmp_path / "runs/deepspi/tensorboard").rglob("events*"))

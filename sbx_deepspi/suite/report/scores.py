@@ -31,7 +31,7 @@ class Result:
     :param timesteps: so far
     :param rows: of its progress: numbers, NaN where there is none, and verdicts
     :param score: mean over the last tenth of its steps if it is done; NaN: there is none, or it is not
-    :param steps_per_second: of training; NaN: unknown
+    :param steps_per_second: of its program, with all runs that learned in it; NaN: unknown
     :param error: last line of what made it fail; empty: nothing did
     """
 
@@ -93,7 +93,7 @@ def result_of(run: Run) -> Result:
         timesteps=int(known.get("timesteps") or 0),
         rows=rows,
         score=last_mean(rows, run.folder.suite.score) if state == DONE else np.nan,
-        steps_per_second=float(known.get("steps_per_second") or np.nan),
+        steps_per_second=float(known.get("steps_per_second") or np.nan) * known.get("together", 1),
         error=error_lines[-1].strip() if error_lines else "",
     )
 

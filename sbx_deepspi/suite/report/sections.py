@@ -617,8 +617,8 @@ def certificates(subject: Subject) -> Section:
         return Section(name, title, "No run that is done has certificates: certificate_freq asks for them.")
     numbers["all"] = {"updates": np.array([n_updates]), "certified": np.array([n_certified])}
     found = (
-        f"Of {n_updates:,} updates that runs have noted, one for each hundredth of their steps, "
-        f"{n_certified:,} {'was' if n_certified == 1 else 'were'} certified to improve the policy. ζ is how much less "
+        f"Of {n_updates:,} updates with a certificate that runs have noted, at most one for each hundredth of their "
+        f"steps, {n_certified:,} {'was' if n_certified == 1 else 'were'} certified to improve the policy. ζ is how much less "
         "than in the latent model the real improvement may be, in units of return: the median over runs, each at its "
         "median over the last tenth of its steps; ∞ where a condition of the bound fails. A reason is counted wherever "
         "it is among those that a verdict names."
@@ -654,14 +654,14 @@ def speed(subject: Subject) -> Section:
         if set(cells) != {words.NONE}:
             rows.append((game, *cells))
     found = (
-        "Steps per second of training, medians over runs, with those that are not done as far as they got. Runs may "
-        "have shared a machine with others, or been on different ones: this compares algorithms only where they had "
-        "the same."
+        "Steps per second of the programs that trained, with all seeds that learned in one; medians over runs, with "
+        "those that are not done as far as they got. Programs may have shared a machine with others, or been on "
+        "different ones: this compares algorithms only where they had the same."
     )
     shown = {algorithm: np.array([run.steps_per_second for run in runs]) for algorithm, runs in of_runs.items()}
     picture = Picture(
         "speed",
-        "Steps per second of each run",
+        "Steps per second of each run's program",
         pictures.dots(shown, subject.styles, "steps per second"),
         "A dot for each run, in the order of seeds and games, and a line at the median.",
     )
