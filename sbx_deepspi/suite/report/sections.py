@@ -618,10 +618,10 @@ def certificates(subject: Subject) -> Section:
     numbers["all"] = {"updates": np.array([n_updates]), "certified": np.array([n_certified])}
     found = (
         f"Of {n_updates:,} updates with a certificate that runs have noted, at most one for each hundredth of their "
-        f"steps, {n_certified:,} {'was' if n_certified == 1 else 'were'} certified to improve the policy. ζ is how much "
-        "less than in the latent model the real improvement may be, in units of return: the median over runs, each at its "
-        "median over the last tenth of its steps; ∞ where a condition of the bound fails. A reason is counted wherever "
-        "it is among those that a verdict names."
+        f"steps, {n_certified:,} {'was' if n_certified == 1 else 'were'} certified to improve the policy. ζ is how "
+        "much less than in the latent model the real improvement may be, in units of return: the median over runs, "
+        "each at its median over the last tenth of its steps; ∞ where a condition of the bound fails. A reason is "
+        "counted wherever it is among those that a verdict names."
     )
     return Section(name, title, found, numbers=numbers, table=rows)
 
