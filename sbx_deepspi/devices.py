@@ -76,6 +76,8 @@ def variance(numbers: jax.Array, axis: int = 0) -> jax.Array:
     :param axis: over which, and over all devices
     :return: their variance, of one axis less
     """
+    if count() == 1:
+        return numbers.var(axis=axis)
     deviations = numbers - mean(numbers.mean(axis=axis, keepdims=True))
     return mean((deviations**2).mean(axis=axis))
 

@@ -24,9 +24,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sbx_deepspi import DeepMDP, DeepSPI, DreamSPI, devices, epochs, learn_together, programs
 from sbx_deepspi.collect.vec_env import observations_of
 from sbx_deepspi.devices import WHOLE
+from sbx_deepspi.sb3 import checks
 from sbx_deepspi.sb3.fused import environments_of
 from sbx_deepspi.segments import shuffled
-from tests.helpers import VECTOR, ToyEnv
+from tests.helpers import IMAGE, VECTOR, ToyEnv
 from tests.jax_envs import line_env
 
 N_DEVICES, N_ENVS, N_STEPS = 4, 8, 8
@@ -38,8 +39,11 @@ SMALL = dict(
 
 def model_of(algorithm: type[DeepSPI], **given: Any) -> DeepSPI:
     kwargs = SMALL["policy_kwargs"] | given.pop("policy_kwargs", {})
-    env = DummyVecEnv([partial(ToyEnv, VECTOR, spaces.Discrete(3), length=3 + i) for i in range(N_ENVS)])
-    return algorithm("MlpPolicy", env, **SMALL | given | dict(policy_kwargs=kwargs))
+    return algorithm("MlpPolicy", toy_env(), **SMALL | given | dict(policy_kwargs=kwargs))
+
+
+def toy_env() -> DummyVecEnv:
+    return DummyVecEnv([partial(ToyEnv, VECTOR, spaces.Discrete(3), length=3 + i) for i in range(N_ENVS)])
 
 
 def arguments_of(model: DeepSPI) -> tuple[Any, ...]:
@@ -74,12 +78,13 @@ def in_groups(program: Callable[..., Any], layouts_of: Callable[..., Any], argum
 
 
 def difference(first: Any, second: Any) -> float:
-    """The largest between numbers of two trees; infinite where one is not finite in the same way."""
+    """The largest between numbers of two trees, relative above 1; infinite where only one of them is not finite."""
 
     def of_leaves(a: Any, b: Any) -> float:
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         same = (a == b) | (np.isnan(a) & np.isnan(b))
-        apart = np.where(same, 0.0, np.abs(np.where(same, 0, a) - np.where(same, 0, b)))
+        a, b = np.where(same, 0, a), np.where(same, 0, b)
+        apart = np.abs(a - b) / np.maximum(1, np.abs(a))
         return float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
 
     return max(jax.tree.leaves(jax.tree.map(of_leaves, jax.device_get(first), jax.device_get(second))))
@@ -190,6 +195,15 @@ def check_deepmdp() -> dict[str, Any]:
     return {"difference": difference(ours, grouped), "difference from one device": difference(ours, alone)}
 
 
+def check_images() -> dict[str, Any]:
+    """In segments, whose room for ends of episodes is each device's own."""
+    env = DummyVecEnv([partial(ToyEnv, IMAGE, spaces.Discrete(2), length=3 + 4 * i) for i in range(N_ENVS)])
+    kwargs = dict(net_arch=[], transition_density="deterministic")
+    model = DeepSPI("CnnPolicy", env, **SMALL | dict(batch_size=32, n_epochs=1, policy_kwargs=kwargs))
+    ours, grouped = iterated(model, arguments := arguments_of(model))
+    return {"difference": difference(ours, grouped), "segment_length": arguments[-1].segment_length}
+
+
 def check_dreamspi() -> dict[str, Any]:
     model = model_of(DreamSPI, imagination_horizon=3, dyna=True, n_dreams=2)
     arguments = arguments_of(model)
@@ -259,29 +273,35 @@ def check_learning() -> dict[str, Any]:
         def _on_step(self) -> bool:
             return self.num_timesteps < 3 * N_ENVS
 
-    for name, env in {"host": None, "jit": line_env(N_ENVS)}.items():
-        model = model_of(DeepSPI) if env is None else DeepSPI("MlpPolicy", env, **SMALL)
-        model.learn(2 * N_STEPS * N_ENVS)
+    for name, make_env in {"host": toy_env, "jit": partial(line_env, N_ENVS)}.items():
+        model, whole = (DeepMDP("MlpPolicy", make_env(), **SMALL).learn(2 * N_STEPS * N_ENVS) for _ in range(2))
         found[name] = model.num_timesteps
         found[f"{name} on"] = len(jax.tree.leaves(model.policy.learner)[0].devices())
         with tempfile.TemporaryDirectory() as folder:
             model.save(f"{folder}/model")
             loaded = {
-                len(device) if device != "auto" else 1: DeepSPI.load(f"{folder}/model", model.env, device=device)
+                str(device): DeepMDP.load(f"{folder}/model", make_env(), device=device)
                 for device in ("auto", ["cpu:0", "cpu:1"], "all")
             }
-        copied = pickle.loads(pickle.dumps(model.policy.learner))
-        found[f"{name} loaded"] = [difference(one.policy.learner, copied) for one in loaded.values()]
-        found[f"{name} goes on"] = []
-        for one in (*loaded.values(), model):
+        found[f"{name} loaded"] = [difference(one.policy.learner, model.policy.learner) for one in loaded.values()]
+        copied = pickle.loads(pickle.dumps(loaded["all"]))
+        found[f"{name} copied on"] = copied.n_devices
+        with mock.patch.object(checks, "find_device", lambda name: jax.devices()[0] if "0" in name else None):
+            found[f"{name} copied where there is one"] = pickle.loads(pickle.dumps(model)).n_devices
+        observations = model.env.reset()
+        actions = [one.predict(observations, deterministic=True)[0] for one in (*loaded.values(), copied, model)]
+        found[f"{name} acts the same"] = all(np.array_equal(one, actions[0]) for one in actions)
+        for one in (*loaded.values(), copied, whole):
             one.learn(N_STEPS * N_ENVS, reset_num_timesteps=False)
-            found[f"{name} goes on"].append(one.num_timesteps)
-        last = list(loaded.values())[-1]
-        found[f"{name} resumed"] = difference(last.policy.learner, model.policy.learner)
-    stopped = DeepSPI("MlpPolicy", line_env(N_ENVS), **SMALL).learn(2 * N_STEPS * N_ENVS, callback=Stops())
+        found[f"{name} goes on"] = [one.num_timesteps for one in loaded.values()]
+        resumed = {"file": loaded["all"], "copy": copied}
+        found[f"{name} resumed"] = {
+            how: difference(one.policy.learner, whole.policy.learner) for how, one in resumed.items()
+        }
+    stopped = DeepMDP("MlpPolicy", line_env(N_ENVS), **SMALL).learn(2 * N_STEPS * N_ENVS, callback=Stops())
     found["stopped after"] = stopped.num_timesteps
     # the first steps of the rollout that the program has made
-    again = DeepSPI("MlpPolicy", line_env(N_ENVS), **SMALL)
+    again = DeepMDP("MlpPolicy", line_env(N_ENVS), **SMALL)
     again._setup_learn(10_000)
     state, static = again.state, dict(mesh=again.mesh, environments=environments_of(again.env, N_STEPS, N_DEVICES))
     arguments = again.put(

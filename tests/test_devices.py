@@ -64,8 +64,11 @@ def test_models_learn_and_are_saved_for_any_number_of_devices(found: Any, enviro
     found = found["learning"]
     assert found[environments] == 2 * 64 and found[f"{environments} on"] == 4
     assert found[f"{environments} loaded"] == [0, 0, 0]
-    assert found[f"{environments} goes on"] == [3 * 64] * 4
-    assert found["jit resumed"] == 0  # on as many devices, the run goes on as if it had not been interrupted
+    assert found[f"{environments} copied on"] == 4 and found[f"{environments} copied where there is one"] == 1
+    assert found[f"{environments} acts the same"]
+    assert found[f"{environments} goes on"] == [3 * 64] * 3
+    # on as many devices, the run goes on as if it had not been interrupted
+    assert found["jit resumed"] == {"file": 0, "copy": 0}
 
 
 def test_a_callback_stops_within_a_rollout(found: Any) -> None:
@@ -79,10 +82,11 @@ def test_bad_input_is_answered_in_one_sentence(found: Any) -> None:
 
 
 @pytest.mark.slow
-def test_certificates_and_dreams_are_those_of_groups_on_one_device() -> None:
-    found = on_four_devices("certificate", "dreamspi")
+def test_certificates_dreams_and_images_are_those_of_groups_on_one_device() -> None:
+    found = on_four_devices("certificate", "dreamspi", "images")
     certificate = found["certificate"]
     assert certificate["difference"] < 1e-4 and certificate["from one device"] < 1e-6 and certificate["finite"]
     for ours, alone in certificate["sampled"].values():
         assert ours == pytest.approx(alone, rel=0.1)
     assert found["dreamspi"]["difference"] < 1e-6 < found["dreamspi"]["moved"]
+    assert found["images"]["difference"] < 1e-6 and found["images"]["segment_length"] == 8

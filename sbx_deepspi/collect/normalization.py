@@ -46,8 +46,8 @@ class Moments(struct.PyTreeNode):
         n = len(batch) * devices.count()
         count = self.count + n
         delta = devices.mean(batch.mean(axis=0)) - self.mean
-        squares = devices.variance(batch) * n + delta**2 * (self.count * n / count)
-        variance = (self.variance * self.count + squares) / count
+        of_batch = devices.variance(batch)
+        variance = (self.variance * self.count + of_batch * n + delta**2 * (self.count * n / count)) / count
         return Moments(self.mean + delta * (n / count), variance, count)
 
 

@@ -278,8 +278,8 @@ def measure(
     return Measurement(
         ending.replace(end_value=end_value),
         StandardErrors(
-            jnp.sqrt(devices.variance(reward_errors) / n_sampled),
-            jnp.sqrt(devices.variance(transition_errors) / n_sampled),
+            jnp.sqrt(devices.variance(reward_errors)) / math.sqrt(n_sampled),
+            jnp.sqrt(devices.variance(transition_errors)) / math.sqrt(n_sampled),
             end_error,
         ),
         latent_return(networks, parameters, units, rollout, start_key, gamma),
@@ -377,7 +377,7 @@ def mean_false_alarm(
     ends = agent.end_probabilities(networks, parameters, next_latents)
     wrong = jnp.where(sample.dones, 0.0, ends)
     values = wrong_values(networks, parameters, units, model, next_latents, ends, wrong, key, gamma)
-    errors = jnp.sqrt(devices.variance(values, axis=1) / (len(wrong) * devices.count()))
+    errors = jnp.sqrt(devices.variance(values, axis=1)) / math.sqrt(len(wrong) * devices.count())
     return limited(devices.mean(values.mean(axis=1)), errors, largest_value(units.largest, gamma))
 
 

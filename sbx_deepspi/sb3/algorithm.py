@@ -921,7 +921,7 @@ class DeepSPI(PPO):
         return state | {"device_names": names, "_custom_logger": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        found = list(dict.fromkeys(map(checks.jax_device, state.pop("device_names"))))
+        found = checks.devices_again(state.pop("device_names"))
         self.jax_device, self.mesh = found[0], devices.mesh_of(found)
         vars(self).update(checkpoint.from_names(state))
         self.interruption = Interruption()

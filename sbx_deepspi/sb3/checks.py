@@ -98,6 +98,20 @@ def jax_devices(device: Any) -> list[jax.Device]:
     return devices
 
 
+def devices_again(names: list[str]) -> list[jax.Device]:
+    """
+    :param names: of the devices on which a model computed that was copied or pickled
+    :return: the same; one, with a warning, where JAX has not all of them here
+    """
+    if len(names) > 1 and None in map(find_device, names):
+        warnings.warn(
+            f"The model computed on {len(names)} devices, of which JAX has not all here: it goes on with one.",
+            stacklevel=4,
+        )
+        names = names[:1]
+    return jax_devices(names) if len(names) > 1 else [jax_device(names[0])]
+
+
 def divides_among_devices(n_envs: int, batch_size: int, n_devices: int) -> None:
     """
     :param n_envs: number of environments
@@ -140,9 +154,7 @@ def find_device(device: Any) -> jax.Device | None:
     if name == "auto":
         return jax.devices()[0]
     if name not in DEVICES or not (index or "0").isdecimal():
-        raise ValueError(
-            f"device must be 'auto' or one of {', '.join(map(repr, DEVICES))}, but got {str(device)!r}."
-        )
+        raise ValueError(f"device must be 'auto' or one of {', '.join(map(repr, DEVICES))}, but got {str(device)!r}.")
     platform = {"cuda": "gpu"}.get(name, name)
     try:
         return jax.devices(platform)[int(index or 0)]

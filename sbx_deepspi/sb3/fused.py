@@ -228,9 +228,10 @@ def memory_errors(model: Any, n_steps: int, states: Any, n_models: int = 1) -> I
     """
     observation = memory.bytes_of(observation_spec(model.observation_space))
     others = 4 * (math.prod(log_policy_shape(model.action_space)) + math.prod(action_shape(model.action_space)) + 10)
-    rollout = n_models * n_steps * model.n_envs * (2 * observation + others)
-    needed = memory.COPIES_OF_A_ROLLOUT * rollout + memory.bytes_of(states)
-    what = f"{n_steps} steps of {model.n_envs} environments"
+    n_envs = model.n_envs // model.n_devices
+    rollout = n_models * n_steps * n_envs * (2 * observation + others)
+    needed = memory.COPIES_OF_A_ROLLOUT * rollout + memory.bytes_of(states) // model.n_devices
+    what = f"{n_steps} steps of {n_envs} environments"
     memory.check(needed, model.jax_device, what)
     try:
         yield
