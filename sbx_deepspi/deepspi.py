@@ -158,10 +158,8 @@ def gradient(
     def gradient_of_part(transitions: Transitions, key: jax.Array) -> tuple[Parameters, Metrics]:
         return jax.grad(loss, argnums=1, has_aux=True)(networks, normalized, transitions, key, hyperparameters)
 
-    gradients, metrics = devices.mean(
-        mean_over_parts(gradient_of_part, minibatch, key, hyperparameters.microbatch_size)
-    )
-    (gradients,) = pull_back(gradients)
+    gradients, metrics = mean_over_parts(gradient_of_part, minibatch, key, hyperparameters.microbatch_size)
+    gradients, metrics = devices.mean((*pull_back(gradients), metrics))
     return gradients, metrics.replace(gradient_norm=optax.tree.norm(gradients))
 
 

@@ -31,9 +31,11 @@ from tests.helpers import IMAGE, VECTOR, ToyEnv
 from tests.jax_envs import line_env
 
 N_DEVICES, N_ENVS, N_STEPS = 4, 8, 8
+PPO = dict(reward_loss_coef=0, transition_loss_coef=0)
+PLAIN = dict(transition_density="normal", lipschitz_constant=None)  # compiles in half the time
 SMALL = dict(
     n_steps=N_STEPS, batch_size=16, n_epochs=2, learning_rate=1e-3, seed=0, device="all",
-    policy_kwargs=dict(net_arch=[6], features_extractor_kwargs=dict(features_dim=8)),
+    policy_kwargs=dict(net_arch=[], features_extractor_kwargs=dict(features_dim=8)) | PLAIN,
 )  # fmt: skip
 
 
@@ -55,9 +57,9 @@ def arguments_of(model: DeepSPI) -> tuple[Any, ...]:
     return jax.device_get((model.state, rollout, last_observations, model.hyperparameters()))
 
 
-def in_groups(program: Callable[..., Any], layouts_of: Callable[..., Any], arguments: Any) -> Any:
+def in_groups(program: Callable[..., Any], layouts: Any) -> Callable[..., Any]:
     """On one device, told to draw minibatches in as many groups: ``vmap`` fails where a result is not everybody's."""
-    takes, gives = layouts_of(*arguments)
+    takes, gives = layouts
 
     def axes_of(layouts: Any) -> Any:
         return jax.tree.map(lambda layout: len(layout) - 1 if layout else None, layouts)
@@ -73,8 +75,8 @@ def in_groups(program: Callable[..., Any], layouts_of: Callable[..., Any], argum
     def join(leaf: Any, axis: int) -> Any:
         return leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
 
-    mapped = jax.vmap(program, axes_of(takes), axes_of(gives), axis_name=devices.AXIS)
-    return jax.device_get(each(join, gives, jax.jit(mapped)(*each(split, takes, arguments))))
+    mapped = jax.jit(jax.vmap(program, axes_of(takes), axes_of(gives), axis_name=devices.AXIS))
+    return lambda *arguments: jax.device_get(each(join, gives, mapped(*each(split, takes, arguments))))
 
 
 def difference(first: Any, second: Any) -> float:
@@ -96,13 +98,18 @@ def iteration_alone(model: DeepSPI, arguments: Any) -> Any:
     return jax.jit(partial(program, update=type(model).update, projects=False))(*arguments)
 
 
-def iterated(model: DeepSPI, arguments: Any) -> tuple[Any, Any]:
+def iterations(model: DeepSPI, arguments: Any) -> Callable[..., tuple[Any, Any]]:
     """An iteration on all devices, and the same in groups on one."""
-    static = dict(update=type(model).update, projects=model.neighbourhood == "project")
-    takes, _ = programs.layouts_of_iteration(*arguments)
-    ours = model.policy.programs.iteration(*model.put(arguments, takes), mesh=model.mesh, **static)
-    program = partial(programs.iteration, model.policy.programs.networks, model.policy.programs.optimizer, **static)
-    return jax.device_get(ours), in_groups(program, programs.layouts_of_iteration, arguments)
+    of_model, static = model.policy.programs, dict(update=type(model).update, projects=model.neighbourhood == "project")
+    layouts = programs.layouts_of_iteration(*arguments)
+    program = partial(programs.iteration, of_model.networks, of_model.optimizer, **static)
+    grouped = in_groups(program, layouts)
+
+    def both(*arguments: Any) -> tuple[Any, Any]:
+        ours = of_model.iteration(*model.put(arguments, layouts[0]), mesh=model.mesh, **static)
+        return jax.device_get(ours), grouped(*arguments)
+
+    return both
 
 
 def check_deepspi() -> dict[str, Any]:
@@ -111,21 +118,22 @@ def check_deepspi() -> dict[str, Any]:
     arguments = arguments_of(model)
     state, rollout, last_observations, h = arguments
     parameters = state.learner.parameters
-    ours, grouped = iterated(model, arguments)
+    iterated = iterations(model, arguments)
+    ours, grouped = iterated(*arguments)
     found: dict[str, Any] = {"difference": difference(ours, grouped)}
     found["moved"] = difference(ours[0].learner.parameters, parameters)
 
-    drawn_back = iterated(model, (state, rollout, last_observations, h.replace(clip_range=0.002)))
+    drawn_back = iterated(state, rollout, last_observations, h.replace(clip_range=0.002))
     found["kept"] = [float(kept) for _, _, kept in drawn_back]
     found["difference where it is drawn back"] = difference(*drawn_back)
 
-    stopping = iterated(model, (state, rollout, last_observations, h.replace(target_kl=1e-6)))
+    stopping = iterated(state, rollout, last_observations, h.replace(target_kl=1e-6))
     found["stopped"] = [bool(report.epochs.stopped) for _, report, _ in stopping]
     found["difference where it stops"] = difference(*stopping)
 
     broken = rollout.observations.copy()
     broken[:, -1] = np.nan  # of the last device
-    ours, grouped = iterated(model, (state, rollout.replace(observations=broken), last_observations, h))
+    ours, grouped = iterated(state, rollout.replace(observations=broken), last_observations, h)
     found["faults"] = [int(report.epochs.faults.loss) for _, report, _ in (ours, grouped)]
     found["n_minibatches"] = int(ours[1].epochs.n_minibatches)
     found["moved by faulty steps"] = [
@@ -136,7 +144,7 @@ def check_deepspi() -> dict[str, Any]:
 
 def check_certificate() -> dict[str, Any]:
     """Of the same update on all devices, and in groups on one."""
-    kwargs = dict(transition_density="normal", lipschitz_policy=1.0)
+    kwargs = dict(lipschitz_constant=1.0, lipschitz_policy=1.0)
     model = model_of(DeepSPI, termination_model=True, policy_kwargs=kwargs)
     state, rollout, _, h = arguments_of(model)
     rollout = rollout.replace(terminated=rollout.truncated, truncated=np.zeros_like(rollout.truncated))
@@ -146,7 +154,7 @@ def check_certificate() -> dict[str, Any]:
     takes, _ = programs.layouts_of_certify(*arguments)
     ours = model.policy.programs.certify(*model.put(arguments, takes), mesh=model.mesh)
     networks = model.policy.programs.networks
-    grouped = in_groups(partial(programs.certify, networks), programs.layouts_of_certify, arguments)
+    grouped = in_groups(partial(programs.certify, networks), programs.layouts_of_certify(*arguments))(*arguments)
     alone = jax.jit(partial(programs.certify, networks))(*arguments)
     exact = [
         difference(one(ours), one(alone))
@@ -167,9 +175,9 @@ def check_certificate() -> dict[str, Any]:
 
 def check_deepmdp() -> dict[str, Any]:
     """Against the program of one device as it is, but for the order in which it draws: no noise in this algorithm."""
-    model = model_of(DeepMDP)
+    model = model_of(DeepMDP, policy_kwargs=dict(transition_density="deterministic"))
     arguments = arguments_of(model)
-    ours, grouped = iterated(model, arguments)
+    ours, grouped = iterations(model, arguments)(*arguments)
     state, rollout, last_observations, h = arguments
     n_own = rollout.rewards.size // N_DEVICES
 
@@ -200,14 +208,16 @@ def check_images() -> dict[str, Any]:
     env = DummyVecEnv([partial(ToyEnv, IMAGE, spaces.Discrete(2), length=3 + 4 * i) for i in range(N_ENVS)])
     kwargs = dict(net_arch=[], transition_density="deterministic")
     model = DeepSPI("CnnPolicy", env, **SMALL | dict(batch_size=32, n_epochs=1, policy_kwargs=kwargs))
-    ours, grouped = iterated(model, arguments := arguments_of(model))
+    arguments = arguments_of(model)
+    ours, grouped = iterations(model, arguments)(*arguments)
     return {"difference": difference(ours, grouped), "segment_length": arguments[-1].segment_length}
 
 
 def check_dreamspi() -> dict[str, Any]:
-    model = model_of(DreamSPI, imagination_horizon=3, dyna=True, n_dreams=2)
+    kwargs = dict(transition_density="mixture", lipschitz_constant=1.0)
+    model = model_of(DreamSPI, imagination_horizon=3, dyna=True, n_dreams=2, policy_kwargs=kwargs)
     arguments = arguments_of(model)
-    ours, grouped = iterated(model, arguments)
+    ours, grouped = iterations(model, arguments)(*arguments)
     return {
         "difference": difference(ours, grouped),
         "moved": difference(ours[0].learner.parameters, arguments[0].learner.parameters),
@@ -228,7 +238,7 @@ def check_fused() -> dict[str, Any]:
     program = partial(
         programs.fused_iteration, model.policy.programs.networks, model.policy.programs.optimizer, **static
     )
-    grouped = in_groups(program, programs.layouts_of_fused_iteration, arguments)
+    grouped = in_groups(program, programs.layouts_of_fused_iteration(*arguments))(*arguments)
     episodes = jax.device_get(ours[4])
     # what the devices count together is what the host counts
     counted = arguments[0].episodes.including(episodes.lengths, episodes.dones)
@@ -274,13 +284,13 @@ def check_learning() -> dict[str, Any]:
             return self.num_timesteps < 3 * N_ENVS
 
     for name, make_env in {"host": toy_env, "jit": partial(line_env, N_ENVS)}.items():
-        model, whole = (DeepMDP("MlpPolicy", make_env(), **SMALL).learn(2 * N_STEPS * N_ENVS) for _ in range(2))
+        model, whole = (DeepSPI("MlpPolicy", make_env(), **SMALL | PPO).learn(2 * N_STEPS * N_ENVS) for _ in range(2))
         found[name] = model.num_timesteps
         found[f"{name} on"] = len(jax.tree.leaves(model.policy.learner)[0].devices())
         with tempfile.TemporaryDirectory() as folder:
             model.save(f"{folder}/model")
             loaded = {
-                str(device): DeepMDP.load(f"{folder}/model", make_env(), device=device)
+                str(device): DeepSPI.load(f"{folder}/model", make_env(), device=device)
                 for device in ("auto", ["cpu:0", "cpu:1"], "all")
             }
         found[f"{name} loaded"] = [difference(one.policy.learner, model.policy.learner) for one in loaded.values()]
@@ -298,10 +308,10 @@ def check_learning() -> dict[str, Any]:
         found[f"{name} resumed"] = {
             how: difference(one.policy.learner, whole.policy.learner) for how, one in resumed.items()
         }
-    stopped = DeepMDP("MlpPolicy", line_env(N_ENVS), **SMALL).learn(2 * N_STEPS * N_ENVS, callback=Stops())
+    stopped = DeepSPI("MlpPolicy", line_env(N_ENVS), **SMALL | PPO).learn(2 * N_STEPS * N_ENVS, callback=Stops())
     found["stopped after"] = stopped.num_timesteps
     # the first steps of the rollout that the program has made
-    again = DeepMDP("MlpPolicy", line_env(N_ENVS), **SMALL)
+    again = DeepSPI("MlpPolicy", line_env(N_ENVS), **SMALL | PPO)
     again._setup_learn(10_000)
     state, static = again.state, dict(mesh=again.mesh, environments=environments_of(again.env, N_STEPS, N_DEVICES))
     arguments = again.put(
