@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import tensorflow_probability.substrates.jax as tfp
 from flax import struct
 
-from sbx_deepspi import losses
+from sbx_deepspi import devices, losses
 from sbx_deepspi.lipschitz import normalizer
 from sbx_deepspi.lipschitz.norms import limit_kernels, lipschitz_bound
 from sbx_deepspi.networks.choices import Choices
@@ -259,7 +259,7 @@ def decide(
     :return: sampled actions with what an update needs to know of them, and a key for the next ones
     """
     key, sample_key = jax.random.split(key)
-    return act(networks, parameters, encode(networks, parameters, observations), sample_key), key
+    return act(networks, parameters, encode(networks, parameters, observations), devices.own(sample_key)), key
 
 
 def most_likely_actions(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:

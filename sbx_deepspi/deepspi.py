@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sbx_deepspi import agent, losses
+from sbx_deepspi import agent, devices, losses
 from sbx_deepspi.agent import ModelLosses, Networks, PolicyTerms
 from sbx_deepspi.epochs import EpochsReport, epochs
 from sbx_deepspi.hyperparameters import Hyperparameters, Metrics
@@ -159,7 +159,7 @@ def gradient(
         return jax.grad(loss, argnums=1, has_aux=True)(networks, normalized, transitions, key, hyperparameters)
 
     gradients, metrics = mean_over_parts(gradient_of_part, minibatch, key, hyperparameters.microbatch_size)
-    (gradients,) = pull_back(gradients)
+    gradients, metrics = devices.mean((*pull_back(gradients), metrics))
     return gradients, metrics.replace(gradient_norm=optax.tree.norm(gradients))
 
 
@@ -234,7 +234,7 @@ def update(
         learner,
         normalizer.init(networks.lipschitz(learner.parameters), networks.latent_map),
         transitions,
-        key,
+        devices.own(key),
         n_epochs=h.n_epochs,
         batch_size=h.batch_size,
         target_kl=h.target_kl,

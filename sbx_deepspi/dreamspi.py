@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sbx_deepspi import agent, deepspi, losses
+from sbx_deepspi import agent, deepspi, devices, losses
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.deepspi import UpdateReport
 from sbx_deepspi.epochs import EpochsReport, epochs
@@ -195,7 +195,8 @@ def policy_step(
     h = hyperparameters
     if h.normalize_advantage:
         minibatch = minibatch.replace(advantages=losses.normalize(minibatch.advantages, minibatch.counts))
-    gradients, metrics = jax.grad(policy_loss, argnums=1, has_aux=True)(networks, learner.parameters, minibatch, h)
+    of_own = jax.grad(policy_loss, argnums=1, has_aux=True)(networks, learner.parameters, minibatch, h)
+    gradients, metrics = devices.mean(of_own)
     learner = optimizer.step(learner, gradients, h.step_sizes, only="policy")
     learner = learner.replace(parameters=agent.limit_policy(networks, learner.parameters))
     return learner, metrics.replace(gradient_norm=optax.tree.norm(gradients))
@@ -233,7 +234,7 @@ def update(
         step, networks, optimizer, learner, rollout, last_observations, reward_scale, model_key, h
     )
 
-    dreamt = dream(networks, learner.parameters, rollout, reward_scale, dream_key, h)
+    dreamt = dream(networks, learner.parameters, rollout, reward_scale, devices.own(dream_key), h)
 
     learner, of_policy = epochs(
         lambda learner, _, minibatch, key: policy_step(networks, optimizer, h, learner, minibatch),
@@ -242,7 +243,7 @@ def update(
         learner,
         None,
         dreamt,
-        policy_key,
+        devices.own(policy_key),
         n_epochs=1,
         batch_size=h.batch_size,
         target_kl=h.target_kl,
@@ -250,5 +251,5 @@ def update(
     )
     n_dreams = dreamt.rewards.size / h.dream.horizon
     assert dreamt.counts is not None
-    length, reward = dreamt.counts.sum() / n_dreams, losses.mean(dreamt.rewards, dreamt.counts)
+    length, reward = devices.mean((dreamt.counts.sum() / n_dreams, losses.mean(dreamt.rewards, dreamt.counts)))
     return learner, report.replace(dreams=DreamReport(of_policy, length, reward))

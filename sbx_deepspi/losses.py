@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sbx_deepspi import devices
+
 
 def reward_loss(predicted_rewards: jax.Array, rewards: jax.Array) -> jax.Array:
     """
@@ -109,25 +111,26 @@ def mean(numbers: jax.Array, counts: jax.Array | None = None) -> jax.Array:
     """
     :param numbers: shape (B,)
     :param counts: which of them count, bool, shape (B,); ``None``: all
-    :return: their mean, scalar; 0 where none counts
+    :return: their mean, scalar; 0 where none counts. Of several devices each has its part of it, whose mean is it
     """
     if counts is None:
         return numbers.mean()
-    return numbers.sum(where=counts) / jnp.maximum(counts.sum(), 1)
+    n_counted = jnp.maximum(devices.total(counts.sum()), 1)
+    return numbers.sum(where=counts) * devices.count() / n_counted
 
 
 def normalize(advantages: jax.Array, counts: jax.Array | None = None) -> jax.Array:
     """
-    Advantages with mean 0 and standard deviation 1 over the minibatch.
+    Advantages with mean 0 and standard deviation 1 over the minibatch, of all devices.
 
     :param advantages: Â, shape (B,)
     :param counts: which of them count, bool, shape (B,); ``None``: all
     :return: shape (B,); where B is 1, the advantage as it is
     """
-    if advantages.size <= 1:
+    if advantages.size * devices.count() <= 1:
         return advantages
-    deviations = advantages - mean(advantages, counts)
-    return deviations / (jnp.sqrt(mean(deviations**2, counts)) + 1e-8)
+    deviations = advantages - devices.mean(mean(advantages, counts))
+    return deviations / (jnp.sqrt(devices.mean(mean(deviations**2, counts))) + 1e-8)
 
 
 def utility(
@@ -205,11 +208,11 @@ def approximate_kl(log_ratios: jax.Array, counts: jax.Array | None = None) -> ja
 
 def explained_variance(values: jax.Array, returns: jax.Array) -> jax.Array:
     """
-    1 - Var(return - V) / Var(return).
+    1 - Var(return - V) / Var(return), over all devices.
 
     :param values: V(s) when the data was collected, shape (B,)
     :param returns: the TD(λ) targets, shape (B,)
     :return: scalar, at most 1; NaN where all returns are equal
     """
-    variance, unexplained = jnp.var(returns), jnp.var(returns - values)
+    variance, unexplained = devices.variance(returns), devices.variance(returns - values)
     return jnp.where(variance > 0, 1 - unexplained / variance, jnp.nan)

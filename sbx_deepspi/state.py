@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sbx_deepspi import devices
+from sbx_deepspi.devices import PER_ENV, WHOLE
 from sbx_deepspi.optimizer import Learner
 from sbx_deepspi.rollout import Array
 
@@ -42,7 +44,8 @@ class EpisodeStatistics(struct.PyTreeNode):
         :param ended: whether the step was its episode's last, bool, shape (T, N)
         :return: statistics after these steps
         """
-        window, ended, of_ended = len(self.lengths), ended.reshape(-1), lengths.reshape(-1)
+        window, steps = len(self.lengths), lengths[-1]
+        ended, of_ended = devices.together(ended).reshape(-1), devices.together(lengths).reshape(-1)
         number = self.n_ended + ended.cumsum() - 1
         n_ended = self.n_ended + ended.sum()
         # the last slot is for what is not kept: steps that ended nothing, and all but the newest episodes
@@ -53,7 +56,7 @@ class EpisodeStatistics(struct.PyTreeNode):
             kept[slot] = of_ended
         else:
             kept = jnp.append(self.lengths, 0).at[slot].set(of_ended)
-        return EpisodeStatistics(lengths[-1], kept[:-1], n_ended.astype(np.int32))
+        return EpisodeStatistics(steps, kept[:-1], n_ended.astype(np.int32))
 
     @property
     def mean_length(self) -> jax.Array:
@@ -89,10 +92,12 @@ class RewardStatistics(struct.PyTreeNode):
         :return: statistics of these rewards, too
         """
         # in units of the largest: squares of rewards above 1e19 would overflow
-        unit = jnp.maximum(jnp.maximum(jnp.abs(rewards).max(), self.root_mean_square), jnp.finfo(jnp.float32).tiny)
-        count = self.count + rewards.size
-        old, new = (self.root_mean_square / unit) ** 2, ((rewards / unit) ** 2).mean()
-        return RewardStatistics(unit * jnp.sqrt(old + (new - old) * (rewards.size / count)), count)
+        unit = jnp.maximum(devices.largest(jnp.abs(rewards).max()), self.root_mean_square)
+        unit = jnp.maximum(unit, jnp.finfo(jnp.float32).tiny)
+        size = rewards.size * devices.count()
+        count = self.count + size
+        old, new = (self.root_mean_square / unit) ** 2, devices.mean(((rewards / unit) ** 2).mean())
+        return RewardStatistics(unit * jnp.sqrt(old + (new - old) * (size / count)), count)
 
     @property
     def scale(self) -> jax.Array:
@@ -120,3 +125,12 @@ class TrainerState(struct.PyTreeNode):
     rewards: RewardStatistics
     n_epochs: Any
     environments: Any = None
+
+    @property
+    def layout(self) -> "TrainerState":
+        """
+        :return: which arrays every device has, and which are of its environments
+        """
+        episodes = EpisodeStatistics(PER_ENV, WHOLE, WHOLE)  # type: ignore[arg-type]
+        environments = None if self.environments is None else self.environments.layout
+        return TrainerState(WHOLE, WHOLE, episodes, WHOLE, WHOLE, environments)  # type: ignore[arg-type]

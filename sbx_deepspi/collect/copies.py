@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sbx_deepspi import devices
 from sbx_deepspi.collect.jax_env import JaxEnv, Observation
 from sbx_deepspi.collect.normalization import Normalization, Statistics
+from sbx_deepspi.devices import PER_ENV, WHOLE
 
 
 class CopiesState(struct.PyTreeNode):
@@ -37,6 +39,21 @@ class CopiesState(struct.PyTreeNode):
     returns: jax.Array
     first: Any
     statistics: Statistics | None
+
+    @property
+    def layout(self) -> "CopiesState":
+        """
+        :return: which arrays every device has, and which are of its environments
+        """
+        return CopiesState(
+            key=WHOLE,  # type: ignore[arg-type]
+            states=PER_ENV,
+            observations=PER_ENV,
+            lengths=PER_ENV,  # type: ignore[arg-type]
+            returns=PER_ENV,  # type: ignore[arg-type]
+            first=WHOLE,
+            statistics=None if self.statistics is None else self.statistics.layout,
+        )
 
 
 class Outcome(struct.PyTreeNode):
@@ -121,6 +138,7 @@ class Copies:
         :return: the new state, whose observations are those of the new episodes, and what the step gave
         """
         key, step_key, draw_key = jax.random.split(state.key, 3)
+        step_key, draw_key = devices.own(step_key), devices.own(draw_key)
         last_observations, states, rewards, terminated, truncated = jax.vmap(self._step_one)(
             jax.random.split(step_key, self.n_envs), state.states, actions
         )

@@ -32,16 +32,16 @@ class Environments:
 
 
 def collect(
-    networks: Networks, environments: Environments, parameters: Parameters, state: CopiesState, key: jax.Array
+    networks: Networks, parameters: Parameters, state: CopiesState, key: jax.Array, *, environments: Environments
 ) -> tuple[Rollout, Outcome, CopiesState, jax.Array]:
     """
     Run the behaviour policy.
 
     :param networks: without parameters
-    :param environments: what to run it in
     :param parameters: of the behaviour policy
     :param state: of the environments
     :param key: randomness of actions, used up
+    :param environments: what to run it in
     :return: T steps of N environments; what the host is told of them, without s', arrays of shape (T, N); the
         environments' state after them; and a key
     """

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sbx_deepspi import devices
+from sbx_deepspi.devices import PER_ENV, WHOLE
+
 FIRST_COUNT = 1e-4
 """Observations that count as seen before the first, as in SB3's ``RunningMeanStd``."""
 
@@ -36,14 +39,15 @@ class Moments(struct.PyTreeNode):
         """
         Chan et al. (1979), the parallel formula.
 
-        :param batch: shape (N, ...)
+        :param batch: shape (N, ...), of each device
         :return: mean and variance of these arrays, too
         """
         batch = batch.astype(jnp.float32)
-        n = len(batch)
+        n = len(batch) * devices.count()
         count = self.count + n
-        delta = batch.mean(axis=0) - self.mean
-        variance = (self.variance * self.count + batch.var(axis=0) * n + delta**2 * (self.count * n / count)) / count
+        delta = devices.mean(batch.mean(axis=0)) - self.mean
+        of_batch = devices.variance(batch)
+        variance = (self.variance * self.count + of_batch * n + delta**2 * (self.count * n / count)) / count
         return Moments(self.mean + delta * (n / count), variance, count)
 
 
@@ -59,6 +63,13 @@ class Statistics(struct.PyTreeNode):
     observations: Any
     discounted: jax.Array
     returns: Moments | None
+
+    @property
+    def layout(self) -> "Statistics":
+        """
+        :return: which arrays every device has, and which are of its environments
+        """
+        return Statistics(WHOLE, PER_ENV, WHOLE)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sbx_deepspi import agent
+from sbx_deepspi import agent, devices
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.guarantee.bound import (
     ModelErrors,
@@ -149,7 +149,7 @@ def certify(
     The certificate of one update, on the rollout that it learned from.
 
     D_IR is over all of the rollout's states, L_end over all ends of episodes in it; L_R and L_P are estimated on
-    :data:`N_SAMPLED` of its transitions.
+    :data:`N_SAMPLED` of its transitions. Of several devices each looks at its environments, and samples its share.
 
     :param networks: with a world model
     :param behaviour: parameters of π_b and its model
@@ -162,7 +162,7 @@ def certify(
     :return: scalars, in the rewards' own units
     """
     # one after the other through one program, not two copies of it
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour, updated)
+    both, key = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour, updated), devices.own(key)
     measurements = jax.lax.map(
         lambda model: measure(networks, model[0], model[1], rollout, average_episode_length, key, gamma),
         (both, jnp.stack(reward_scales)),
@@ -182,7 +182,7 @@ def certify(
         standard_errors=after.standard_errors,
         value_lipschitz=value_lipschitz(model, gamma),
         average_episode_length=average_episode_length,
-        episode_ended=jnp.any(rollout.dones),
+        episode_ended=devices.total(rollout.dones.sum()) > 0,
         zeta=zeta(model, behaviour_model),
         paper_zeta=paper_return_gap(model, average_episode_length, ratio.sup, gamma)
         + paper_return_gap(behaviour_model, average_episode_length, 1.0, gamma),
@@ -206,7 +206,8 @@ def importance_ratios(networks: Networks, updated: Parameters, rollout: Rollout)
     latents = agent.encode(networks, updated, flat.observations)
     distribution, _ = agent.policy_and_values(networks, updated, latents)
     log_policy = agent.log_policy(distribution, jnp.asarray(flat.actions))
-    return importance_ratio_range(log_policy, flat.log_policy, networks.actor.choices)
+    of_own = importance_ratio_range(log_policy, flat.log_policy, networks.actor.choices)
+    return RatioRange(inf=devices.smallest(of_own.inf), sup=devices.largest(of_own.sup))
 
 
 def measure(
@@ -236,14 +237,15 @@ def measure(
     bounds = agent.lipschitz_bounds(networks, parameters)
 
     # the greatest of random numbers: XLA draws without replacement by sorting, which takes twice as long
-    n_sampled = min(N_SAMPLED, len(flat.rewards))
-    _, chosen = jax.lax.top_k(jax.random.uniform(sample_key, flat.rewards.shape), n_sampled)
+    n_of_own = min(share_of(N_SAMPLED), len(flat.rewards))
+    n_sampled = n_of_own * devices.count()
+    _, chosen = jax.lax.top_k(jax.random.uniform(sample_key, flat.rewards.shape), n_of_own)
     sample = jax.tree.map(lambda array: array[chosen], flat)
     latents, next_latents = (
         agent.encode(networks, parameters, observations)
         for observations in (sample.observations, sample.next_observations)
     )
-    largest = jnp.abs(flat.rewards).max() if networks.has_ends else jnp.inf
+    largest = devices.largest(jnp.abs(flat.rewards).max()) if networks.has_ends else jnp.inf
     units = RewardUnits(reward_scale, largest)
     rewards, predicted = agent.predict(networks, parameters, latents, sample.actions, step_key)
     reward_errors = jnp.abs(units.of(rewards) - sample.rewards)
@@ -251,8 +253,8 @@ def measure(
     transition_errors = distances(predicted, next_latents)
 
     endless = ModelErrors(
-        reward_error=reward_errors.mean(),
-        transition_error=transition_errors.mean(),
+        reward_error=devices.mean(reward_errors.mean()),
+        transition_error=devices.mean(transition_errors.mean()),
         end_value=0.0,
         reward_lipschitz=reward_scale * bounds.reward.under(bounds.policy),
         transition_lipschitz=bounds.transition.under(bounds.policy),
@@ -272,17 +274,27 @@ def measure(
         end_value += length * false_value
         end_error = jnp.hypot(end_error, length * false_error)
         endless_end_value, _ = mean_end_value(networks, parameters, units, flat, endless, never, end_key, gamma)
-        end_probability_error = jnp.abs(sample.terminated - end_probabilities(next_latents)).mean()
+        end_probability_error = devices.mean(jnp.abs(sample.terminated - end_probabilities(next_latents)).mean())
     return Measurement(
         ending.replace(end_value=end_value),
         StandardErrors(
-            reward_errors.std() / math.sqrt(n_sampled), transition_errors.std() / math.sqrt(n_sampled), end_error
+            jnp.sqrt(devices.variance(reward_errors)) / math.sqrt(n_sampled),
+            jnp.sqrt(devices.variance(transition_errors)) / math.sqrt(n_sampled),
+            end_error,
         ),
         latent_return(networks, parameters, units, rollout, start_key, gamma),
         endless.replace(end_value=endless_end_value),
         end_probability_error,
         bounds.termination,
     )
+
+
+def share_of(number: int) -> int:
+    """
+    :param number: of all devices
+    :return: of each of them, together no less
+    """
+    return -(-number // devices.count())
 
 
 def never(latents: jax.Array) -> jax.Array:
@@ -365,8 +377,8 @@ def mean_false_alarm(
     ends = agent.end_probabilities(networks, parameters, next_latents)
     wrong = jnp.where(sample.dones, 0.0, ends)
     values = wrong_values(networks, parameters, units, model, next_latents, ends, wrong, key, gamma)
-    errors = values.std(axis=1) / math.sqrt(len(wrong))
-    return limited(values.mean(axis=1), errors, largest_value(units.largest, gamma))
+    errors = jnp.sqrt(devices.variance(values, axis=1)) / math.sqrt(len(wrong) * devices.count())
+    return limited(devices.mean(values.mean(axis=1)), errors, largest_value(units.largest, gamma))
 
 
 def mean_end_value(
@@ -414,8 +426,11 @@ def mean_end_value(
         return n, mean + difference * n_here / n, squares
 
     nothing = jnp.float32(0), jnp.zeros(2), jnp.zeros(2)
-    count, means, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, nothing)
-    known = (n_ends > 0) & jnp.isfinite(means)
+    n, own_means, squares = jax.lax.fori_loop(0, -(-n_ends // N_AT_A_TIME), add_some, nothing)
+    count = devices.total(n)
+    means = devices.total(n / jnp.maximum(count, 1) * own_means)
+    squares = devices.total(squares + n * (own_means - means) ** 2)
+    known = (count > 0) & jnp.isfinite(means)
     means, errors = (
         jnp.where(known, numbers, jnp.inf) for numbers in (means, jnp.sqrt(squares) / jnp.maximum(count, 1))
     )
@@ -438,13 +453,15 @@ def latent_return(
     """
     # the observation after an end begins an episode; a rollout's first row may be anywhere in one
     begins = jnp.concatenate([jnp.zeros_like(rollout.dones[:1]), rollout.dones[:-1]]).reshape(-1)
-    (starts,) = jnp.nonzero(begins, size=N_STARTS, fill_value=0)
+    n_starts = share_of(N_STARTS)
+    (starts,) = jnp.nonzero(begins, size=n_starts, fill_value=0)
     flat = rollout.flat()
     latents = agent.encode(networks, parameters, jax.tree.map(lambda array: array[starts], flat.observations))
     imagined = imagine(networks, parameters, latents, HORIZON, key)
     _, last_values = agent.policy_and_values(networks, parameters, imagined.next_observations[-1])
     returns = discounted_returns(imagined.replace(rewards=units.of(imagined.rewards)), last_values, gamma)
-    return returns.mean(where=jnp.arange(N_STARTS) < begins.sum())
+    is_start = jnp.arange(n_starts) < begins.sum()
+    return devices.total(returns.sum(where=is_start)) / devices.total(is_start.sum())
 
 
 def distances(latents: jax.Array, others: jax.Array) -> jax.Array:

@@ -167,7 +167,7 @@ def load(
             if (given := getattr(model, name, None)) is not None and not checkpoint.missing_in(given):
                 getattr(model, function)(1.0)  # whether it is one shows when it is called
         if "seed" not in changes:
-            model.key, model.policy.key = jax.device_put((key, prediction_key), model.jax_device)
+            model.key, model.policy.key = model.put((key, prediction_key))
     model._environment_tensors = environments
     if env is not None:
         if model._last_obs is not None:

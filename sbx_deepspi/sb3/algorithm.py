@@ -1,7 +1,7 @@
 """DeepSPI as SB3 knows it: collect → update → certify → log, save and load."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -17,9 +17,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sbx_deepspi import deepspi, ops, valid
+from sbx_deepspi import deepspi, devices, ops, valid
 from sbx_deepspi.collect import vec_env
 from sbx_deepspi.collect.jax_env import JaxEnv
+from sbx_deepspi.devices import PER_ENV, PER_STEP, WHOLE
 from sbx_deepspi.envs.jitted.make import is_jax_env_id, make_jax_env
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv, inside_jit
 from sbx_deepspi.epochs import EpochsReport
@@ -108,7 +109,8 @@ class DeepSPI(PPO):
     :param verbose: 0 for no output, 1 for information, 2 for debugging
     :param seed: seed of all pseudo-random generators
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"``: where JAX computes; its first device, with a
-        warning, where it has not that one
+        warning, where it has not that one. ``"all"``, or a list such as ``["cuda:0", "cuda:1"]``: several devices, each
+        with its share of the environments and of each minibatch; they make together the steps that one would make
     :param reward_loss_coef: α_R, in [0, 1]
     :param transition_loss_coef: α_P, in [0, 1]
     :param gradient_penalty_coef: weight of a penalty on slopes of the world model above 1, the alternative to Lipschitz
@@ -169,7 +171,7 @@ class DeepSPI(PPO):
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
         seed: int | None = None,
-        device: th.device | str = "auto",
+        device: th.device | str | Sequence[str] = "auto",
         reward_loss_coef: float = 0.01,
         transition_loss_coef: float = 5e-4,
         gradient_penalty_coef: float | None = None,
@@ -196,7 +198,8 @@ class DeepSPI(PPO):
         batch_size = settings["batch_size"]
         valid.positive_integer(batch_size=batch_size, stats_window_size=stats_window_size)
         ops.keep_compiled_programs()
-        self.jax_device = checks.jax_device(device)
+        found = checks.jax_devices(device)
+        self.jax_device, self.mesh = found[0], devices.mesh_of(found)
         n_envs = env.num_envs if isinstance(env, VecEnv) else 1
         with warnings.catch_warnings():
             # load() comes here with default arguments: _setup_model warns when it knows the real ones
@@ -220,7 +223,7 @@ class DeepSPI(PPO):
             )
         self.device = th.device("cpu")  # where SB3 holds tensors; jax_device is where DeepSPI computes
         if verbose >= 1:
-            print(f"{type(self).__name__} computes on {self.jax_device}")
+            print(f"{type(self).__name__} computes on {', '.join(map(str, found))}")
         self._automatic_n_steps = n_steps is None
         self.target_kl = target_kl
         self._stats_window_size = stats_window_size
@@ -290,6 +293,8 @@ class DeepSPI(PPO):
         )
         checks.rollout_size(self.n_steps, self.n_envs)
         checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
+        if self.env is not None:  # to predict, no environments are shared
+            checks.divides_among_devices(self.n_envs, self.batch_size, self.n_devices)
         valid.positive(
             clip_range_vf=self.clip_range_vf,
             max_grad_norm=self.max_grad_norm,
@@ -318,7 +323,22 @@ class DeepSPI(PPO):
             self.policy = self._make_policy(self.learns_model)
             with jax.default_device(self.jax_device):
                 self.key = self.policy.build(self.key, self.step_sizes(1.0))
-        self.policy.learner, self.key = jax.device_put((self.policy.learner, self.key), self.jax_device)
+        self.policy.learner, self.key = self.put((self.policy.learner, self.key))
+
+    @property
+    def n_devices(self) -> int:
+        """
+        :return: number of devices, each of which has its share of the environments
+        """
+        return 1 if self.mesh is None else self.mesh.size
+
+    def put(self, tree: Any, layouts: Any = WHOLE) -> Any:
+        """
+        :param tree: of arrays, wherever they are
+        :param layouts: see :mod:`sbx_deepspi.devices`
+        :return: the arrays on the devices where JAX computes
+        """
+        return devices.put(tree, layouts, self.jax_device if self.mesh is None else self.mesh)
 
     def _setup_lr_schedule(self) -> None:
         """Nothing to do: the schedule is made from the learning rate whenever it is asked for."""
@@ -556,6 +576,8 @@ class DeepSPI(PPO):
                 f"{type(self).__name__} was made with termination_model={policy.termination_model}, but now it is "
                 f"{self.termination_model!r}: give it when the model is made."
             )
+        checks.divides_among_devices(self.n_envs, self.batch_size, self.n_devices)
+        batch_size = self.batch_size // self.n_devices
         networks, large_images = policy.programs.networks, policy.encodes_images
         n_numbers = max(policy.n_image_numbers, networks.n_predicted if networks.latent_map else 0)
         given = Hyperparameters(
@@ -570,12 +592,12 @@ class DeepSPI(PPO):
             transition_loss_coef=self.transition_loss_coef,
             target_kl=self.target_kl,
             gradient_penalty_coef=self.gradient_penalty_coef if policy.world_model else None,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             n_epochs=self.n_epochs,
             normalize_advantage=self.normalize_advantage,
             microbatch_size=ops.microbatch_size(self.jax_device.platform, n_numbers),
             segment_length=segment_length(
-                large_images and policy.world_model, self._n_collected // self.n_envs, self.batch_size
+                large_images and policy.world_model, self._n_collected // self.n_envs, batch_size
             ),
         )
         return jax.tree.map(float, given)  # also a 1 that stands for 1.0, which would be another type to the compiler
@@ -617,12 +639,15 @@ class DeepSPI(PPO):
         hyperparameters = self.hyperparameters()
         before = self.state
         last_observations = vec_env.observations_of(self._last_obs, self.observation_space, self.n_envs)
-        before, rollout, last_observations = jax.device_put((before, self.rollout, last_observations), self.jax_device)
+        before, rollout, last_observations = self.put(
+            (before, self.rollout, last_observations), (before.layout, PER_STEP, PER_ENV)
+        )
         state, report, kept = self.policy.programs.iteration(
             before,
             rollout,
             last_observations,
             hyperparameters,
+            mesh=self.mesh,
             update=type(self).update,
             projects=self.neighbourhood == "project",
         )
@@ -636,6 +661,7 @@ class DeepSPI(PPO):
                 (before.rewards.scale, state.rewards.scale),
                 certificate_key(before),
                 hyperparameters.gamma,
+                mesh=self.mesh,
             )
         return Made.to_host(state, hyperparameters, report, kept, certificate)[0]
 
@@ -807,12 +833,11 @@ class DeepSPI(PPO):
         merged = {name: checkpoint.merge(own[name], given.get(name, {}), exact_match) for name in own}
         checkpoint.finite(merged["policy"], merged["policy.optimizer"])
         learner = self.policy.learner
-        self.policy.learner = jax.device_put(
+        self.policy.learner = self.put(
             learner.replace(
                 parameters=checkpoint.unflatten(merged["policy"], learner.parameters),
                 optimizer_state=checkpoint.unflatten(merged["policy.optimizer"], learner.optimizer_state),
-            ),
-            self.jax_device,
+            )
         )
 
     def save(
@@ -848,7 +873,7 @@ class DeepSPI(PPO):
         cls: type[SelfDeepSPI],
         path: Any,
         env: GymEnv | None = None,
-        device: th.device | str = "auto",
+        device: th.device | str | Sequence[str] = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool | None = None,
@@ -860,7 +885,7 @@ class DeepSPI(PPO):
 
         :param path: of the file, or a file open for reading
         :param env: what to go on learning from; ``None``: for predictions only
-        :param device: where JAX computes
+        :param device: where JAX computes, whatever it computed on when the model was saved
         :param custom_objects: attributes to take from here instead of from the file
         :param print_system_info: print the system that saved the model, and this one
         :param force_reset: reset the environment before learning goes on; if not, it is put into the state in which
@@ -889,16 +914,18 @@ class DeepSPI(PPO):
         """
         :return: what pickle and deepcopy take: all but what only this program has, such as the logger
         """
-        live = {"jax_device", "interruption", "_rollout", "_made", "_logger"}
+        live = {"jax_device", "mesh", "interruption", "_rollout", "_made", "_logger"}
         state = {name: checkpoint.to_names(value) for name, value in vars(self).items() if name not in live}
-        device = f"{self.jax_device.platform}:{self.jax_device.id}"
-        return state | {"device_name": device, "_custom_logger": False}
+        found = [self.jax_device] if self.mesh is None else list(self.mesh.devices)
+        names = [f"{device.platform}:{device.id}" for device in found]
+        return state | {"device_names": names, "_custom_logger": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.jax_device = checks.jax_device(state.pop("device_name"))
+        found = checks.devices_again(state.pop("device_names"))
+        self.jax_device, self.mesh = found[0], devices.mesh_of(found)
         vars(self).update(checkpoint.from_names(state))
         self.interruption = Interruption()
-        self.policy.learner, self.key = jax.device_put((self.policy.learner, self.key), self.jax_device)
+        self.policy.learner, self.key = self.put((self.policy.learner, self.key))
 
     def _excluded_save_params(self) -> list[str]:
         # what only a running program has, or is made anew from the arguments that it comes from
@@ -907,6 +934,7 @@ class DeepSPI(PPO):
             *(
                 "policy",
                 "jax_device",
+                "mesh",
                 "interruption",
                 "certificate",
                 "episodes",

@@ -76,10 +76,78 @@ def rollout_size(n_steps: int, n_envs: int) -> None:
         raise ValueError(f"A rollout must have less than 2^31 transitions, but got n_steps={n_steps}, n_envs={n_envs}.")
 
 
+def jax_devices(device: Any) -> list[jax.Device]:
+    """
+    :param device: what :func:`jax_device` takes; ``"all"``: every device of this process; or a list of names
+    :return: the devices on which JAX computes
+    :raises ValueError: a name is no device's, or one of a list is not there, or is there twice
+    """
+    if not isinstance(device, (list, tuple)):
+        return jax.local_devices() if str(device) == "all" else [jax_device(device)]
+    if not device:
+        raise ValueError("device must name one device at least, but is an empty list.")
+    devices: list[jax.Device] = []
+    for name in device:
+        found = find_device(name)
+        if found is None:
+            there = ", ".join(map(str, jax.devices()))
+            raise ValueError(f"JAX has no device {str(name)!r} here, only {there}: leave it out, or use device='all'.")
+        if found in devices:
+            raise ValueError(f"device={device!r} names {found} twice: each device has environments of its own.")
+        devices.append(found)
+    return devices
+
+
+def devices_again(names: list[str]) -> list[jax.Device]:
+    """
+    :param names: of the devices on which a model computed that was copied or pickled
+    :return: the same; one, with a warning, where JAX has not all of them here
+    """
+    if len(names) > 1 and None in map(find_device, names):
+        warnings.warn(
+            f"The model computed on {len(names)} devices, of which JAX has not all here: it goes on with one.",
+            stacklevel=4,
+        )
+        names = names[:1]
+    return jax_devices(names) if len(names) > 1 else [jax_device(names[0])]
+
+
+def divides_among_devices(n_envs: int, batch_size: int, n_devices: int) -> None:
+    """
+    :param n_envs: number of environments
+    :param batch_size: transitions in a minibatch
+    :param n_devices: number of devices
+    :raises ValueError: they do not get equal shares
+    """
+    for name, number in {"n_envs": n_envs, "batch_size": batch_size}.items():
+        if number % n_devices:
+            raise ValueError(
+                f"{name} must be a multiple of the {n_devices} devices, which get equal shares, but is {number}: "
+                f"choose {-(-number // n_devices) * n_devices}, or fewer devices (device=...)."
+            )
+
+
 def jax_device(device: Any) -> jax.Device:
     """
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``, ``"gpu"`` or a ``torch.device``
     :return: the device on which JAX computes; its first one, with a warning, where it has not the one asked for
+    :raises ValueError: the name is no device's
+    """
+    found = find_device(device)
+    if found is None:
+        found = jax.devices()[0]
+        warnings.warn(
+            f"JAX has no device {str(device)!r} here, only {', '.join(map(str, jax.devices()))}: it computes on "
+            f"{found}. For an accelerator, install JAX for it (pip install 'jax[cuda12]').",
+            stacklevel=4,
+        )
+    return found
+
+
+def find_device(device: Any) -> jax.Device | None:
+    """
+    :param device: as :func:`jax_device` takes it
+    :return: the device; ``None``: JAX has not that one
     :raises ValueError: the name is no device's
     """
     name, _, index = str(device).partition(":")
@@ -91,13 +159,7 @@ def jax_device(device: Any) -> jax.Device:
     try:
         return jax.devices(platform)[int(index or 0)]
     except (RuntimeError, IndexError):
-        found = jax.devices()[0]
-        warnings.warn(
-            f"JAX has no device {str(device)!r} here, only {', '.join(map(str, jax.devices()))}: it computes on "
-            f"{found}. For an accelerator, install JAX for it (pip install 'jax[cuda12]').",
-            stacklevel=4,
-        )
-        return found
+        return None
 
 
 DEVICES = ("cpu", "cuda", "gpu", "tpu", "mps", "rocm", "xpu", "metal")

@@ -6,6 +6,7 @@ rollout; then :meth:`~sbx_deepspi.DeepSPI.train` takes over what the program has
 """
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from sbx_deepspi.collect.copies import Outcome
 from sbx_deepspi.collect.jitted import Environments
 from sbx_deepspi.collect.vec_env import observation_spec
 from sbx_deepspi.deepspi import UpdateReport
+from sbx_deepspi.devices import WHOLE
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv, inside_jit
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
@@ -90,14 +92,16 @@ class NotOnHost:
         )
 
 
-def environments_of(env: JaxVecEnv, n_steps: int) -> Environments:
+def environments_of(env: JaxVecEnv, n_steps: int, n_devices: int = 1) -> Environments:
     """
     :param env: environments inside jit
     :param n_steps: T
-    :return: what a program collects rollouts from
+    :param n_devices: that share them
+    :return: what a program collects rollouts from on each device
     """
+    copies = dataclasses.replace(env.copies, n_envs=env.num_envs // n_devices)
     return Environments(
-        env.copies, InSpace(to_networks, env.observation_space), InSpace(to_environment, env.action_space), n_steps
+        copies, InSpace(to_networks, env.observation_space), InSpace(to_environment, env.action_space), n_steps
     )
 
 
@@ -128,11 +132,12 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     learner = model.policy.learner
     try:
         is_certified = model.is_certified()
-        arguments = jax.device_put((before, hyperparameters, is_certified), model.jax_device)
+        arguments = model.put((before, hyperparameters, is_certified), (before.layout, WHOLE, WHOLE))
         with memory_errors(model, n_steps, before.environments):
             state, report, kept, certificate, episodes = model.policy.programs.fused_iteration(
                 *arguments,
-                environments=environments_of(env, n_steps),
+                mesh=model.mesh,
+                environments=environments_of(env, n_steps, model.n_devices),
                 update=type(model).update,
                 projects=model.neighbourhood == "project",
             )
@@ -223,9 +228,10 @@ def memory_errors(model: Any, n_steps: int, states: Any, n_models: int = 1) -> I
     """
     observation = memory.bytes_of(observation_spec(model.observation_space))
     others = 4 * (math.prod(log_policy_shape(model.action_space)) + math.prod(action_shape(model.action_space)) + 10)
-    rollout = n_models * n_steps * model.n_envs * (2 * observation + others)
-    needed = memory.COPIES_OF_A_ROLLOUT * rollout + memory.bytes_of(states)
-    what = f"{n_steps} steps of {model.n_envs} environments"
+    n_envs = model.n_envs // model.n_devices
+    rollout = n_models * n_steps * n_envs * (2 * observation + others)
+    needed = memory.COPIES_OF_A_ROLLOUT * rollout + memory.bytes_of(states) // model.n_devices
+    what = f"{n_steps} steps of {n_envs} environments"
     memory.check(needed, model.jax_device, what)
     try:
         yield
@@ -281,17 +287,16 @@ def _make_again(model: Any, env: JaxVecEnv, episodes: Any, n_steps: int) -> None
     :param episodes: of the whole rollout
     :param n_steps: how many were made before the stop
     """
-    environments = environments_of(env, n_steps)
-    observations = model._last_obs
-    for _ in range(n_steps):
-        decision, model.key = model.policy.programs.decide(
-            model.policy.learner.parameters, environments.observed(observations), model.key
-        )
-        env.step(np.asarray(environments.acted(decision.actions)))
-        assert env.state is not None
-        observations = env.state.observations
+    state = model.state
+    parameters, copies, key = model.put(
+        (state.learner.parameters, state.environments, state.key), (WHOLE, state.environments.layout, WHOLE)
+    )
+    environments = environments_of(env, n_steps, model.n_devices)
+    _, _, env.state, model.key = model.policy.programs.collect(
+        parameters, copies, key, mesh=model.mesh, environments=environments
+    )
     model.episodes = model.episodes.including(episodes.lengths[:n_steps], episodes.dones[:n_steps])
-    model._last_obs, model._last_episode_starts = observations, episodes.dones[n_steps - 1]
+    model._last_obs, model._last_episode_starts = env.state.observations, episodes.dones[n_steps - 1]
 
 
 def check_finite(episodes: Outcome, number: int, whose: str = "") -> None:

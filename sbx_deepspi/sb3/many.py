@@ -125,6 +125,11 @@ def check_models(models: list[DeepSPI]) -> None:
                 f"Model {index} learns from {type(model.env).__name__}, which is not inside jit: make its environments "
                 "with make_jax_env or JaxVecEnv, without wrappers."
             )
+        if model.mesh is not None:
+            raise ValueError(
+                f"Model {index} computes on {model.n_devices} devices: models do not learn together on several devices "
+                "yet, make them with device='auto'."
+            )
         if any(model.env is other.env or model is other for other in models[:index]):
             raise ValueError(f"Model {index} shares its environments with another: make some for each.")
         differs = next((name for name, value in _compiled(model).items() if value != _compiled(first)[name]), None)
