@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CHECKS = ("deepspi", "deepmdp", "fused", "work", "learning", "bad_input")
+CHECKS = ("deepmdp", "work", "bad_input")
+SLOW_CHECKS = ("deepspi", "fused", "learning")
 
 
 def on_four_devices(*checks: str) -> Any:
@@ -31,8 +32,14 @@ def found() -> Any:
     return on_four_devices(*CHECKS)
 
 
-def test_an_update_is_that_of_groups_on_one_device(found: Any) -> None:
-    found = found["deepspi"]
+@pytest.fixture(scope="module")
+def found_slowly() -> Any:
+    return on_four_devices(*SLOW_CHECKS)
+
+
+@pytest.mark.slow
+def test_an_update_is_that_of_groups_on_one_device(found_slowly: Any) -> None:
+    found = found_slowly["deepspi"]
     assert found["difference"] < 1e-6 and found["moved"] > 1e-3
     assert found["kept"][0] == pytest.approx(found["kept"][1]) and 0 < found["kept"][0] < 1
     assert found["difference where it is drawn back"] < 1e-6
@@ -46,8 +53,9 @@ def test_one_device_that_knows_nothing_of_groups_gives_the_same_from_the_same_mi
     assert found["deepmdp"]["difference from one device"] < 1e-6
 
 
-def test_environments_inside_jit_are_collected_where_they_are_learned_from(found: Any) -> None:
-    found = found["fused"]
+@pytest.mark.slow
+def test_environments_inside_jit_are_collected_where_they_are_learned_from(found_slowly: Any) -> None:
+    found = found_slowly["fused"]
     assert found["difference"] < 1e-6
     assert found["n_ended"] > 0 and found["difference from the host's count"] == 0
     assert found["devices draw numbers of their own"] and found["shards"] == [2, 2, 2, 2]
@@ -59,9 +67,10 @@ def test_each_device_does_its_share_of_the_work(found: Any) -> None:
     assert found["work"]["collectives"] == ["add", "maximum", "minimum"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environments", ["host", "jit"])
-def test_models_learn_and_are_saved_for_any_number_of_devices(found: Any, environments: str) -> None:
-    found = found["learning"]
+def test_models_learn_and_are_saved_for_any_number_of_devices(found_slowly: Any, environments: str) -> None:
+    found = found_slowly["learning"]
     assert found[environments] == 2 * 64 and found[f"{environments} on"] == 4
     assert found[f"{environments} loaded"] == [0, 0, 0]
     assert found[f"{environments} copied on"] == 4 and found[f"{environments} copied where there is one"] == 1
@@ -71,9 +80,10 @@ def test_models_learn_and_are_saved_for_any_number_of_devices(found: Any, enviro
     assert found["jit resumed"] == {"file": 0, "copy": 0}
 
 
-def test_a_callback_stops_within_a_rollout(found: Any) -> None:
-    assert found["learning"]["stopped after"] == 24
-    assert found["learning"]["difference where it stopped"] == 0
+@pytest.mark.slow
+def test_a_callback_stops_within_a_rollout(found_slowly: Any) -> None:
+    assert found_slowly["learning"]["stopped after"] == 24
+    assert found_slowly["learning"]["difference where it stopped"] == 0
 
 
 def test_bad_input_is_answered_in_one_sentence(found: Any) -> None:
