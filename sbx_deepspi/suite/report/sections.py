@@ -597,7 +597,8 @@ def certificates(subject: Subject) -> Section:
                 continue
             certified = np.concatenate([run.rows[CERTIFIED].dropna().to_numpy() for run in runs])
             zetas = [
-                float(scores.in_last_tenth(run.rows)[ZETA].median()) if ZETA in run.rows else np.nan for run in runs
+                float(scores.in_last_tenth(run.rows)[ZETA].dropna().median()) if ZETA in run.rows else np.nan
+                for run in runs
             ]
             zeta = float(np.median([value for value in zetas if not np.isnan(value)] or [np.nan]))
             counts = Counter(
