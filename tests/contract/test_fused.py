@@ -84,7 +84,7 @@ def assert_close(first: Any, second: Any) -> None:
     [
         (DeepSPI, {}),
         pytest.param(DeepMDP, {}, marks=pytest.mark.slow),
-        (DreamSPI, dict(imagination_horizon=3)),
+        pytest.param(DreamSPI, dict(imagination_horizon=3), marks=pytest.mark.slow),
         pytest.param(DeepSPI, dict(neighbourhood="project", target_kl=0.01), marks=pytest.mark.slow),
         pytest.param(DeepSPI, dict(reward_loss_coef=0.0, transition_loss_coef=0.0), marks=pytest.mark.slow),
     ],
@@ -107,6 +107,7 @@ def test_the_run_is_the_same_step_by_step(algorithm: type[DeepSPI], kwargs: dict
             assert number == pytest.approx(other.logger.name_to_value[name], rel=1e-3, abs=1e-6, nan_ok=True), name
 
 
+@SLOW
 def test_normalised_inside_jit() -> None:
     (one, events), (other, others) = (learned(fused, env=line_env(normalize=True)) for fused in (True, False))
     assert events == others
@@ -396,6 +397,7 @@ def test_models_that_cannot_learn_together(others: Any, message: str) -> None:
         learn_together([model_of(0), *others()], PER_ROLLOUT)
 
 
+@SLOW
 def test_a_callback_of_one_ends_the_training_of_all(tmp_path: Path) -> None:
     """After the update: what is saved then goes on as if nothing had been."""
 

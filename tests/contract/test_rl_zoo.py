@@ -118,7 +118,11 @@ def test_the_same_seed_gives_the_same_parameters(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "which", ["--load-best --custom-objects", pytest.param("--load-last-checkpoint --exp-id 1", marks=pytest.mark.slow)]
+    "which",
+    [
+        pytest.param("--load-best --custom-objects", marks=pytest.mark.slow),
+        pytest.param("--load-last-checkpoint --exp-id 1", marks=pytest.mark.slow),
+    ],
 )
 def test_enjoy(folder: Path, which: str) -> None:
     output, _ = python(f"{ENJOY} --env CartPole-v1 -n 501 {which}", folder)
@@ -234,6 +238,7 @@ TINY = "--eval-freq 32 --eval-episodes 1 -params n_envs:4 n_steps:8 batch_size:1
 INSIDE_JIT = f"--env gymnax/Catch-bsuite {TINY}"
 
 
+@pytest.mark.slow
 @needs_gymnax
 def test_an_environment_inside_jit(tmp_path: Path) -> None:
     output, _ = python(f"{TRAIN} -n 64 {INSIDE_JIT}", tmp_path)

@@ -79,7 +79,8 @@ class OnFrames(CnnPolicy):
         self.encodes_images = False
 
 
-@pytest.mark.parametrize("coefficient", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
+@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+@pytest.mark.slow
 def test_numbers_and_frames_learn_the_same(coefficient: float) -> None:
     of_loss = dict(reward_loss_coef=coefficient, transition_loss_coef=coefficient)
     numbers, frames = model_on(GridPolicy, **of_loss), model_on(OnFrames, numbered=False, **of_loss)
@@ -179,6 +180,7 @@ def test_its_hyperparameters() -> None:
     assert parse(yaml.safe_load(yaml.safe_dump(suite.plain())), Path("confounding-grid.yml")) == suite
 
 
+@pytest.mark.slow
 def test_a_run_has_exact_values_and_one_is_its_score(tmp_path: Path) -> None:
     suite = load(find("confounding-grid"))
     small = dict(n_envs=8, n_steps=4, batch_size=16, n_epochs=1, policy_kwargs=SMALL)

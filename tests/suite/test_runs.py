@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rl_zoo3 import ALGOS
 from stable_baselines3.common.monitor import load_results
 
@@ -53,6 +54,24 @@ def what_it_made(run: Run) -> tuple[Any, Any, Any]:
     return rows, episodes, ALGOS[run.algorithm.algo].load(run.path / f"{run.env_name}.zip").get_parameters()
 
 
+def check_failures(runs: list[Run], said: str) -> None:
+    for run in runs:
+        now = run.read()
+        assert (now["state"], now["attempts"]) == ("failed", 3)
+        assert "Currently n_steps=-1" in now["error"]
+        assert "sbx_deepspi/suite/training.py" in now["error"]
+    assert said.count("Failed: broken") == len(runs)
+
+
+def test_a_run_that_always_fails(tmp_path: Path) -> None:
+    """It is tried again twice, keeps its traceback, and ends the command with 1."""
+    process = start(write(tmp_path / "tiny.yml"), tmp_path / "runs", "--algos", "broken")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    check_failures(Folder(tmp_path / "runs").asked(), said)
+
+
+@pytest.mark.slow
 def test_kills_and_failures(tmp_path: Path) -> None:
     """
     A worker is killed, then the driver, one run always fails: the same command goes on, and what comes out is bit for
@@ -79,12 +98,7 @@ def test_kills_and_failures(tmp_path: Path) -> None:
     second = start(suite, tmp_path / "runs", *words)
     said, _ = second.communicate(timeout=180)
     assert second.returncode == 1, said
-    for run in broken:
-        now = run.read()
-        assert (now["state"], now["attempts"]) == ("failed", 3)
-        assert "Currently n_steps=-1" in now["error"]
-        assert "sbx_deepspi/suite/training.py" in now["error"]
-    assert said.count("Failed: broken") == 2
+    check_failures(broken, said)
 
     plain = Folder.of(tmp_path / "plain", load(suite))
     undisturbed = plain.runs(["ppo"], [GAME], range(2))
