@@ -101,6 +101,7 @@ def test_each_step_moves_its_own_parts_bit_for_bit() -> None:
     assert not same(learned.parameters["critic"], after.parameters["critic"])
 
 
+@pytest.mark.slow
 def test_with_dyna_the_real_data_teach_the_policy_too() -> None:
     """Without the dreams' weight it is DeepSPI's update; with it, the dreams come on top."""
     model = tiny(policy_kwargs=dict(optimizer_class=optax.sgd))  # which has no momentum to go on with
@@ -118,6 +119,7 @@ def test_with_dyna_the_real_data_teach_the_policy_too() -> None:
     assert not same(still.parameters["actor"], moved.parameters["actor"])
 
 
+@pytest.mark.slow
 def test_an_update_is_its_steps() -> None:
     """One epoch of one minibatch each: model step, dream in the new model, policy step."""
     model = tiny(policy_kwargs=dict(lipschitz_constant=None, transition_density="deterministic"))
@@ -209,6 +211,7 @@ def test_the_policys_loss_is_ppos_on_what_counts() -> None:
     assert not any(np.any(leaf) for part in MODEL for leaf in jax.tree.leaves(first[part]))
 
 
+@pytest.mark.slow
 def test_a_minibatch_in_which_nothing_counts_changes_nothing() -> None:
     model = tiny()
     rollout, h = collected(model)

@@ -285,6 +285,7 @@ def test_dictionaries_of_observations(tmp_path: Path) -> None:
         assert not np.allclose(values, model.policy.predict_values(other)), key
 
 
+@pytest.mark.slow
 def test_statistics_of_normalised_dictionaries_are_saved(tmp_path: Path) -> None:
     def make(vec_env: Any = DummyVecEnv) -> VecNormalize:
         space = spaces.Dict(vector=VECTOR, mode=spaces.MultiBinary(2))

@@ -371,9 +371,10 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("vec_env", "number"),
-    [("SubprocVecEnv", signal.SIGINT), pytest.param("DummyVecEnv", signal.SIGTERM, marks=pytest.mark.slow)],
+    [("SubprocVecEnv", signal.SIGINT), ("DummyVecEnv", signal.SIGTERM)],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_script_leaves_its_last_checkpoint(vec_env: str, number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.format(vec_env=vec_env))
     with (tmp_path / "output").open("w") as output:

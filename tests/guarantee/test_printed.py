@@ -18,10 +18,11 @@ for kwargs in (dict(neighbourhood="project"), dict(learning_rate=0.1, certificat
     "settings",
     [
         dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
-        pytest.param(dict(PYTHONIOENCODING="cp1252"), marks=pytest.mark.slow),
+        dict(PYTHONIOENCODING="cp1252"),
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_everything_printed_is_ascii(settings: dict[str, str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONIOENCODING", "PYTHONUTF8")}
     run = subprocess.run([sys.executable, "-c", TRAINING], env={**environment, **settings}, capture_output=True)

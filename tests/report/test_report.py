@@ -51,6 +51,7 @@ def check_page(folder: Path) -> str:
     return page
 
 
+@pytest.mark.slow
 def test_a_report_on_dreamspi(tmp_path: Path, few_steps: None, capsys: pytest.CaptureFixture[str]) -> None:
     """On images, with ends, and with certificates; the environment is named in the file."""
     env = make_jax_env("ConfoundingGrid", n_envs=2, seed=0)
