@@ -167,8 +167,13 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
         except Exception as error:  # Ray has no class for it; on a busy machine it gives up after 30 seconds
             ray.shutdown()
             if is_last or address is not None:
-                where = "on this machine" if address is None else f"at {address!r} (without --address: on this machine)"
-                raise SuiteError(f"Ray did not start {where}: {error}") from error
+                where, hint = "on this machine", ""
+                if address is not None:
+                    where, hint = (
+                        f"at {address!r}",
+                        ". If the cluster asks for a token, as Ray's do, set RAY_AUTH_MODE=token",
+                    )
+                raise SuiteError(f"Ray did not start {where}: {error}{hint}.") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
