@@ -18,7 +18,6 @@ import contextlib
 import fcntl
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from sbx_deepspi.saving.format import write_atomically
 from sbx_deepspi.suite.definition import Algorithm, Game, Suite, SuiteError, load
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
@@ -94,17 +94,21 @@ class Run:
         :param changes: of what :meth:`read` returns
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / "run.json", json.dumps(self.read() | changes, indent=1))
+        write_atomically(self.path / "run.json", json.dumps(self.read() | changes, indent=1).encode())
 
     def progress(self) -> pd.DataFrame:
         """
         :return: a row for each hundredth of the steps: ``timesteps``, ``seconds``, ``episodes``, ``return``,
             ``length``, and what the algorithm logs; empty if there is none
+        :raises SuiteError: the file is damaged
         """
         path = self.path / "progress.jsonl"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         rows = text.rpartition("\n")[0].splitlines()  # whole ones: another may just be written
-        return pd.DataFrame([json.loads(row) for row in rows])
+        try:
+            return pd.DataFrame([json.loads(row) for row in rows])
+        except ValueError as error:
+            raise SuiteError(f"{path} is damaged: {error}.") from error
 
     def checkpoints(self) -> list[int]:
         """
@@ -163,7 +167,7 @@ class Folder:
         if file.exists():
             suite = joined(cls(path), suite)
         path.mkdir(parents=True, exist_ok=True)
-        write_whole(file, yaml.safe_dump(suite.plain(), sort_keys=False, allow_unicode=True))
+        write_atomically(file, yaml.safe_dump(suite.plain(), sort_keys=False, allow_unicode=True).encode())
         return cls(path)
 
     def runs(self, algorithms: Sequence[str], games: Sequence[str], seeds: Sequence[int]) -> list[Run]:
@@ -189,7 +193,7 @@ class Folder:
         """
         asked = self._asked()
         asked += [[a, g, s] for a in algorithms for g in games for s in seeds if [a, g, s] not in asked]
-        write_whole(self.path / "asked.json", json.dumps(asked))
+        write_atomically(self.path / "asked.json", json.dumps(asked).encode())
 
     def asked(self) -> list[Run]:
         """
@@ -283,13 +287,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SuiteError(f"{path} is damaged ({error}): take it away, and the suite begins there anew.") from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """
-    :param path: of a file, which is at no time half written
-    :param text: that it gets
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

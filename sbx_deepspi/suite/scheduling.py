@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+import jax
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from sbx_deepspi.envs.jitted.make import is_jax_env_id
 from sbx_deepspi.suite.definition import SuiteError
 from sbx_deepspi.suite.folder import DONE, FAILED, WAITING, Run, common_checkpoint, lock
+from sbx_deepspi.zoo.registration import OUR_ALGOS
 
 Group = tuple[Run, ...]
 """Runs that learn in one program: they differ in their seeds, and go on from the same number of steps."""
 N_RETRIES = 2
 SECONDS_TO_END = 120.0
 """That interrupted runs have to finish their update and to save."""
-OURS = ("deepspi", "deepmdp", "dreamspi")
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing is sent but names; Ray would take a third of the memory
 
 
@@ -47,7 +48,7 @@ def run_all(
     """
     with connected(address, cpus_per_run, gpus_per_run), interrupted_by_sigterm():
         for run in runs:
-            set_aside(run, state=WAITING, attempts=0, error=None)
+            write_if_free(run, state=WAITING, attempts=0, error=None)
         task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=0)(train_in_worker)
         under_way: dict[ray.ObjectRef, Group] = {}
         failures: Counter[Run] = Counter()
@@ -66,7 +67,7 @@ def run_all(
             if under_way:
                 ray.wait(list(under_way), num_returns=len(under_way), timeout=SECONDS_TO_END)
             for run in (run for group in under_way.values() for run in group):
-                set_aside(run, state=WAITING)
+                write_if_free(run, state=WAITING)
             raise
 
 
@@ -87,11 +88,11 @@ def again(future: ray.ObjectRef, group: Group, failures: "Counter[Run]") -> list
     for run in left:
         failures[run] += 1
         state = WAITING if failures[run] <= N_RETRIES else FAILED
-        set_aside(run, state=state, attempts=failures[run], error=reason)
+        write_if_free(run, state=state, attempts=failures[run], error=reason)
     return groups([run for run in left if failures[run] <= N_RETRIES], at_once=1 if is_own_error else None)
 
 
-def set_aside(run: Run, **changes: Any) -> None:
+def write_if_free(run: Run, **changes: Any) -> None:
     """
     :param run: that is not done and that nobody trains; else nothing happens
     :param changes: of where it is
@@ -111,7 +112,7 @@ def groups(runs: Sequence[Run], at_once: int | None = None) -> list[Group]:
     found: dict[tuple[int, str, str], list[Run]] = {}
     for run in runs:
         if run.read()["state"] != DONE:
-            can = is_jax_env_id(run.game.env) and run.algorithm.algo in OURS
+            can = is_jax_env_id(run.game.env) and run.algorithm.algo in OUR_ALGOS
             number = at_once or (run.folder.suite.seeds_at_once if can else 1)
             found.setdefault((run.seed // number, run.game.name, run.algorithm.name), []).append(run)
     return [group for together in found.values() for group in by_checkpoint(together)]
@@ -138,7 +139,7 @@ def train_in_worker(group: Group, cpus: float, gpus: float) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["NPROC"] = str(max(int(cpus), 1))  # of XLA's threads; read when it starts
     if gpus == 0:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # or all of them would share the first GPU
+        jax.config.update("jax_platforms", "cpu")  # or all of them would share the first GPU
     if 0 < gpus < 1:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from sbx_deepspi.suite.training import train

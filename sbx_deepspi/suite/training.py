@@ -24,7 +24,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi import DeepSPI, learn_together
 from sbx_deepspi.envs.jitted.vec_env import inside_jit
-from sbx_deepspi.suite.folder import DONE, RUNNING, Run, common_checkpoint, lock, write_whole
+from sbx_deepspi.saving.format import sync_folder
+from sbx_deepspi.suite.folder import DONE, RUNNING, Run, common_checkpoint, lock
 from sbx_deepspi.zoo.registration import ExperimentManager
 
 N_ROWS = 100
@@ -236,14 +237,10 @@ class Progress(BaseCallback):
         if progress.exists():
             os.truncate(progress, sizes.get(progress.name, 0))
         # whoever opens a monitor's file anew empties it: what it has gets another name, which RL Zoo's plots read, too
-        for name, size in sizes.items():
+        new = {name: size for name, size in sizes.items() if name != progress.name and not name.startswith("until_")}
+        for name, size in new.items():
             kept, monitor = self.run.path / f"until_{timesteps}.{name}", self.run.path / name
-            if (
-                name.endswith("monitor.csv")
-                and not name.startswith("until_")
-                and monitor.exists()
-                and not kept.exists()
-            ):
+            if monitor.exists() and not kept.exists():
                 os.truncate(monitor, size)
                 monitor.rename(kept)
         for monitor in self.run.path.glob("*.monitor.csv"):
@@ -337,13 +334,14 @@ class Progress(BaseCallback):
             "certificate": {name: plain(value) for name, value in self.certificate.items()},
             "sizes": {file.name: file.stat().st_size if file.exists() else 0 for file in files},
         }
-        write_whole(partial / "progress.json", json.dumps(saved))
+        (partial / "progress.json").write_text(json.dumps(saved))
         if (evaluations := self.run.path / EVALUATIONS).exists():
             shutil.copy(evaluations, partial)
         for file in partial.rglob("*.*"):
             with file.open("rb") as written:
                 os.fsync(written)  # what has the checkpoint's name is on the disk
         partial.rename(folder)
+        sync_folder(folder.parent)
         self.run.forget_checkpoints(but=2)
 
 

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
+import rl_zoo3.import_envs  # noqa: F401
 import yaml
+from rl_zoo3 import ALGOS
 
 from sbx_deepspi.suite.__main__ import main
 from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, parse
@@ -17,8 +20,10 @@ GAME = "gymnax/CartPole-v1"
 
 @pytest.mark.parametrize("name", known_suites())
 def test_our_suites(name: str) -> None:
-    """Every run's hyperparameters are complete with RL Zoo's files, and are what the suite says."""
+    """RL Zoo knows every environment and algorithm, and our PPO is DeepSPI's code without a world model."""
     suite = load(find(name))
+    assert {game.env for game in suite.games.values()} <= gym.registry.keys()
+    assert {algorithm.algo for algorithm in suite.algorithms.values()} <= ALGOS.keys()
     assert {"ppo", "deepmdp", "deepspi", "dreamspi"} <= suite.algorithms.keys()
     assert suite.algorithms["ppo"].hyperparams == {"reward_loss_coef": 0.0, "transition_loss_coef": 0.0}
     number = {"minatar": 5, "atari5": 5, "atari57": 57, "atari57-stochastic": 57}.get(name)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sbx_deepspi.suite.definition import Algorithm, Game, SuiteError
+from sbx_deepspi.suite.definition import Algorithm, Game
 from sbx_deepspi.suite.folder import DONE, WAITING, Folder, Run
 
 N_BINS = 50
@@ -66,11 +66,7 @@ def read(folder: Folder) -> list[Result]:
     :return: what there is of each run that was asked for
     :raises SuiteError: a file in it is damaged
     """
-    try:
-        runs = folder.asked()
-    except (ValueError, KeyError) as error:
-        raise SuiteError(f"{folder.path / 'asked.json'} is damaged, or of another suite: {error}.") from error
-    return [result_of(run) for run in runs]
+    return [result_of(run) for run in folder.asked()]
 
 
 def result_of(run: Run) -> Result:
@@ -79,10 +75,7 @@ def result_of(run: Run) -> Result:
     :return: what there is of it
     :raises SuiteError: one of its files is damaged
     """
-    try:
-        known, rows = run.read(), numeric(run.progress())
-    except ValueError as error:
-        raise SuiteError(f"A file of {run.name} in {run.path} is damaged: {error}.") from error
+    known, rows = run.read(), numeric(run.progress())
     state = known.get("state", WAITING)
     error_lines = (known.get("error") or "").strip().splitlines()
     return Result(
