@@ -1,0 +1,205 @@
+"""One model that several processes train: what they have to agree on, and what process 0 alone does."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EventCallback,
+)
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import set_random_seed
+
+from sbx_deepspi.devices import WHOLE
+from sbx_deepspi.envs.jitted.vec_env import inside_jit
+from sbx_deepspi.processes import Processes
+from sbx_deepspi.saving import trainer
+
+OWN = ("seed", "verbose", "tensorboard_log")
+"""Arguments that may differ: process 0's count for all."""
+
+
+def agree_on_beginning(model: Any, all_processes: Processes) -> None:
+    """
+    Make sure that all processes train the same model, and begin with process 0's parameters and keys.
+
+    :param model: that is about to learn
+    :param all_processes: this one and the others
+    :raises ValueError: an argument differs
+    """
+    check_same(all_processes.exchange(arguments(model)))
+    inner = inside_jit(model.env)
+    environments: Any = None if inner is None else inner.state
+    everybodys = model.policy.learner, model.key, model.episodes.replace(steps=None), model.rewards
+    of_envs = None if inner is None else jax.tree.map(_where_whole, environments.layout, environments)
+    (learner, key, episodes, rewards), of_envs = multihost_utils.broadcast_one_to_all((everybodys, of_envs))
+    model.policy.learner, model.key = model.put((learner, key))
+    model.episodes, model.rewards = episodes.replace(steps=model.episodes.steps), rewards
+    model.episodes_of_all = model.episodes
+    if inner is not None:
+        inner.state = jax.tree.map(
+            lambda layout, own, common: common if layout == WHOLE else own, environments.layout, environments, of_envs
+        )
+
+
+def _where_whole(layout: Any, arrays: Any) -> Any:
+    return arrays if layout == WHOLE else None
+
+
+def arguments(model: Any) -> dict[str, str]:
+    """
+    :param model: that is about to learn
+    :return: what has to be the same in all processes, by name, in words
+    """
+    schedules = trainer.SCHEDULES
+    names = [name for name in trainer.configuration(type(model)) if name not in OWN]
+    found = {
+        "the algorithm": type(model).__name__,
+        "the policy": model.policy_class.__name__,
+        "n_envs": model.n_envs,
+        "observation_space": model.observation_space,
+        "action_space": model.action_space,
+        "the number of devices": model.n_devices,
+        "whether environments are inside jit": inside_jit(model.env) is not None,
+        "total_timesteps": model._total_timesteps,
+        "num_timesteps": model.num_timesteps,
+    }
+    for name in names:
+        value = getattr(model, name, None)
+        if name in schedules and value is not None:
+            value = [float(getattr(model, schedules[name])(progress)) for progress in (1.0, 0.5, 0.0)]
+        found[name] = value
+    # without the addresses of functions
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", f"{value!r:.500}") for name, value in found.items()}
+
+
+class News:
+    """
+    What a process has to tell the others before the next program that they run together.
+
+    :ivar episodes: what ended since the last time: SB3's statistics of episodes
+    :ivar successes: whether they were successes, of those that say so
+    :ivar lengths: steps of the episodes that ended in a rollout on the host
+    :ivar stops: whether a callback of this process wants the training to stop
+    :ivar all_stop: whether anybody does
+    :ivar signal: that one of the processes has received, and which; empty: none
+    """
+
+    def __init__(self) -> None:
+        self.episodes: list[dict[str, Any]] = []
+        self.successes: list[Any] = []
+        self.lengths: list[int] = []
+        self.stops = self.all_stop = False
+        self.signal = ""
+
+    def add(self, infos: list[dict[str, Any]], dones: np.ndarray | None) -> None:
+        """
+        :param infos: as SB3 counts them, with plain values
+        :param dones: whether episodes ended, shape (N,)
+        """
+        self.episodes += [info["episode"] for info in infos if info["episode"] is not None]
+        if dones is not None:
+            found = zip(infos, dones, strict=True)
+            self.successes += [info["is_success"] for info, done in found if done and info["is_success"] is not None]
+
+
+def agree(model: Any, all_processes: Processes) -> None:
+    """
+    Before a program that all processes run together: the same hyperparameters, episodes that count everywhere, and who
+    wants to stop stops all.
+
+    :param model: that learns
+    :param all_processes: this one and the others
+    :raises ValueError: hyperparameters differ
+    :raises ProcessLostError: a process is gone
+    """
+    news, received = model.news, model.interruption.received
+    of_all = all_processes.exchange(
+        {
+            "hyperparameters": {name: repr(value) for name, value in vars(model.hyperparameters()).items()},
+            "episodes": news.episodes,
+            "successes": news.successes,
+            "lengths": news.lengths,
+            "stops": news.stops,
+            "signal": received.name if received else "",
+        }
+    )
+    check_same([message["hyperparameters"] for message in of_all])
+    for index, message in enumerate(of_all):
+        if index != all_processes.index:
+            model.ep_info_buffer.extend(message["episodes"])
+            model.ep_success_buffer.extend(message["successes"])
+    lengths = np.array([length for message in of_all for length in message["lengths"]], np.int32)[:, None]
+    if len(lengths):
+        # in the same order everywhere: the certificate is computed from them
+        counted = model.episodes_of_all.including(lengths, np.ones(lengths.shape, bool))
+        model.episodes_of_all = model.episodes = counted.replace(steps=model.episodes.steps)
+    news.episodes, news.successes, news.lengths = [], [], []
+    news.signal = next((f"{m['signal']} in process {i}" for i, m in enumerate(of_all) if m["signal"]), "")
+    news.all_stop = bool(news.signal) or any(message["stops"] for message in of_all)
+
+
+def check_same(of_all: list[dict[str, str]]) -> None:
+    """
+    :param of_all: arguments of all processes, in words by name
+    :raises ValueError: one differs
+    """
+    for index, others in enumerate(of_all):
+        for name, value in of_all[0].items():
+            if others.get(name) != value:
+                raise ValueError(
+                    f"All processes must train with the same arguments, but {name} is {value} in process 0 and "
+                    f"{others.get(name)} in process {index}."
+                )
+
+
+def seed_environments(model: Any, seed: int) -> None:
+    """
+    Seed a process's environments and generators so that no two processes have the same.
+
+    :param model: whose environments they are
+    :param seed: of the model, the same in all processes
+    """
+    own = seed + jax.process_index() * model.n_envs  # environment i of all has seed + i, as in one process
+    set_random_seed(own)
+    model.action_space.seed(own)
+    if model.env is not None and inside_jit(model.env) is None:  # those draw together, and take their part
+        model.env.seed(own)
+
+
+def silent_logger() -> Logger:
+    """
+    :return: that writes nowhere
+    """
+    return Logger(folder=None, output_formats=[])
+
+
+def only_process_0_speaks(callback: BaseCallback) -> None:
+    """
+    :param callback: of another process's training: it writes no file and prints nothing
+    """
+    for one in parts_of(callback):
+        one.verbose = 0
+        if isinstance(one, EvalCallback):
+            one.log_path = one.best_model_save_path = None
+        if isinstance(one, CheckpointCallback):
+            one.save_vecnormalize = False
+
+
+def parts_of(callback: BaseCallback) -> list[BaseCallback]:
+    """
+    :param callback: of a training
+    :return: it and all that it calls
+    """
+    inner: list[Any] = []
+    if isinstance(callback, CallbackList):
+        inner = callback.callbacks
+    elif isinstance(callback, EventCallback):
+        inner = [callback.callback, getattr(callback, "callback_on_new_best", None)]
+    return [callback, *(part for one in inner if one is not None for part in parts_of(one))]
