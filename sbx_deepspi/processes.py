@@ -46,48 +46,29 @@ class Processes:
     def __init__(self, index: int, count: int) -> None:
         self.index, self.count = index, count
         self._store: Any = distributed.global_state.client
-        self._numbers = itertools.count()
-        self._lost: str | None = None
-        self._learns = False
-        self._left = threading.Event()
+        self._training = 0  # number of the present one, or of the last
+        self._exchange = 0  # number of the next one of this training
+        self._is_training = False
+        self._lost: str | None = None  # what has become of a process that this training waits for
+        self._gone: str | None = None  # the same, where no other training can wait for it
+        self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sbx_deepspi watches other processes", daemon=True)
         self._thread.start()
         atexit.register(self._end)
 
-    def exchange(self, message: Any) -> list[Any]:
-        """
-        Tell all, and wait for all.
-
-        :param message: what JSON can hold
-        :return: the messages of all processes, in their order
-        :raises ProcessLostError: one of them is gone
-        """
-        folder = f"{FOLDER}/exchanges/{(number := next(self._numbers))}"
-        self._store.key_value_set(f"{folder}/{self.index}", json.dumps(message))
-        if self.index == 0:
-            messages = [self._wait_for(f"{folder}/{index}") for index in range(self.count)]
-            # who has come to this exchange has read what the last one said
-            self._store.key_value_delete(f"{FOLDER}/exchanges/{number - 1}")
-            self._store.key_value_set(f"{folder}/all", f"[{','.join(messages)}]")
-        return json.loads(self._wait_for(f"{folder}/all"))
-
-    def leave(self, why: str) -> None:
-        """
-        Tell the others that this process learns no more, so that they do not wait for it.
-
-        :param why: in words
-        """
-        self._store.key_value_set(f"{FOLDER}/left/{self.index}", why, allow_overwrite=True)
-
     def __enter__(self) -> "Processes":
-        self._learns = True
+        """Begin a training, in all processes."""
+        self._training, self._exchange, self._lost = self._training + 1, 0, self._gone
+        self._is_training = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         """
-        :raises ProcessLostError: an error came from a program that waited for a process that is gone
+        End it. Where it fails here, the others are told, so that they do not wait.
+
+        :raises ProcessLostError: the error came from a program that waited for a process that is gone
         """
-        self._learns = False
+        self._is_training = False
         if error is None or isinstance(error, ProcessLostError):
             return
         if any(library in str(error) for library in COLLECTIVES):
@@ -98,6 +79,32 @@ class Processes:
             if self._lost is not None:
                 raise self._loss() from error
         self.leave(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+    def exchange(self, message: Any) -> list[Any]:
+        """
+        Tell all, and wait for all, in a training.
+
+        :param message: what JSON can hold
+        :return: the messages of all processes, in their order
+        :raises ProcessLostError: one of them is gone
+        """
+        of_training, number = f"{FOLDER}/exchanges/{self._training}", self._exchange
+        self._exchange += 1
+        self._store.key_value_set(f"{of_training}/{number}/{self.index}", json.dumps(message))
+        if self.index == 0:
+            messages = [self._wait_for(f"{of_training}/{number}/{index}") for index in range(self.count)]
+            # who has come to this exchange has read what the last one said
+            self._store.key_value_delete(f"{of_training}/{number - 1}")
+            self._store.key_value_set(f"{of_training}/{number}/all", f"[{','.join(messages)}]")
+        return json.loads(self._wait_for(f"{of_training}/{number}/all"))
+
+    def leave(self, why: str) -> None:
+        """
+        Tell the others that this process is in the present training no more.
+
+        :param why: in words
+        """
+        self._store.key_value_set(f"{FOLDER}/left/{self._training}/{self.index}", why, allow_overwrite=True)
 
     def _wait_for(self, key: str) -> str:
         while True:
@@ -116,48 +123,54 @@ class Processes:
         )
 
     def _watch(self) -> None:
-        beats: dict[str, tuple[str, float]] = {}
+        beats: dict[int, tuple[str, float]] = {}
         lost_since = None
         for number in itertools.count():
-            if self._left.wait(BEAT):
+            if self._ends.wait(BEAT):
                 return
+            training, now = self._training, time.monotonic()
             try:
                 self._store.key_value_set(f"{FOLDER}/beats/{self.index}", str(number), allow_overwrite=True)
-                left = dict(self._store.key_value_dir_get(f"{FOLDER}/left/"))
-                seen = dict(self._store.key_value_dir_get(f"{FOLDER}/beats/"))
-            except jax.errors.JaxRuntimeError:
-                self._lose(0, "no longer answers")
-                left, seen = {}, {}
-            now = time.monotonic()
-            for key, beat in seen.items():
-                if beats.get(key, ("", 0.0))[0] != beat:
-                    beats[key] = beat, now
-                index = int(key.rpartition("/")[2])
-                if index == self.index:
-                    continue
-                if f"{FOLDER}/left/{index}" in left:
-                    self._lose(index, f"has ended ({left[f'{FOLDER}/left/{index}']})")
-                elif now - beats[key][1] > SILENCE:
-                    self._lose(index, f"has given no sign of life for {SILENCE:g} seconds: it was killed, or cut off")
+                left = self._others(f"{FOLDER}/left/{training}/")
+                ended = self._others(f"{FOLDER}/ended/")
+                seen = self._others(f"{FOLDER}/beats/")
+            except jax.errors.JaxRuntimeError:  # without its process 0, JAX ends this one within seconds
+                continue
+            for index, beat in seen.items():
+                if beats.get(index, ("", 0.0))[0] != beat:
+                    beats[index] = beat, now
+                if now - beats[index][1] > SILENCE and self._gone is None and index not in ended:
+                    self._gone = (
+                        f"Process {index} of {self.count} has given no sign of life for {SILENCE:g} seconds: it was "
+                        "killed, or cut off"
+                    )
                     atexit.register(_end_at_once)
-            if self._lost is not None and self._learns:
-                lost_since = lost_since or now
-                if now - lost_since > TIME_TO_LEAVE:
-                    print(f"{self._loss()}", file=sys.stderr, flush=True)
-                    _end_at_once()
+            for index in ended:
+                self._gone = f"The program of process {index} of {self.count} has come to its end"
+            failed = [f"Process {index} of {self.count} has left ({why})" for index, why in left.items()]
+            if training == self._training:
+                self._lost = next(iter(failed), self._gone)
+            if self._lost is None or not self._is_training:
+                lost_since = None
+                continue
+            lost_since = lost_since or now
+            if now - lost_since > TIME_TO_LEAVE:
+                print(self._loss(), file=sys.stderr, flush=True)
+                _end_at_once()
 
-    def _lose(self, index: int, how: str) -> None:
-        self._lost = self._lost or f"Process {index} of {self.count} {how}"
+    def _others(self, folder: str) -> dict[int, str]:
+        found = {int(key.removeprefix(folder)): value for key, value in self._store.key_value_dir_get(folder)}
+        return {index: value for index, value in found.items() if index != self.index}
 
     def _end(self) -> None:
-        self._left.set()
+        self._ends.set()
         self._thread.join()
-        if self._lost is None:
-            self.leave("its program has come to its end")
+        if self._gone is None:
+            self._store.key_value_set(f"{FOLDER}/ended/{self.index}", "")
 
 
 def _end_at_once() -> None:
-    """End this process. JAX would wait for the others, for minutes."""
+    """End this process at once: JAX would wait for one that is gone, for minutes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

@@ -83,7 +83,7 @@ def has_seen_nothing(normalizer: VecNormalize) -> bool:
     :param normalizer: with running statistics
     :return: whether they are those of its constructor, which counts a small fraction of an observation
     """
-    return all(running.count < 1 for running in _statistics_of(normalizer).values())
+    return all(running.count < 1 for running in statistics_of(normalizer).values())
 
 
 def normalization_of(normalizer: VecNormalize) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def normalization_of(normalizer: VecNormalize) -> dict[str, Any]:
     settings = {name: getattr(normalizer, name) for name in NORMALIZATION_SETTINGS}
     statistics = {
         name: {"mean": running.mean, "var": running.var, "count": running.count}
-        for name, running in _statistics_of(normalizer).items()
+        for name, running in statistics_of(normalizer).items()
     }
     return {"settings": settings, "statistics": statistics, "returns": normalizer.returns}
 
@@ -106,7 +106,7 @@ def set_normalization(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
     :raises CheckpointError: they are of other observations, or are no statistics
     """
     with checkpoint.building("VecNormalize"):
-        own = _statistics_of(normalizer)
+        own = statistics_of(normalizer)
         for name, values in saved["statistics"].items():
             if name.startswith("obs_rms") and not normalizer.norm_obs:
                 warnings.warn(
@@ -131,7 +131,11 @@ def set_normalization(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
             normalizer.returns = returns
 
 
-def _statistics_of(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
+def statistics_of(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
+    """
+    :param normalizer: with running statistics
+    :return: these, by name
+    """
     # without norm_obs there is no obs_rms; of dictionaries of observations, it is a dictionary
     of_observations = getattr(normalizer, "obs_rms", None)
     if isinstance(of_observations, dict):

@@ -791,6 +791,8 @@ class DeepSPI(PPO):
                 reset_num_timesteps,
                 progress_bar,
             )
+            if self.processes is not None and self.interruption.received and not self.news.all_stop:
+                self.processes.leave(self.interruption.received.name)  # the others may wait
         if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
             raise ValueError(
                 f"{self._faulty_updates} updates in a row were not finite, the model has its last good parameters: "
@@ -809,15 +811,17 @@ class DeepSPI(PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        if self.processes is not None and progress_bar:
+            callback, progress_bar = joined.with_progress_bar(callback) if is_first_process() else callback, False
         if not is_first_process():
             self.set_logger(joined.silent_logger())
         total_timesteps, callback = super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar and is_first_process()
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        self.news = joined.News()
-        if not is_first_process():
-            joined.only_process_0_speaks(callback)
         if self.processes is not None:
+            if not is_first_process():
+                joined.only_process_0_speaks(callback)
+            self.news = joined.News()
             joined.agree_on_beginning(self, self.processes)
         return total_timesteps, callback
 

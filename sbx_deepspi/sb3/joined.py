@@ -10,16 +10,22 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     CheckpointCallback,
+    ConvertCallback,
     EvalCallback,
     EventCallback,
+    ProgressBarCallback,
 )
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
 
+from sbx_deepspi.collect.vec_env import normalizer_of
 from sbx_deepspi.devices import WHOLE
 from sbx_deepspi.envs.jitted.vec_env import inside_jit
 from sbx_deepspi.processes import Processes
 from sbx_deepspi.saving import trainer
+from sbx_deepspi.saving.environment import statistics_of
 
 OWN = ("seed", "verbose", "tensorboard_log")
 """Arguments that may differ: process 0's count for all."""
@@ -33,7 +39,10 @@ def agree_on_beginning(model: Any, all_processes: Processes) -> None:
     :param all_processes: this one and the others
     :raises ValueError: an argument differs
     """
-    check_same(all_processes.exchange(arguments(model)))
+    of_all = all_processes.exchange({"arguments": arguments(model), "normalization": normalization_of(model.env)})
+    check_same([message["arguments"] for message in of_all])
+    set_normalization(model.env, of_all[0]["normalization"])
+    model.news.normalization = of_all[0]["normalization"]
     inner = inside_jit(model.env)
     environments: Any = None if inner is None else inner.state
     everybodys = model.policy.learner, model.key, model.episodes.replace(steps=None), model.rewards
@@ -79,6 +88,10 @@ def arguments(model: Any) -> dict[str, str]:
     return {name: re.sub(r" at 0x[0-9a-f]+", "", f"{value!r:.500}") for name, value in found.items()}
 
 
+Statistics = dict[str, tuple[Any, Any, float]]
+"""Mean, variance and count of observations and of returns, by name; numbers and nested lists of them."""
+
+
 class News:
     """
     What a process has to tell the others before the next program that they run together.
@@ -86,6 +99,7 @@ class News:
     :ivar episodes: what ended since the last time: SB3's statistics of episodes
     :ivar successes: whether they were successes, of those that say so
     :ivar lengths: steps of the episodes that ended in a rollout on the host
+    :ivar normalization: what ``VecNormalize`` knew everywhere when they last talked, see :func:`normalization_of`
     :ivar stops: whether a callback of this process wants the training to stop
     :ivar all_stop: whether anybody does
     :ivar signal: that one of the processes has received, and which; empty: none
@@ -95,6 +109,7 @@ class News:
         self.episodes: list[dict[str, Any]] = []
         self.successes: list[Any] = []
         self.lengths: list[int] = []
+        self.normalization: Statistics = {}
         self.stops = self.all_stop = False
         self.signal = ""
 
@@ -126,6 +141,7 @@ def agree(model: Any, all_processes: Processes) -> None:
             "episodes": news.episodes,
             "successes": news.successes,
             "lengths": news.lengths,
+            "normalization": normalization_of(model.env),
             "stops": news.stops,
             "signal": received.name if received else "",
         }
@@ -140,6 +156,8 @@ def agree(model: Any, all_processes: Processes) -> None:
         # in the same order everywhere: the certificate is computed from them
         counted = model.episodes_of_all.including(lengths, np.ones(lengths.shape, bool))
         model.episodes_of_all = model.episodes = counted.replace(steps=model.episodes.steps)
+    news.normalization = combined(news.normalization, [message["normalization"] for message in of_all])
+    set_normalization(model.env, news.normalization)
     news.episodes, news.successes, news.lengths = [], [], []
     news.signal = next((f"{m['signal']} in process {i}" for i, m in enumerate(of_all) if m["signal"]), "")
     news.all_stop = bool(news.signal) or any(message["stops"] for message in of_all)
@@ -159,6 +177,50 @@ def check_same(of_all: list[dict[str, str]]) -> None:
                 )
 
 
+def normalization_of(env: VecEnv) -> Statistics:
+    """
+    :param env: what the model learns from
+    :return: what its ``VecNormalize`` knows; empty: it has none
+    """
+    normalizer = normalizer_of(env)
+    found = {} if normalizer is None else statistics_of(normalizer)
+    return {name: (one.mean.tolist(), one.var.tolist(), float(one.count)) for name, one in found.items()}
+
+
+def set_normalization(env: VecEnv, statistics: Statistics) -> None:
+    """
+    :param env: whose ``VecNormalize``, if it has one, gets them
+    :param statistics: see :func:`normalization_of`
+    """
+    normalizer = normalizer_of(env)
+    own = {} if normalizer is None else statistics_of(normalizer)
+    for name, (mean, variance, count) in statistics.items():
+        one = own[name]
+        one.mean, one.var, one.count = np.asarray(mean, np.float64), np.asarray(variance, np.float64), count
+
+
+def combined(before: Statistics, of_all: list[Statistics]) -> Statistics:
+    """
+    What one ``VecNormalize`` would know that had seen the observations of all processes.
+
+    :param before: what each of them knew
+    :param of_all: what each knows now, after observations of its own
+    :return: what they know together
+    """
+
+    def of_one(name: str) -> tuple[Any, Any, float]:
+        mean, variance, count = map(np.asarray, before[name])
+        means, variances, counts = (np.array([one[name][i] for one in of_all], np.float64) for i in range(3))
+        weights = counts.reshape(-1, *[1] * mean.ndim)
+        # sums about the old mean: of a mean far from 0, squares would cancel
+        repeated, total = (len(of_all) - 1) * count, counts.sum() - (len(of_all) - 1) * count
+        shift = (weights * (means - mean)).sum(axis=0) / total
+        squares = (weights * (variances + (means - mean) ** 2)).sum(axis=0) - repeated * variance
+        return (mean + shift).tolist(), np.maximum(squares / total - shift**2, 0).tolist(), float(total)
+
+    return {name: of_one(name) for name in before}
+
+
 def seed_environments(model: Any, seed: int) -> None:
     """
     Seed a process's environments and generators so that no two processes have the same.
@@ -167,7 +229,7 @@ def seed_environments(model: Any, seed: int) -> None:
     :param seed: of the model, the same in all processes
     """
     own = seed + jax.process_index() * model.n_envs  # environment i of all has seed + i, as in one process
-    set_random_seed(own)
+    set_random_seed(own % 2**32)
     model.action_space.seed(own)
     if model.env is not None and inside_jit(model.env) is None:  # those draw together, and take their part
         model.env.seed(own)
@@ -190,6 +252,24 @@ def only_process_0_speaks(callback: BaseCallback) -> None:
             one.log_path = one.best_model_save_path = None
         if isinstance(one, CheckpointCallback):
             one.save_vecnormalize = False
+
+
+class ProgressBar(ProgressBarCallback):
+    """SB3's, which counts the environments of one process alone."""
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.model.n_envs_of_all)  # type: ignore[attr-defined]
+        return True
+
+
+def with_progress_bar(callback: MaybeCallback) -> BaseCallback:
+    """
+    :param callback: as ``learn`` takes it
+    :return: it, and a progress bar of all processes
+    """
+    if not isinstance(callback, BaseCallback):
+        callback = CallbackList(callback) if isinstance(callback, list) else ConvertCallback(callback)
+    return CallbackList([callback, ProgressBar()])
 
 
 def parts_of(callback: BaseCallback) -> list[BaseCallback]:
