@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+from sbx_deepspi.sb3 import joined
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +52,23 @@ def run(cases: str, folder: Path, count: int = 2, n_devices: int = 1) -> list[An
 def difference(first: Any, second: Any) -> float:
     pairs = [(first["parameters"][name], second["parameters"][name]) for name in first["parameters"]]
     return max(np.abs(np.subtract(a, b)).max(initial=0.0) for a, b in pairs)
+
+
+def test_statistics_of_processes_are_those_of_one_that_has_seen_everything() -> None:
+    rng = np.random.default_rng(0)
+    seen = [1e4 + rng.normal(scale=0.1, size=(n, 3)) for n in (50, 7, 20, 30)]  # before, and by each of three
+
+    def numbers(*batches: np.ndarray) -> tuple[Any, Any, float]:
+        known = RunningMeanStd(shape=(3,))
+        for batch in batches:
+            known.update(batch)
+        return known.mean.tolist(), known.var.tolist(), known.count
+
+    found = joined.combined({"obs_rms": numbers(seen[0])}, [{"obs_rms": numbers(seen[0], own)} for own in seen[1:]])[
+        "obs_rms"
+    ]
+    for ours, theirs in zip(found, numbers(*seen), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
 
 def test_processes_that_were_given_different_arguments_say_so_and_can_go_on(tmp_path: Path) -> None:

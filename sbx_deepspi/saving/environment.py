@@ -265,6 +265,21 @@ def without_typed_keys(tree: Any) -> Any:
     )
 
 
+def with_typed_keys(tree: Any, like: Any) -> Any:
+    """
+    :param tree: what :func:`without_typed_keys` has made of a tree
+    :param like: that tree, or one of the same dtypes
+    :return: it again, as JAX arrays
+    """
+
+    def typed(leaf: Any, spec: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(leaf, impl=spec.dtype._impl.name) if is_key else jax.numpy.asarray(leaf)
+
+    leaves = map(typed, jax.tree.leaves(tree), jax.tree.leaves(like))
+    return jax.tree.unflatten(jax.tree.structure(like), list(leaves))
+
+
 def state_inside_jit(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> Any:
     """
     :param env: environments inside jit
@@ -274,13 +289,7 @@ def state_inside_jit(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str
     :raises CheckpointError: it is not of these environments
     """
     like = jax.eval_shape(env.copies.reset, jax.ShapeDtypeStruct((2,), np.uint32))
-    leaves = jax.tree.leaves(checkpoint.unflatten(tensors, jax.eval_shape(without_typed_keys, like), prefix))
-
-    def typed(leaf: Any, spec: Any) -> Any:
-        is_key = jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(leaf, impl=spec.dtype._impl.name) if is_key else jax.numpy.asarray(leaf)
-
-    return jax.tree.unflatten(jax.tree.structure(like), list(map(typed, leaves, jax.tree.leaves(like))))
+    return with_typed_keys(checkpoint.unflatten(tensors, jax.eval_shape(without_typed_keys, like), prefix), like)
 
 
 def restore_statistics(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> None:

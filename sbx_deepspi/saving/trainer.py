@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi.collect.vec_env import normalizer_of, observations_of
 from sbx_deepspi.envs.jitted.vec_env import inside_jit
+from sbx_deepspi.processes import is_first_process
 from sbx_deepspi.saving import environment
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.state import EpisodeStatistics, RewardStatistics
@@ -146,6 +147,8 @@ def load(
         if type(world_model) is not bool:
             raise ValueError(f"world_model must be a bool, but got {world_model!r:.80}.")
         n_envs = saved["n_envs"]
+    if not is_first_process():
+        saved["verbose"] = 0
     if env is not None:
         env = cls._wrap_env(env, saved.get("verbose", 0))
         check_for_correct_spaces(env, saved["observation_space"], saved["action_space"])

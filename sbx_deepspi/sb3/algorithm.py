@@ -494,7 +494,8 @@ class DeepSPI(PPO):
             new_obs, rewards, dones, infos = made.new_obs, made.rewards, made.dones, made.infos
             self.num_timesteps += self.n_envs_of_all
             lengths = np.where(np.asarray(self._last_episode_starts), 0, self.episodes.steps) + 1
-            self.news.lengths += lengths[dones].tolist()
+            if self.processes is not None:
+                self.news.lengths += lengths[dones].tolist()
             self.episodes = self.episodes.including(lengths.astype(np.int32)[None], dones[None])
             callback.update_locals(locals())
             if not self.goes_on_after(callback):
@@ -780,7 +781,7 @@ class DeepSPI(PPO):
             if self.fused:
                 tell_of_wrappers(self.env)
             tell_of_evaluations(self.env, callback)
-        if not reset_num_timesteps and self.num_timesteps > 0:
+        if not reset_num_timesteps and self.num_timesteps > 0 and is_first_process():
             self._tell_of_falling_rate(total_timesteps)
         with self.interruption, self.processes or nullcontext():
             super().learn(
@@ -988,7 +989,7 @@ class DeepSPI(PPO):
         live = {"jax_device", "mesh", "interruption", "_rollout", "_made", "_logger"}
         state = {name: checkpoint.to_names(value) for name, value in vars(self).items() if name not in live}
         found = [self.jax_device] if self.mesh is None else list(self.mesh.local_devices)
-        names = [f"{device.platform}:{device.id}" for device in found]
+        names = [f"{one.platform}:{jax.local_devices(backend=one.platform).index(one)}" for one in found]
         return state | {"device_names": names, "_custom_logger": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

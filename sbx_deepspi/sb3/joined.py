@@ -25,7 +25,7 @@ from sbx_deepspi.devices import WHOLE
 from sbx_deepspi.envs.jitted.vec_env import inside_jit
 from sbx_deepspi.processes import Processes
 from sbx_deepspi.saving import trainer
-from sbx_deepspi.saving.environment import statistics_of
+from sbx_deepspi.saving.environment import description_of, statistics_of, with_typed_keys, without_typed_keys
 
 OWN = ("seed", "verbose", "tensorboard_log")
 """Arguments that may differ: process 0's count for all."""
@@ -44,16 +44,23 @@ def agree_on_beginning(model: Any, all_processes: Processes) -> None:
     set_normalization(model.env, of_all[0]["normalization"])
     model.news.normalization = of_all[0]["normalization"]
     inner = inside_jit(model.env)
+    if inner is not None and inner.state is None:  # other environments than those that were reset
+        model._last_obs = model.env.reset()
     environments: Any = None if inner is None else inner.state
     everybodys = model.policy.learner, model.key, model.episodes.replace(steps=None), model.rewards
     of_envs = None if inner is None else jax.tree.map(_where_whole, environments.layout, environments)
-    (learner, key, episodes, rewards), of_envs = multihost_utils.broadcast_one_to_all((everybodys, of_envs))
+    (learner, key, episodes, rewards), common = multihost_utils.broadcast_one_to_all(
+        (everybodys, without_typed_keys(of_envs))
+    )
     model.policy.learner, model.key = model.put((learner, key))
     model.episodes, model.rewards = episodes.replace(steps=model.episodes.steps), rewards
     model.episodes_of_all = model.episodes
     if inner is not None:
         inner.state = jax.tree.map(
-            lambda layout, own, common: common if layout == WHOLE else own, environments.layout, environments, of_envs
+            lambda layout, own, common: common if layout == WHOLE else own,
+            environments.layout,
+            environments,
+            with_typed_keys(common, of_envs),
         )
 
 
@@ -75,7 +82,7 @@ def arguments(model: Any) -> dict[str, str]:
         "observation_space": model.observation_space,
         "action_space": model.action_space,
         "the number of devices": model.n_devices,
-        "whether environments are inside jit": inside_jit(model.env) is not None,
+        "the environment inside jit": description_of(model.env),
         "total_timesteps": model._total_timesteps,
         "num_timesteps": model.num_timesteps,
     }
