@@ -812,16 +812,13 @@ class DeepSPI(PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if self.processes is not None and progress_bar:
-            callback, progress_bar = joined.with_progress_bar(callback) if is_first_process() else callback, False
         if not is_first_process():
             self.set_logger(joined.silent_logger())
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         if self.processes is not None:
-            if not is_first_process():
-                joined.only_process_0_speaks(callback)
+            joined.let_process_0_speak(callback)
             self.news = joined.News()
             joined.agree_on_beginning(self, self.processes)
         return total_timesteps, callback

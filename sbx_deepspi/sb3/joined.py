@@ -10,20 +10,18 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     CheckpointCallback,
-    ConvertCallback,
     EvalCallback,
     EventCallback,
     ProgressBarCallback,
 )
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi.collect.vec_env import normalizer_of
 from sbx_deepspi.devices import WHOLE
 from sbx_deepspi.envs.jitted.vec_env import inside_jit
-from sbx_deepspi.processes import Processes
+from sbx_deepspi.processes import Processes, is_first_process
 from sbx_deepspi.saving import trainer
 from sbx_deepspi.saving.environment import description_of, statistics_of, with_typed_keys, without_typed_keys
 
@@ -249,11 +247,17 @@ def silent_logger() -> Logger:
     return Logger(folder=None, output_formats=[])
 
 
-def only_process_0_speaks(callback: BaseCallback) -> None:
+def let_process_0_speak(callback: BaseCallback) -> None:
     """
-    :param callback: of another process's training: it writes no file and prints nothing
+    Let process 0 alone write and print, and its progress bar count all environments.
+
+    :param callback: of a training
     """
     for one in parts_of(callback):
+        if type(one) is ProgressBarCallback:
+            one.__class__ = ProgressBar  # RL Zoo makes its own
+        if is_first_process():
+            continue
         one.verbose = 0
         if isinstance(one, EvalCallback):
             one.log_path = one.best_model_save_path = None
@@ -262,21 +266,20 @@ def only_process_0_speaks(callback: BaseCallback) -> None:
 
 
 class ProgressBar(ProgressBarCallback):
-    """SB3's, which counts the environments of one process alone."""
+    """SB3's, which counts the environments of one process alone: process 0's counts all, and the others have none."""
+
+    def _on_training_start(self) -> None:
+        if is_first_process():
+            super()._on_training_start()
 
     def _on_step(self) -> bool:
-        self.pbar.update(self.model.n_envs_of_all)  # type: ignore[attr-defined]
+        if is_first_process():
+            self.pbar.update(self.model.n_envs_of_all)  # type: ignore[attr-defined]
         return True
 
-
-def with_progress_bar(callback: MaybeCallback) -> BaseCallback:
-    """
-    :param callback: as ``learn`` takes it
-    :return: it, and a progress bar of all processes
-    """
-    if not isinstance(callback, BaseCallback):
-        callback = CallbackList(callback) if isinstance(callback, list) else ConvertCallback(callback)
-    return CallbackList([callback, ProgressBar()])
+    def _on_training_end(self) -> None:
+        if is_first_process():
+            super()._on_training_end()
 
 
 def parts_of(callback: BaseCallback) -> list[BaseCallback]:
