@@ -11,7 +11,6 @@ A file, function or statement that is not there ends the build.
 """
 
 import ast
-import html
 import posixpath
 import re
 from collections.abc import Iterator
@@ -94,11 +93,15 @@ def mathematics(match: re.Match[str]) -> str:
     :param match: of :data:`MATH`
     :return: MathML; code as it is
     """
+    formula = match["display"] or match["inline"]
+    if formula is None:
+        return match[0]
+    # fonts without mathematics raise a prime twice where it is an exponent
+    formula = formula.strip().replace("'", r"\text{′}")
     if match["display"]:
-        return f'<div class="math">{convert(match["display"].strip(), display="block")}</div>'
-    if match["inline"]:
-        return convert(html.unescape(match["inline"]))
-    return match[0]
+        return f'<div class="math">{convert(formula, display="block")}</div>'
+    # in a span, since Markdown takes <math> at the beginning of a line for a block
+    return f"<span>{convert(formula)}</span>"
 
 
 def linked_files(file: File) -> Iterator[Path]:
