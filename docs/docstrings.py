@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them (a Griffe extension): Sphinx's roles become links, where there is something to link."""
+"""Docstrings as the site shows them (a Griffe extension): Sphinx's roles become links, where there is a target."""
 
 import re
 from typing import Any

@@ -2,8 +2,8 @@
 What the site adds to Markdown (MkDocs hooks). The pages stay readable where Markdown alone is shown.
 
 - ``$...$`` and ``$$...$$`` become MathML, which browsers draw without a script.
-- A link to a file of the repository, such as ``[utility](../sbx_deepspi/losses.py#utility)``, leads to a page that shows
-  the file, at the function that it names.
+- A link to a file of the repository, such as ``[utility](../sbx_deepspi/losses.py#utility)``, leads to a page that
+  shows the file, at the function that it names.
 - ``<!-- code -->`` behind such a link shows the function's body as it is in the file; ``<!-- code: A = | B = -->`` only
   the statements in which A or B occurs.
 
@@ -25,7 +25,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 LANGUAGES = {".py": "python", ".yml": "yaml", ".md": "markdown", ".toml": "toml"}
 
-LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])+)\]\((?P<target>(?:\.\./)+[^)#\s]+)(?:#(?P<name>[\w.]+))?\)")
+LINK = re.compile(
+    r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])+)\]\((?P<target>(?:\.\./)+[^)#\s]+)(?:#(?P<name>[\w.]+))?\)"
+)
 CODE = re.compile(rf"(?m)^{LINK.pattern}(?P<before>[^\n]*?) ?<!-- code(?:: (?P<parts>.+?))? -->$")
 # what is not mathematics comes first: fences, and code in a line
 MATH = re.compile(
@@ -71,9 +73,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         parts = [part.strip() for part in match["parts"].split("|")] if match["parts"] else None
         blocks = statements(path, name, parts)
         lead = match[0][: match[0].index("<!-- code")].strip()
-        fenced = "\n\n".join(
-            f'```{{ .python linenums="{line}" }}\n{text}\n```' for line, text in blocks
-        )
+        fenced = "\n\n".join(f'```{{ .python linenums="{line}" }}\n{text}\n```' for line, text in blocks)
         return f'<div class="listing" markdown>\n\n{lead}\n\n{fenced}\n\n</div>'
 
     def link(match: re.Match[str]) -> str:
@@ -183,9 +183,7 @@ def statements(path: Path, name: str, parts: list[str] | None) -> list[tuple[int
         for part in parts:
             if not any(part in text for text in texts):
                 raise PluginError(f"{path.relative_to(ROOT)}: no statement of {name} has {part!r}")
-        ranges = [
-            span for span, text in zip(ranges, texts, strict=True) if any(part in text for part in parts)
-        ]
+        ranges = [span for span, text in zip(ranges, texts, strict=True) if any(part in text for part in parts)]
     runs: list[tuple[int, int]] = []
     for first, last in ranges:
         if runs and runs[-1][1] + 1 == first:
