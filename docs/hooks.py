@@ -1,7 +1,8 @@
 """
 What the site adds to Markdown (MkDocs hooks). The pages stay readable where Markdown alone is shown.
 
-- ``$...$`` and ``$$...$$`` become MathML, which browsers draw without a script.
+- ``$...$`` and ``$$...$$`` become MathML, which browsers draw without a script. Where a reader has no font for it, the
+  site has one: STIX Two Math, which the package ziamath brings along.
 - A link to a file of the repository, such as ``[utility](../sbx_deepspi/losses.py#utility)``, leads to a page that
   shows the file, at the function that it names.
 - ``<!-- code -->`` behind such a link shows the function's body as it is in the file; ``<!-- code: A = | B = -->`` only
@@ -16,6 +17,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import ziamath
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -23,6 +25,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+FONT = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
 LANGUAGES = {".py": "python", ".yml": "yaml", ".md": "markdown", ".toml": "toml"}
 
 LINK = re.compile(
@@ -38,7 +41,7 @@ MATH = re.compile(
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """
-    Add a page for each file of the repository that a page links to.
+    Add a page for each file of the repository that a page links to, and the font of formulas.
 
     :param files: of the site
     :param config: of the site
@@ -52,6 +55,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         content = f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n\n# {name}\n\n"
         content += f'{fence}{{ .{language} linenums="1" }}\n{path.read_text().rstrip()}\n{fence}\n'
         files.append(File.generated(config, source_page(path), content=content))
+    files.append(File.generated(config, f"stylesheets/{FONT.name}", abs_src_path=str(FONT)))
     return files
 
 
@@ -96,12 +100,10 @@ def mathematics(match: re.Match[str]) -> str:
     formula = match["display"] or match["inline"]
     if formula is None:
         return match[0]
-    # fonts without mathematics raise a prime twice where it is an exponent
-    formula = formula.strip().replace("'", r"\text{′}")
-    if match["display"]:
-        return f'<div class="math">{convert(formula, display="block")}</div>'
+    drawn = convert(formula.strip(), display="block" if match["display"] else "inline")
+    drawn = drawn.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # \sim is a relation
     # in a span, since Markdown takes <math> at the beginning of a line for a block
-    return f"<span>{convert(formula)}</span>"
+    return f'<div class="math">{drawn}</div>' if match["display"] else f"<span>{drawn}</span>"
 
 
 def linked_files(file: File) -> Iterator[Path]:

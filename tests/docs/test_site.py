@@ -81,4 +81,4 @@ def test_mathematics_in_code_is_code(hooks: ModuleType) -> None:
     text = "`$x$` and\n\n```bash\necho $HOME $PATH\n```\n\n$y'$"
     drawn = hooks.MATH.sub(hooks.mathematics, text)
     assert drawn.startswith(text.removesuffix("$y'$"))
-    assert "<mi>y</mi>" in drawn and "′" in drawn
+    assert "<mi>y</mi>" in drawn
