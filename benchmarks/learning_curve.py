@@ -347,11 +347,14 @@ def draw(runs: dict[str, pd.DataFrame], title: str, path: Path) -> None:
     :param path: of the PNG
     """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    highest = 0.0
     for algorithm, games in runs.items():
         axes.scatter(games["step"], games["score"], s=3, alpha=0.15, color=COLOURS[algorithm])
         mean = games["score"].rolling(WINDOW, min_periods=WINDOW // 4).mean()
         axes.plot(games["step"], mean, color=COLOURS[algorithm], label=f"{algorithm}, mean of {WINDOW} games")
+        highest = max(highest, mean.max())
     axes.set(xlabel="environment steps", ylabel="score of a whole game, unclipped", title=title)
+    axes.set_ylim(0, 2.5 * highest)  # of single games, which are dots, a few are higher
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=100)
 

@@ -13,7 +13,7 @@ COMMENT = re.compile(r"(?m)(?P<quoted>\"[^\"]*\"|'[^']*')|(?:^|(?<=\s))#.*$")
 
 STEPS = 1024
 SMALL = [
-    (re.compile(r"n_envs=\d+"), "n_envs=4"),
+    (re.compile(r"n_envs=(\d{3,})"), "n_envs=32"),
     (re.compile(r"[\d_]+(?= - \w+\.num_timesteps)"), str(2 * STEPS)),  # where training goes on
     (re.compile(r"(?<![\w.])\d{1,3}(?:_000)+(?![\w.])"), str(STEPS)),  # 10_000_000
     (re.compile(r"n_eval_episodes=\d+"), "n_eval_episodes=1"),
