@@ -69,6 +69,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """
     if page.file.src_uri.startswith("source/"):
         return markdown
+    if page.file.src_uri.startswith("api/"):
+        page.meta["search"] = {"boost": 0.4}  # pages that explain come first
 
     def code(match: re.Match[str]) -> str:
         path, name = repository_file(page.file, match), match["name"]
