@@ -52,9 +52,10 @@ docs: $(VENV)/installed
 docs-serve: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs serve --dev-addr 127.0.0.1:8000
 
-# the figures in docs/results/README.md; takes about ten minutes on two cores
+# the figures in docs/results/README.md; takes about ten minutes on two cores. DEVICES="2 8": DeepSPI on as many, too
+DEVICES ?=
 bench: $(VENV)/installed
-	$(PYTHON) benchmarks/throughput.py --name throughput
+	$(PYTHON) benchmarks/throughput.py --name throughput $(if $(DEVICES),--devices $(DEVICES))
 
 # the figures on environments inside jit in docs/results/README.md; takes about half an hour on two cores
 bench-jax: $(VENV)/installed bench/rejax/installed

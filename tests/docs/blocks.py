@@ -1,5 +1,6 @@
 """The code blocks of the README and of all pages."""
 
+import itertools
 import re
 import shlex
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 def commands(text: str) -> list[list[str]]:
     """
     :param text: of a bash block
-    :return: the words of each command, without comments, loops' heads and what runs in the background
+    :return: the words of each command, without comments, loops' heads, and what comes before the command itself
     """
     text = COMMENT.sub(lambda match: match["quoted"] or "", text)
     lexer = shlex.shlex(text.replace("\\\n", " ").replace("$worker", "1"), posix=True, punctuation_chars=";&\n")
@@ -85,5 +86,13 @@ def commands(text: str) -> list[list[str]]:
             found.append([])
         else:
             found[-1].append(word)
-    without_do = [words[1:] if words[:1] == ["do"] else words for words in found]
-    return [words for words in without_do if words and words[0] not in ("for", "done", "wait")]
+    bare = [list(itertools.dropwhile(is_before_a_command, words)) for words in found]
+    return [words for words in bare if words and words[0] not in ("for", "done", "wait", "export")]
+
+
+def is_before_a_command(word: str) -> bool:
+    """
+    :param word: of a line of bash
+    :return: whether it only says how the command that follows is run
+    """
+    return word in ("do", "srun") or re.match(r"[A-Z_]+=", word) is not None

@@ -41,7 +41,7 @@ def test_blocks_are_found_and_their_languages_known() -> None:
 
 
 def test_commands_are_split_as_bash_does() -> None:
-    text = 'a 1  # no\nfor worker in 1 2; do\n  b \\\n  --seed $worker &\ndone\nwait\nc -c "x; y\nz"  # c; d'
+    text = 'a 1  # no\nfor worker in 1 2; do\n  b \\\n  --seed $worker &\ndone\nwait\nX=1 c -c "x; y\nz"  # c; d'
     assert commands(text) == [["a", "1"], ["b", "--seed", "1"], ["c", "-c", "x; y\nz"]]
 
 
@@ -81,11 +81,12 @@ def python_pages() -> list[str]:
 
 
 ATARI = {"README.md", "docs/index.md"}
+OF_SEVERAL_DEVICES = {"docs/scaling.md"}  # which need a launcher, and have tests of their own
 
 
 @pytest.mark.slow
 @needs_gymnax
-@pytest.mark.parametrize("page", python_pages())
+@pytest.mark.parametrize("page", sorted({*python_pages()} - OF_SEVERAL_DEVICES))
 def test_python_blocks_run(page: str, tmp_path: Path) -> None:
     """As a reader would, top to bottom in one folder."""
     if page in ATARI:
@@ -125,7 +126,7 @@ def test_bash_blocks_are_commands_that_exist() -> None:
     of_python: dict[str, list[str]] = {}
     for block in of("bash"):
         assert subprocess.run(["bash", "-n"], input=block.text, text=True).returncode == 0, block
-        saved = re.findall(r"Save this as `(\w+\.py)`", (ROOT / block.page).read_text())
+        saved = [*re.findall(r"Save this as `(\w+\.py)`", (ROOT / block.page).read_text()), "train.py"]
         for words in commands(block.text):
             command = " ".join(words)
             match words:
