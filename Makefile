@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
 
-.PHONY: train test slow bench bench-jax pytest coverage lint type format commit-checks lock clean
+.PHONY: train test slow bench bench-jax pytest coverage docs docs-serve lint type format commit-checks lock clean
 
 train: $(VENV)/installed
 	$(PYTHON) -m rl_zoo3.train --algo deepspi --env $(ENV) -P $(if $(N),-n $(N)) $(ARGS)
@@ -43,6 +43,14 @@ slow: $(VENV)/installed
 # takes a third longer than pytest
 coverage: $(VENV)/installed
 	$(PYTEST) --cov --cov-report=term
+
+# the documentation site, into site/; fails at a broken link, and where code that a page shows is gone
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+# the same on 127.0.0.1:8000, built anew when a page changes
+docs-serve: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 # the figures in docs/results/README.md; takes about ten minutes on two cores. DEVICES="2 8": DeepSPI on as many, too
 DEVICES ?=
@@ -89,4 +97,4 @@ lock:
 	  --no-annotate --no-header --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) bench .jax_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist build
+	rm -rf $(VENV) bench site .jax_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist build

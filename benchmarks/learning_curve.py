@@ -3,15 +3,16 @@ Train on Atari and draw the learning curve: the scores of whole games, unclipped
 
     python benchmarks/learning_curve.py --name breakout --algorithm deepspi --steps 1_000_000
     python benchmarks/learning_curve.py --name breakout --algorithm sbx_ppo --steps 1_000_000
-    python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo --steps 300_000
-    python benchmarks/learning_curve.py --name breakout --algorithm alpha_0 --steps 300_000
-    python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_two_steps --steps 300_000
-    python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo_as_sbx --steps 300_000
-    python benchmarks/learning_curve.py --name breakout --algorithm deepspi_flax_init --steps 300_000
-    python benchmarks/learning_curve.py --name breakout --algorithm deepspi_as_sbx --steps 300_000
+    python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo --steps 1_000_000 --seed 3
+    python benchmarks/learning_curve.py --name breakout_steps --algorithm alpha_0 --steps 300_000
+    python benchmarks/learning_curve.py --name breakout_steps --algorithm sb3_ppo --steps 300_000
+    python benchmarks/learning_curve.py --name breakout_steps --algorithm sb3_ppo_two_steps --steps 300_000
+    python benchmarks/learning_curve.py --name breakout_steps --algorithm sb3_ppo_as_sbx --steps 300_000
+    python benchmarks/learning_curve.py --name breakout_steps --algorithm deepspi_flax_init --steps 300_000
+    python benchmarks/learning_curve.py --name breakout_steps --algorithm deepspi_as_sbx --steps 300_000
 
-each writes docs/results/breakout_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms
-that have one into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's
+each writes docs/results/NAME_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms that
+have one into docs/results/NAME.png. The settings are the paper's, for all of them, the learning rate's
 schedule made for 10 M steps however early the run stops. Ctrl-C stops it, too.
 
 SBX's PPO is its own but for the form of its convolutions, which are DeepSPI's matrix products on CPUs and done in
@@ -346,11 +347,14 @@ def draw(runs: dict[str, pd.DataFrame], title: str, path: Path) -> None:
     :param path: of the PNG
     """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    highest = 0.0
     for algorithm, games in runs.items():
         axes.scatter(games["step"], games["score"], s=3, alpha=0.15, color=COLOURS[algorithm])
         mean = games["score"].rolling(WINDOW, min_periods=WINDOW // 4).mean()
         axes.plot(games["step"], mean, color=COLOURS[algorithm], label=f"{algorithm}, mean of {WINDOW} games")
+        highest = max(highest, mean.max())
     axes.set(xlabel="environment steps", ylabel="score of a whole game, unclipped", title=title)
+    axes.set_ylim(0, 2.5 * highest)  # of single games, which are dots, a few are higher
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=100)
 
