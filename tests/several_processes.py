@@ -196,7 +196,8 @@ if __name__ == "__main__":
     cases, (index, count, port) = sys.argv[1].split(","), map(int, sys.argv[2:5])
     if count > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+        address = f"127.0.0.1:{port}"
+        jax.distributed.initialize(address, count, index, coordinator_bind_address=address)
     folder = Path(sys.argv[5])
     found = {case: globals()[f"case_{case}"](index, count, folder) for case in cases}
     (folder / f"{index}.json").write_text(json.dumps(found))

@@ -228,7 +228,8 @@ def test_two_programs_train_one_model(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-    joined = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags}
+    addresses = {"JAX_COORDINATOR_ADDRESS": address, "JAX_COORDINATOR_BIND_ADDRESS": address}
+    joined = os.environ | addresses | {"JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags}
     command = [sys.executable, *shlex.split(f"{CARTPOLE} -n 512 --device all -P -tb tb")]
     programs = [
         subprocess.Popen(

@@ -81,12 +81,16 @@ def python_pages() -> list[str]:
 
 
 ATARI = {"README.md", "docs/index.md"}
-OF_SEVERAL_DEVICES = {"docs/scaling.md"}  # which need a launcher, and have tests of their own
+# what SLURM tells the one task of a job
+SLURM = {
+    "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0", "JAX_COORDINATOR_BIND_ADDRESS": "127.0.0.1:61441",
+}  # fmt: skip
 
 
 @pytest.mark.slow
 @needs_gymnax
-@pytest.mark.parametrize("page", sorted({*python_pages()} - OF_SEVERAL_DEVICES))
+@pytest.mark.parametrize("page", python_pages())
 def test_python_blocks_run(page: str, tmp_path: Path) -> None:
     """As a reader would, top to bottom in one folder."""
     if page in ATARI:
@@ -98,6 +102,8 @@ def test_python_blocks_run(page: str, tmp_path: Path) -> None:
         (tmp_path / f"block_{i}.py").write_text(block.small)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("XLA_FLAGS", None)  # the tests' own are for programs that run for an instant
+    if page == "docs/scaling.md":
+        environment |= SLURM
     for i, block in enumerate(blocks):
         process = subprocess.run(
             [sys.executable, f"block_{i}.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
