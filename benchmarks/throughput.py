@@ -1,7 +1,7 @@
 """
 Train the same Breakout with DeepSPI, SBX's PPO and SB3's PPO, in turn, and compare their speed.
 
-    make bench                                                  # both settings, and the parts of an iteration
+    make bench    # both settings, and the parts of an iteration
     python benchmarks/throughput.py --settings 128x8 --rounds 5
 
 Each algorithm trains in a process of its own; the processes take turns, one update (rollout and training) at a
@@ -12,6 +12,35 @@ On a GPU the same command compares there (SB3 needs a CUDA build of torch for th
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+NAMES = ["deepspi", "sbx_ppo", "sb3_ppo"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--settings", nargs="+", default=["8x128", "128x8"], metavar="ENVSxSTEPS",
+        help="environments, and steps of each in a rollout",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="updates of each algorithm that count")
+    parser.add_argument(
+        "--algorithms", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}"
+    )
+    parser.add_argument("--name", help="of the files; without one, nothing is written")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files; otherwise docs/results")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import csv
 import multiprocessing as mp
 import os
@@ -19,7 +48,6 @@ import resource
 import statistics
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +62,6 @@ from sbx_deepspi import DeepSPI, make_envpool_env
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ALGORITHMS = {"deepspi": DeepSPI, "sbx_ppo": sbx.PPO, "sb3_ppo": stable_baselines3.PPO}
 # the paper's settings, for all three
 HYPERPARAMETERS = {"batch_size": 256, "n_epochs": 4, "clip_range": 0.1, "ent_coef": 0.01, "learning_rate": 2.5e-4}
@@ -172,15 +199,7 @@ def draw(times: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--settings", nargs="+", default=["8x128", "128x8"], metavar="ENVSxSTEPS", help="environments x steps"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="updates of each algorithm that count")
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
-    parser.add_argument("--name", help="of the files; without one, nothing is written")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
 
     # the algorithms' processes share a GPU
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
