@@ -90,10 +90,10 @@ dist-check: dist
 	diff -r dist build/clone/dist
 	@cd dist && sha256sum *.whl *.tar.gz
 
-# a user's installation: the wheel and whatever it depends on, in a clean environment of PYTHON_VERSION
+# a user's installation: the wheel and whatever it depends on, in a clean environment of PYTHON_VERSION; on a CPU
 smoke: dist
 	$(PYTHON) -m uv venv --quiet --clear --python $(PYTHON_VERSION) $(SMOKE)
-	$(PYTHON) -m uv pip install --python $(SMOKE) --quiet $(TORCH_BUILD) "$(TORCH)" "$$(echo dist/*.whl)[zoo]"
+	$(PYTHON) -m uv pip install --python $(SMOKE) --quiet $(TORCH_BUILD) "$(TORCH)+cpu" "$$(echo dist/*.whl)[zoo]"
 	cd $(SMOKE) && env -u PYTHONPATH bin/python ../../tests/smoke.py
 
 $(VENV)/installed: requirements.lock pyproject.toml sbx_deepspi/zoo/hook.py sbx_deepspi/zoo/hook.pth
