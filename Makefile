@@ -30,7 +30,8 @@ PYTHON_VERSION ?= 3.11
 BUILD = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PYTHON) -m uv build --no-build-isolation --offline --quiet
 SMOKE := build/smoke
 
-.PHONY: train test slow bench bench-jax pytest coverage lint type format commit-checks dist dist-check smoke lock clean
+.PHONY: train test slow bench bench-jax pytest coverage docs docs-serve lint type format commit-checks dist dist-check \
+  smoke lock clean
 
 train: $(VENV)/installed
 	$(PYTHON) -m rl_zoo3.train --algo deepspi --env $(ENV) -P $(if $(N),-n $(N)) $(ARGS)
@@ -49,9 +50,18 @@ slow: $(VENV)/installed
 coverage: $(VENV)/installed
 	$(PYTEST) --cov --cov-report=term
 
-# the figures in docs/results/README.md; takes about ten minutes on two cores
+# the documentation site, into site/; fails at a broken link, and where code that a page shows is gone
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+# the same on 127.0.0.1:8000, built anew when a page changes
+docs-serve: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs serve --dev-addr 127.0.0.1:8000
+
+# the figures in docs/results/README.md; takes about ten minutes on two cores. DEVICES="2 8": DeepSPI on as many, too
+DEVICES ?=
 bench: $(VENV)/installed
-	$(PYTHON) benchmarks/throughput.py --name throughput
+	$(PYTHON) benchmarks/throughput.py --name throughput $(if $(DEVICES),--devices $(DEVICES))
 
 # the figures on environments inside jit in docs/results/README.md; takes about half an hour on two cores
 bench-jax: $(VENV)/installed bench/rejax/installed
@@ -113,4 +123,4 @@ lock:
 	  --no-annotate --no-header --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) bench .jax_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist build
+	rm -rf $(VENV) bench site .jax_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist build

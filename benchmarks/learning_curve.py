@@ -5,8 +5,8 @@ Train on Atari and draw the learning curve: the scores of whole games, unclipped
 
 writes docs/results/breakout_deepspi.csv, one row per finished game and as they finish, and draws all algorithms that
 have such a file into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's
-schedule made for 10 M steps however early the run stops. Ctrl-C stops it, too. docs/results/README.md has the commands
-behind its figures.
+schedule made for 10 M steps however early the run stops. Ctrl-C stops it, too. docs/results has the commands behind
+its figures.
 
 SBX's PPO is its own but for the form of its convolutions, which are DeepSPI's matrix products on CPUs and done in
 parts: the same function of the same parameters in less time. What is not the same is its initialisation, which is not
@@ -369,11 +369,14 @@ def draw(runs: dict[str, pd.DataFrame], title: str, path: Path) -> None:
     :param path: of the PNG
     """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    highest = 0.0
     for algorithm, games in runs.items():
         axes.scatter(games["step"], games["score"], s=3, alpha=0.15, color=COLOURS[algorithm])
         mean = games["score"].rolling(WINDOW, min_periods=WINDOW // 4).mean()
         axes.plot(games["step"], mean, color=COLOURS[algorithm], label=f"{algorithm}, mean of {WINDOW} games")
+        highest = max(highest, mean.max())
     axes.set(xlabel="environment steps", ylabel="score of a whole game, unclipped", title=title)
+    axes.set_ylim(0, 2.5 * highest)  # of single games, which are dots, a few are higher
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=100)
 

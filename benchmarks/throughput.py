@@ -3,6 +3,7 @@ Train the same Breakout with DeepSPI, SBX's PPO and SB3's PPO, in turn, and comp
 
     make bench    # both settings, and the parts of an iteration
     python benchmarks/throughput.py --settings 128x8 --rounds 5
+    make bench DEVICES="2 8"    # beside them, DeepSPI on so many devices
 
 Each algorithm trains in a process of its own; the processes take turns, one update (rollout and training) at a
 time, so that all of them see the same machine. What compiles does so before the first turn that counts. With
@@ -33,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--algorithms", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}"
     )
+    parser.add_argument(
+        "--devices", nargs="+", type=int, default=[], metavar="N",
+        help="DeepSPI, too, on so many devices; a CPU is cut into as many; otherwise on one",
+    )  # fmt: skip
     parser.add_argument("--name", help="of the files; without one, nothing is written")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files; otherwise docs/results")
     return parser
@@ -67,18 +72,32 @@ ALGORITHMS = {"deepspi": DeepSPI, "sbx_ppo": sbx.PPO, "sb3_ppo": stable_baseline
 HYPERPARAMETERS = {"batch_size": 256, "n_epochs": 4, "clip_range": 0.1, "ent_coef": 0.01, "learning_rate": 2.5e-4}
 
 
+def on_devices(algorithm: str) -> tuple[str, int]:
+    """
+    :param algorithm: one of ``ALGORITHMS``, or ``"deepspi_on_<number>"``
+    :return: which of them, and the number of devices
+    """
+    name, _, number = algorithm.partition("_on_")
+    return name, int(number or 1)
+
+
 def worker(pipe: Connection, algorithm: str, n_envs: int, n_steps: int) -> None:
     """
     Make one update for each message, and answer with its seconds and the peak memory in bytes: of the device where
     that is a GPU, else of the process.
 
     :param pipe: ``True`` asks for an update, ``False`` for the end
-    :param algorithm: one of ``ALGORITHMS``
+    :param algorithm: see :func:`on_devices`
     :param n_envs: number of environments
     :param n_steps: steps of each in a rollout
     """
+    name, n_devices = on_devices(algorithm)
+    others = {}
+    if n_devices > 1:
+        platform = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+        others = {"device": [f"{platform}:{index}" for index in range(n_devices)]}
     env = make_envpool_env("Breakout-v5", n_envs=n_envs, seed=0)
-    model = ALGORITHMS[algorithm]("CnnPolicy", env, n_steps=n_steps, seed=0, **HYPERPARAMETERS)
+    model = ALGORITHMS[name]("CnnPolicy", env, n_steps=n_steps, seed=0, **HYPERPARAMETERS, **others)
     while pipe.recv():
         start = time.perf_counter()
         # one rollout and one update; the first call also resets the environments and compiles
@@ -160,13 +179,13 @@ def compare(n_envs: int, n_steps: int, rounds: int, algorithms: list[str]) -> tu
 
     n_transitions = n_envs * n_steps
     print(f"\nBreakout, {n_envs} environments x {n_steps} steps, medians of {rounds} rollouts and updates")
-    print(f"{'':10}{'steps/s':>10}{'DeepSPI is':>14}{'least and most':>18}{'peak memory':>14}")
+    print(f"{'':14}{'steps/s':>10}{'DeepSPI is':>14}{'least and most':>18}{'peak memory':>14}")
     for algorithm, seconds in times.items():
         speed = n_transitions / statistics.median(seconds)
         ratios = pair_ratios(times, algorithm) if "deepspi" in times else [float("nan")]
         least_and_most = f"{min(ratios):.2f}x to {max(ratios):.2f}x"
         print(
-            f"{algorithm:10}{speed:10.0f}{statistics.median(ratios):13.2f}x{least_and_most:>18}"
+            f"{algorithm:14}{speed:10.0f}{statistics.median(ratios):13.2f}x{least_and_most:>18}"
             f"{memory[algorithm] / 1e9:11.2f} GB"
         )
     return times, memory
@@ -191,7 +210,7 @@ def draw(times: dict[str, dict[str, list[float]]], path: Path) -> None:
         n_envs, n_steps = map(int, setting.split("x"))
         for i, (algorithm, seconds) in enumerate(by_algorithm.items()):
             speeds = [n_envs * n_steps / s for s in seconds]
-            axis.bar(i, statistics.median(speeds), color="tab:red" if algorithm == "deepspi" else "tab:gray", alpha=0.6)
+            axis.bar(i, statistics.median(speeds), color="tab:red" if "deepspi" in algorithm else "tab:gray", alpha=0.6)
             axis.scatter([i] * len(speeds), speeds, s=8, color="black", zorder=2)
         axis.set_xticks(range(len(by_algorithm)), list(by_algorithm))
         axis.set(title=f"{n_envs} environments x {n_steps} steps", ylabel="environment steps per second")
@@ -201,6 +220,10 @@ def draw(times: dict[str, dict[str, list[float]]], path: Path) -> None:
 def main() -> None:
     arguments = parser().parse_args()
 
+    arguments.algorithms = [*arguments.algorithms, *(f"deepspi_on_{number}" for number in arguments.devices)]
+    if arguments.devices and jax.default_backend() == "cpu":
+        flag = f"--xla_force_host_platform_device_count={max(arguments.devices)}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     # the algorithms' processes share a GPU
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     times, memory, parts = {}, {}, {}

@@ -4,13 +4,19 @@ Several devices, each with its share of the environments: how a program is sprea
 A program is written for the environments that it is given. What it needs to know of all environments, it asks for here;
 where there is one device, each answer is what was given, and nothing is compiled for it. ``jax.vmap`` over :data:`AXIS`
 computes on one device what as many devices compute: minibatches that are drawn evenly from as many groups.
+
+Processes that ``jax.distributed`` has joined run the same programs, each with its own environments. Between programs a
+process holds its own part alone, as if there were no others: :class:`OnDevices` joins the parts, and takes them apart.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
@@ -92,42 +98,50 @@ def together(array: Any) -> Any:
 
 def own(key: jax.Array) -> jax.Array:
     """
-    :param key: randomness, the same on all devices
-    :return: this device's own: without it, all would draw the same numbers
+    :param key: randomness, the same on all devices and in all processes
+    :return: this device's own, or, outside of such a program, this process's: without it, all would draw the same
+        numbers
     """
-    return key if count() == 1 else jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+    if count() > 1:
+        return jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+    return key if jax.process_count() == 1 else jax.random.fold_in(key, jax.process_index())
 
 
 # --- outside ----------------------------------------------------------------------------------------
 
 
-def mesh_of(devices: Sequence[jax.Device]) -> Mesh | None:
-    """
-    :param devices: on which a model computes
-    :return: what programs are spread over; ``None``: one device
-    """
-    return Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None
+Layouts = tuple[Any, Any]
+"""Of a program's arguments, and of what it returns: trees, or prefixes of them."""
 
 
-def spread(program: Callable[..., Tree], mesh: Mesh | None, takes: Any, gives: Any) -> Callable[..., Tree]:
+def mesh_of(here: Sequence[jax.Device]) -> Mesh | None:
     """
-    :param program: of one device's environments
-    :param mesh: the devices; ``None``: one
-    :param takes: layouts of its arguments: a tree, or a prefix of one
-    :param gives: layouts of what it returns
-    :return: the program of all environments, each device with its share
+    :param here: devices of this process, on which a model computes
+    :return: what programs are spread over: these, and those in the same places in the other processes; ``None``: one
+        device
+    :raises ValueError: another process has no device in one of these places
     """
-    if mesh is None:
-        return program
-    # unchecked: loops of an environment of the user's own begin with constants, which the check takes for everybody's
-    return jax.shard_map(program, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
+    if jax.process_count() == 1:
+        return Mesh(np.array(here), (AXIS,)) if len(here) > 1 else None
+    platform = here[0].platform
+    places = [jax.local_devices(backend=platform).index(device) for device in here]
+    of_all: list[jax.Device] = []
+    for process in range(jax.process_count()):
+        theirs = jax.local_devices(process, backend=platform)
+        if len(theirs) <= max(places):
+            raise ValueError(
+                f"Process {jax.process_index()} computes on its {platform} device {max(places)}, but process {process} "
+                f"has only {len(theirs)}: give each process as many, or choose fewer (device=...)."
+            )
+        of_all += [theirs[place] for place in places]
+    return Mesh(np.array(of_all), (AXIS,))
 
 
 def put(tree: Tree, layouts: Any, where: Mesh | jax.Device) -> Tree:
     """
     :param tree: of arrays, wherever they are
     :param layouts: a tree, or a prefix of one
-    :param where: the devices, or one
+    :param where: this process's devices, or one
     :return: the arrays there
     """
     if not isinstance(where, Mesh):
@@ -135,3 +149,73 @@ def put(tree: Tree, layouts: Any, where: Mesh | jax.Device) -> Tree:
         return here
     there: Tree = jax.device_put(tree, jax.tree.map(lambda layout: NamedSharding(where, layout), layouts))
     return there
+
+
+class OnDevices:
+    """
+    A compiled program of one device's environments, which can be spread over those of several.
+
+    :param program: all that is static in it by name
+    :param layouts_of: its arguments → their layouts, and those of what it returns
+    :param static_argnames: what is static in it
+    :param compiler_options: see ``jax.jit``
+    """
+
+    def __init__(
+        self,
+        program: partial[Any],
+        layouts_of: Callable[..., Layouts],
+        static_argnames: tuple[str, ...] = (),
+        compiler_options: Any = None,
+    ) -> None:
+        def on_mesh(*arguments: Any, mesh: Mesh | None = None, **static: Any) -> Any:
+            if mesh is None:
+                return program(*arguments, **static)
+            takes, gives = layouts_of(*arguments)
+            # unchecked: loops of an environment of the user's own begin with constants, which the check takes for
+            # everybody's
+            return jax.shard_map(
+                partial(program, **static), mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False
+            )(*arguments)
+
+        on_mesh.__name__ = program.func.__name__  # by which the compiler calls it
+        compiled = jax.jit(on_mesh, static_argnames=("mesh", *static_argnames), compiler_options=compiler_options)
+        self.compiled, self.lower, self.layouts_of = compiled, compiled.lower, layouts_of
+
+    def __call__(self, *arguments: Any, mesh: Mesh | None = None, **static: Any) -> Any:
+        """
+        :param arguments: of the program, on this process's devices
+        :param mesh: the devices; ``None``: one
+        :param static: what is static in it
+        :return: what it returns, on this process's devices
+        """
+        if mesh is None or not mesh.is_multi_process:
+            return self.compiled(*arguments, mesh=mesh, **static)
+        takes, gives = self.layouts_of(*arguments)
+        of_all = jax.tree.map(partial(_joined, mesh), takes, arguments)
+        return jax.tree.map(partial(_apart, mesh), gives, self.compiled(*of_all, mesh=mesh, **static))
+
+
+def _joined(mesh: Mesh, layout: PartitionSpec, part: Any) -> Any:
+    part = jax.tree.map(jnp.asarray, part)  # also numbers of Python's
+    return multihost_utils.host_local_array_to_global_array(part, mesh, layout)
+
+
+def _apart(mesh: Mesh, layout: PartitionSpec, whole: Any) -> Any:
+    return multihost_utils.global_array_to_host_local_array(whole, mesh, layout)
+
+
+def part_of_process(tree: Any, layouts: Any) -> Any:
+    """
+    :param tree: of arrays of the environments of all processes
+    :param layouts: a tree, or a prefix of one; none :data:`PER_STEP`
+    :return: those of this process's environments, and what all have
+    """
+    n, index = jax.process_count(), jax.process_index()
+
+    def part(layout: PartitionSpec, arrays: Any) -> Any:
+        if layout == WHOLE:
+            return arrays
+        return jax.tree.map(lambda array: array.reshape(n, -1, *array.shape[1:])[index], arrays)
+
+    return tree if n == 1 else jax.tree.map(part, layouts, tree)

@@ -5,21 +5,19 @@ JAX keeps what it has compiled for as long as the function lives. So models of t
 :class:`Programs`, and a second one compiles nothing; with the last of them the programs go, and give their memory back.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from sbx_deepspi import agent, devices
+from sbx_deepspi import agent
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.collect.copies import CopiesState, Outcome
 from sbx_deepspi.collect.jitted import Environments, collect
 from sbx_deepspi.deepspi import Update, UpdateReport
-from sbx_deepspi.devices import PER_ENV, PER_STEP, WHOLE
+from sbx_deepspi.devices import PER_ENV, PER_STEP, WHOLE, Layouts, OnDevices
 from sbx_deepspi.guarantee.measure import Certificate, certify, importance_ratios, transition_lipschitz
 from sbx_deepspi.guarantee.neighbourhood import project
 from sbx_deepspi.hyperparameters import Hyperparameters
@@ -58,24 +56,18 @@ class Programs:
         # these run once or seldom: compiling them well would take longer than it saves
         quickly = {"xla_backend_optimization_level": 0}
         self.create = jax.jit(partial(create, networks, optimizer), compiler_options=quickly)
-        self.certify = jax.jit(
-            on_devices(partial(certify, networks), layouts_of_certify),
-            static_argnames="mesh",
-            compiler_options=quickly,
-        )
+        self.certify = OnDevices(partial(certify, networks), layouts_of_certify, compiler_options=quickly)
         self.decide = jax.jit(partial(agent.decide, networks))
         self.most_likely_actions = jax.jit(partial(agent.most_likely_actions, networks))
         self.values = jax.jit(partial(agent.values, networks))
-        self.iteration = jax.jit(
-            on_devices(partial(iteration, networks, optimizer), layouts_of_iteration),
-            static_argnames=("mesh", "update", "projects"),
+        self.iteration = OnDevices(
+            partial(iteration, networks, optimizer), layouts_of_iteration, static_argnames=("update", "projects")
         )
-        self.collect = jax.jit(
-            on_devices(partial(collect, networks), layouts_of_collect), static_argnames=("mesh", "environments")
-        )
-        self.fused_iteration = jax.jit(
-            on_devices(partial(fused_iteration, networks, optimizer), layouts_of_fused_iteration),
-            static_argnames=("mesh", "environments", "update", "projects"),
+        self.collect = OnDevices(partial(collect, networks), layouts_of_collect, static_argnames=("environments",))
+        self.fused_iteration = OnDevices(
+            partial(fused_iteration, networks, optimizer),
+            layouts_of_fused_iteration,
+            static_argnames=("environments", "update", "projects"),
         )
         self.fused_iterations = jax.jit(
             partial(fused_iterations, networks, optimizer), static_argnames=("environments", "update", "projects")
@@ -98,24 +90,6 @@ class Programs:
         if programs is None:
             programs = _OF_KIND[kind] = cls(networks, optimizer)
         return programs
-
-
-Layouts = tuple[Any, Any]
-"""Of a program's arguments, and of what it returns."""
-
-
-def on_devices(program: partial[Any], layouts_of: Callable[..., Layouts]) -> Callable[..., Any]:
-    """
-    :param program: of one device's environments, all that is static in it by name
-    :param layouts_of: its arguments → their layouts, and those of what it returns
-    :return: the same, which takes a ``mesh``, too, of the devices over whose environments it is spread
-    """
-
-    def on_mesh(*arguments: Any, mesh: Mesh | None = None, **static: Any) -> Any:
-        return devices.spread(partial(program, **static), mesh, *layouts_of(*arguments))(*arguments)
-
-    on_mesh.__name__ = program.func.__name__  # by which the compiler calls it
-    return on_mesh
 
 
 def layouts_of_iteration(state: TrainerState, *_: Any) -> Layouts:

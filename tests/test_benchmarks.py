@@ -1,4 +1,4 @@
-"""The commands behind the README's figures, with very few steps."""
+"""The commands behind the figures of docs/results, with very few steps."""
 
 import re
 import subprocess

@@ -5,6 +5,7 @@ The only autoreset here: whoever steps copies of an environment, one step at a t
 :meth:`Copies.step`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,22 @@ class Copies:
             observations = self.normalization.observations(statistics, observations)
         zeros = jnp.zeros(self.n_envs)
         return CopiesState(key, states, observations, zeros.astype(jnp.int32), zeros, first, statistics)
+
+    def reset_part(self, key: jax.Array, statistics: Statistics | None = None) -> CopiesState:
+        """
+        Begin an episode in each copy, where several processes have as many: what they have together is what one would
+        have.
+
+        :param key: randomness, the same in all processes
+        :param statistics: so far; ``None``: of nothing
+        :return: the state of this process's copies
+        """
+        of_all = dataclasses.replace(self, n_envs=self.n_envs * jax.process_count())
+        if statistics is not None:
+            statistics = statistics.replace(discounted=jnp.zeros(of_all.n_envs))
+        state = of_all.reset(key, statistics)
+        part: CopiesState = devices.part_of_process(state, state.layout)
+        return part
 
     def step(self, state: CopiesState, actions: jax.Array) -> tuple[CopiesState, Outcome]:
         """

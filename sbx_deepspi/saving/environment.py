@@ -83,7 +83,7 @@ def has_seen_nothing(normalizer: VecNormalize) -> bool:
     :param normalizer: with running statistics
     :return: whether they are those of its constructor, which counts a small fraction of an observation
     """
-    return all(running.count < 1 for running in _statistics_of(normalizer).values())
+    return all(running.count < 1 for running in statistics_of(normalizer).values())
 
 
 def normalization_of(normalizer: VecNormalize) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def normalization_of(normalizer: VecNormalize) -> dict[str, Any]:
     settings = {name: getattr(normalizer, name) for name in NORMALIZATION_SETTINGS}
     statistics = {
         name: {"mean": running.mean, "var": running.var, "count": running.count}
-        for name, running in _statistics_of(normalizer).items()
+        for name, running in statistics_of(normalizer).items()
     }
     return {"settings": settings, "statistics": statistics, "returns": normalizer.returns}
 
@@ -106,7 +106,7 @@ def set_normalization(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
     :raises CheckpointError: they are of other observations, or are no statistics
     """
     with checkpoint.building("VecNormalize"):
-        own = _statistics_of(normalizer)
+        own = statistics_of(normalizer)
         for name, values in saved["statistics"].items():
             if name.startswith("obs_rms") and not normalizer.norm_obs:
                 warnings.warn(
@@ -131,7 +131,11 @@ def set_normalization(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
             normalizer.returns = returns
 
 
-def _statistics_of(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
+def statistics_of(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
+    """
+    :param normalizer: with running statistics
+    :return: these, by name
+    """
     # without norm_obs there is no obs_rms; of dictionaries of observations, it is a dictionary
     of_observations = getattr(normalizer, "obs_rms", None)
     if isinstance(of_observations, dict):
@@ -261,6 +265,21 @@ def without_typed_keys(tree: Any) -> Any:
     )
 
 
+def with_typed_keys(tree: Any, like: Any) -> Any:
+    """
+    :param tree: what :func:`without_typed_keys` has made of a tree
+    :param like: that tree, or one of the same dtypes
+    :return: it again, as JAX arrays
+    """
+
+    def typed(leaf: Any, spec: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(leaf, impl=spec.dtype._impl.name) if is_key else jax.numpy.asarray(leaf)
+
+    leaves = map(typed, jax.tree.leaves(tree), jax.tree.leaves(like))
+    return jax.tree.unflatten(jax.tree.structure(like), list(leaves))
+
+
 def state_inside_jit(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> Any:
     """
     :param env: environments inside jit
@@ -270,13 +289,7 @@ def state_inside_jit(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str
     :raises CheckpointError: it is not of these environments
     """
     like = jax.eval_shape(env.copies.reset, jax.ShapeDtypeStruct((2,), np.uint32))
-    leaves = jax.tree.leaves(checkpoint.unflatten(tensors, jax.eval_shape(without_typed_keys, like), prefix))
-
-    def typed(leaf: Any, spec: Any) -> Any:
-        is_key = jax.dtypes.issubdtype(spec.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(leaf, impl=spec.dtype._impl.name) if is_key else jax.numpy.asarray(leaf)
-
-    return jax.tree.unflatten(jax.tree.structure(like), list(map(typed, leaves, jax.tree.leaves(like))))
+    return with_typed_keys(checkpoint.unflatten(tensors, jax.eval_shape(without_typed_keys, like), prefix), like)
 
 
 def restore_statistics(env: JaxVecEnv, tensors: dict[str, np.ndarray], prefix: str) -> None:

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sbx_deepspi.collect.vec_env import normalizer_of, observations_of
 from sbx_deepspi.envs.jitted.vec_env import inside_jit
+from sbx_deepspi.processes import is_first_process
 from sbx_deepspi.saving import environment
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.state import EpisodeStatistics, RewardStatistics
@@ -39,6 +40,7 @@ PROGRESS = (
 """What SB3 and the algorithm count while they learn, beside the trainer's state."""
 STATE = "state/"
 ENVIRONMENTS = f"{STATE}environments/"
+STATISTICS = f"{ENVIRONMENTS}statistics/"
 
 
 def configuration(algorithm: type) -> list[str]:
@@ -68,15 +70,18 @@ def contents_of(model: Any, exclude: set[str], include: set[str]) -> checkpoint.
         {"key": state.key, "episodes": state.episodes, "rewards": state.rewards, "n_epochs": state.n_epochs}, STATE
     )
     attributes = {name: own[name] for name in sorted(names & own.keys())}
-    attributes["_last_obs"] = jax.device_get(own["_last_obs"])
+    # each process has its own environments: those of one alone would be no beginning for all
+    alone = model.processes is None
+    attributes["_last_obs"] = jax.device_get(own["_last_obs"]) if alone else None
     if own["_last_obs"] is not None and state.environments is not None:
-        tensors |= checkpoint.flatten(environment.without_typed_keys(state.environments), ENVIRONMENTS)
+        of_envs = checkpoint.flatten(environment.without_typed_keys(state.environments), ENVIRONMENTS)
+        tensors |= {name: of_envs[name] for name in of_envs if alone or name.startswith(STATISTICS)}
     return checkpoint.Checkpoint(
         written_by=type(model).__name__,
         # not by the coefficients, which may have been changed since
         attributes=attributes
         | {"world_model": model.policy.world_model, "termination_model": model.policy.termination_model},
-        environment=None if model.env is None else environment.state_of(model.env, model._last_obs is not None),
+        environment=None if model.env is None else environment.state_of(model.env, attributes["_last_obs"] is not None),
         tensors=tensors,
     )
 
@@ -142,6 +147,8 @@ def load(
         if type(world_model) is not bool:
             raise ValueError(f"world_model must be a bool, but got {world_model!r:.80}.")
         n_envs = saved["n_envs"]
+    if not is_first_process():
+        saved["verbose"] = 0
     if env is not None:
         env = cls._wrap_env(env, saved.get("verbose", 0))
         check_for_correct_spaces(env, saved["observation_space"], saved["action_space"])

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -27,12 +28,13 @@ from sbx_deepspi.epochs import EpochsReport
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.optimizer import StepSize, StepSizes
+from sbx_deepspi.processes import Processes, is_first_process, processes
 from sbx_deepspi.programs import certificate_key
 from sbx_deepspi.rollout import Rollout, automatic_n_steps
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.saving import trainer
 from sbx_deepspi.saving.environment import restore_statistics
-from sbx_deepspi.sb3 import checks, logs
+from sbx_deepspi.sb3 import checks, joined, logs
 from sbx_deepspi.sb3.fused import Made, NotOnHost, collect_and_update, tell_of_evaluations, tell_of_wrappers
 from sbx_deepspi.sb3.interruption import Interruption, mute
 from sbx_deepspi.sb3.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, MultiInputPolicy, our_policy
@@ -110,7 +112,8 @@ class DeepSPI(PPO):
     :param seed: seed of all pseudo-random generators
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:<index>"``: where JAX computes; its first device, with a
         warning, where it has not that one. ``"all"``, or a list such as ``["cuda:0", "cuda:1"]``: several devices, each
-        with its share of the environments and of each minibatch; they make together the steps that one would make
+        with its share of the environments and of each minibatch; they make together the steps that one would make.
+        Processes that ``jax.distributed`` has joined train one model, each on its own devices and environments
     :param reward_loss_coef: α_R, in [0, 1]
     :param transition_loss_coef: α_P, in [0, 1]
     :param gradient_penalty_coef: weight of a penalty on slopes of the world model above 1, the alternative to Lipschitz
@@ -200,6 +203,8 @@ class DeepSPI(PPO):
         ops.keep_compiled_programs()
         found = checks.jax_devices(device)
         self.jax_device, self.mesh = found[0], devices.mesh_of(found)
+        if not is_first_process():
+            verbose = 0
         n_envs = env.num_envs if isinstance(env, VecEnv) else 1
         with warnings.catch_warnings():
             # load() comes here with default arguments: _setup_model warns when it knows the real ones
@@ -208,7 +213,7 @@ class DeepSPI(PPO):
                 policy,  # type: ignore[arg-type]
                 env,  # type: ignore[arg-type]
                 **settings,
-                n_steps=automatic_n_steps(n_envs, batch_size) if n_steps is None else n_steps,
+                n_steps=automatic_n_steps(n_envs * jax.process_count(), batch_size) if n_steps is None else n_steps,
                 gamma=gamma,
                 gae_lambda=gae_lambda,
                 clip_range_vf=clip_range_vf,
@@ -234,11 +239,12 @@ class DeepSPI(PPO):
         self.certificate_freq = certificate_freq
         self.fused = fused
         self.termination_model = termination_model
-        self.episodes = EpisodeStatistics.empty(n_envs, stats_window_size)
+        self.episodes = self.episodes_of_all = EpisodeStatistics.empty(n_envs, stats_window_size)
         self.rewards = RewardStatistics.empty()
         self.interruption = Interruption()
         self._before_rollout: dict[str, Any] = {}  # see sb3.fused.COUNTED
         self._n_collected = 0  # transitions of the rollout that was collected last
+        self.news = joined.News()
         self._last_fault = ""
         self._faulty_updates = 0
         self._last_verdict = ""
@@ -287,14 +293,14 @@ class DeepSPI(PPO):
 
     def _setup_model(self) -> None:
         if self._automatic_n_steps:
-            self.n_steps = automatic_n_steps(self.n_envs, self.batch_size)
+            self.n_steps = automatic_n_steps(self.n_envs_of_all, self.batch_size)
         valid.positive_integer(
             n_steps=self.n_steps, n_envs=self.n_envs, batch_size=self.batch_size, n_epochs=self.n_epochs
         )
-        checks.rollout_size(self.n_steps, self.n_envs)
-        checks.batch_size(self.batch_size, self.n_steps, self.n_envs)
+        checks.rollout_size(self.n_steps, self.n_envs_of_all)
+        checks.batch_size(self.batch_size, self.n_steps, self.n_envs_of_all)
         if self.env is not None:  # to predict, no environments are shared
-            checks.divides_among_devices(self.n_envs, self.batch_size, self.n_devices)
+            checks.divide_among_devices(self.n_envs_of_all, self.batch_size, self.n_devices)
         valid.positive(
             clip_range_vf=self.clip_range_vf,
             max_grad_norm=self.max_grad_norm,
@@ -328,17 +334,31 @@ class DeepSPI(PPO):
     @property
     def n_devices(self) -> int:
         """
-        :return: number of devices, each of which has its share of the environments
+        :return: number of devices of all processes, each of which has its share of the environments
         """
         return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def n_envs_of_all(self) -> int:
+        """
+        :return: number of environments of all processes, of which each has ``n_envs``
+        """
+        return self.n_envs * jax.process_count()
+
+    @property
+    def processes(self) -> Processes | None:
+        """
+        :return: those that train the model together; ``None``: this one alone
+        """
+        return processes()
 
     def put(self, tree: Any, layouts: Any = WHOLE) -> Any:
         """
         :param tree: of arrays, wherever they are
         :param layouts: see :mod:`sbx_deepspi.devices`
-        :return: the arrays on the devices where JAX computes
+        :return: the arrays on the devices of this process where JAX computes
         """
-        return devices.put(tree, layouts, self.jax_device if self.mesh is None else self.mesh)
+        return devices.put(tree, layouts, self.jax_device if self.mesh is None else self.mesh.local_mesh)
 
     def _setup_lr_schedule(self) -> None:
         """Nothing to do: the schedule is made from the learning rate whenever it is asked for."""
@@ -445,13 +465,15 @@ class DeepSPI(PPO):
         :return: False if the training is to stop: by the callback, by a signal, or because updates were faulty
         :raises ValueError: an observation or a reward is not finite
         """
-        if self.interruption.received or self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+        self._n_collected = n_rollout_steps * self.n_envs_of_all
+        if self.processes is not None and env is self._fused_env:
+            joined.agree(self, self.processes)
+        if self._is_to_stop:
             return False
-        self._n_collected = n_rollout_steps * env.num_envs
         if env is self._fused_env:
             return collect_and_update(self, env, callback, n_rollout_steps)
         rollout, programs, space = rollout_buffer, self.policy.programs, self.observation_space
-        number = self.num_timesteps // env.num_envs  # of the step, for messages
+        number = self.num_timesteps // self.n_envs_of_all  # of the step, for messages
         observations = vec_env.observations_of(self._last_obs, space, env.num_envs, number)
         callback.on_rollout_start()
 
@@ -470,8 +492,10 @@ class DeepSPI(PPO):
                     return False
                 raise
             new_obs, rewards, dones, infos = made.new_obs, made.rewards, made.dones, made.infos
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += self.n_envs_of_all
             lengths = np.where(np.asarray(self._last_episode_starts), 0, self.episodes.steps) + 1
+            if self.processes is not None:
+                self.news.lengths += lengths[dones].tolist()
             self.episodes = self.episodes.including(lengths.astype(np.int32)[None], dones[None])
             callback.update_locals(locals())
             if not self.goes_on_after(callback):
@@ -506,20 +530,35 @@ class DeepSPI(PPO):
 
         callback.update_locals(locals())
         callback.on_rollout_end()
+        if self.processes is not None:
+            joined.agree(self, self.processes)
         return True
+
+    @property
+    def _is_to_stop(self) -> bool:
+        if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
+            return True
+        return bool(self.interruption.received) if self.processes is None else self.news.all_stop
 
     def goes_on_after(self, callback: BaseCallback) -> bool:
         """
         :param callback: whose ``on_step`` is called
-        :return: False if the training is to stop: by the callback or by a signal
+        :return: False if the training is to stop: by the callback or by a signal. Where several processes train, they
+            stop together, after the next update: it is called no more, and True is returned
         :raises ConnectionError: the process of an environment for evaluation has ended
         """
+        if self.news.stops:
+            return True
         try:
-            return callback.on_step()
+            goes_on = callback.on_step()
         except (EOFError, OSError) as error:
             if self._was_interrupted(error):
                 return False
             raise
+        if self.processes is None:
+            return goes_on
+        self.news.stops = not goes_on
+        return True
 
     def _was_interrupted(self, error: Exception) -> bool:
         # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
@@ -546,6 +585,8 @@ class DeepSPI(PPO):
                 self._warn_of_info("is_success")
             plain.append({"episode": episode, "is_success": None if isinstance(success, str) else success})
         super()._update_info_buffer(plain, dones)
+        if self.processes is not None:
+            self.news.add(plain, dones)
 
     def _warn_of_info(self, name: str) -> None:
         if name not in self._left_out_infos:
@@ -576,7 +617,7 @@ class DeepSPI(PPO):
                 f"{type(self).__name__} was made with termination_model={policy.termination_model}, but now it is "
                 f"{self.termination_model!r}: give it when the model is made."
             )
-        checks.divides_among_devices(self.n_envs, self.batch_size, self.n_devices)
+        checks.divide_among_devices(self.n_envs_of_all, self.batch_size, self.n_devices)
         batch_size = self.batch_size // self.n_devices
         networks, large_images = policy.programs.networks, policy.encodes_images
         n_numbers = max(policy.n_image_numbers, networks.n_predicted if networks.latent_map else 0)
@@ -597,7 +638,7 @@ class DeepSPI(PPO):
             normalize_advantage=self.normalize_advantage,
             microbatch_size=ops.microbatch_size(self.jax_device.platform, n_numbers),
             segment_length=segment_length(
-                large_images and policy.world_model, self._n_collected // self.n_envs, batch_size
+                large_images and policy.world_model, self._n_collected // self.n_envs_of_all, batch_size
             ),
         )
         return jax.tree.map(float, given)  # also a 1 that stands for 1.0, which would be another type to the compiler
@@ -687,12 +728,13 @@ class DeepSPI(PPO):
             f"The update after {self.num_timesteps:,} steps had a non-finite {quantity} in "
             f"{getattr(report.faults, quantity)} of {report.n_minibatches} {what}: their steps were not applied."
         )
-        warnings.warn(self._last_fault, RuntimeWarning, stacklevel=3)
+        if is_first_process():
+            warnings.warn(self._last_fault, RuntimeWarning, stacklevel=3)
 
     def _watch_penalty(self, penalty: float) -> None:
         """Warn once where mean(α_R ℓ_R + α_P ℓ_P) stays above 1, the standard deviation of the advantages."""
         self._updates_of_a_large_penalty = self._updates_of_a_large_penalty + 1 if penalty > 1 else 0
-        if self._updates_of_a_large_penalty == UPDATES_OF_A_LARGE_PENALTY:
+        if self._updates_of_a_large_penalty == UPDATES_OF_A_LARGE_PENALTY and is_first_process():
             warnings.warn(
                 f"The world model's losses outweigh the advantages: alpha_R l_R + alpha_P l_P has been above 1 for "
                 f"{UPDATES_OF_A_LARGE_PENALTY} updates and is now {penalty:.3g}: lower reward_loss_coef "
@@ -739,9 +781,9 @@ class DeepSPI(PPO):
             if self.fused:
                 tell_of_wrappers(self.env)
             tell_of_evaluations(self.env, callback)
-        if not reset_num_timesteps and self.num_timesteps > 0:
+        if not reset_num_timesteps and self.num_timesteps > 0 and is_first_process():
             self._tell_of_falling_rate(total_timesteps)
-        with self.interruption:
+        with self.interruption, self.processes or nullcontext():
             super().learn(
                 total_timesteps,
                 callback,
@@ -750,14 +792,36 @@ class DeepSPI(PPO):
                 reset_num_timesteps,
                 progress_bar,
             )
+            if self.processes is not None and self.interruption.received and not self.news.all_stop:
+                self.processes.leave(self.interruption.received.name)  # the others may wait
         if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
             raise ValueError(
                 f"{self._faulty_updates} updates in a row were not finite, the model has its last good parameters: "
                 f"lower learning_rate, or look at the scale of the rewards. {self._last_fault}"
             )
-        if self.interruption.received:
-            raise KeyboardInterrupt(f"{self.interruption.received.name} after {self.num_timesteps:,} steps")
+        if self.interruption.received or self.news.signal:
+            by = self.news.signal or self.interruption.received.name  # type: ignore[union-attr]
+            raise KeyboardInterrupt(f"{by} after {self.num_timesteps:,} steps")
         return self
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if not is_first_process():
+            self.set_logger(joined.silent_logger())
+        total_timesteps, callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if self.processes is not None:
+            joined.let_process_0_speak(callback)
+            self.news = joined.News()
+            joined.agree_on_beginning(self, self.processes)
+        return total_timesteps, callback
 
     def _tell_of_falling_rate(self, total_timesteps: int) -> None:
         first, rate = self.lr_schedule(1.0), self.lr_schedule(total_timesteps / (self.num_timesteps + total_timesteps))
@@ -789,6 +853,8 @@ class DeepSPI(PPO):
         :param seed: ``None`` draws one for training alone
         """
         super().set_random_seed(seed)
+        if seed is not None and self.processes is not None:
+            joined.seed_environments(self, seed)
         if seed is not None and getattr(self, "policy", None) is not None:
             self.policy.key = jax.random.fold_in(self.key, 1)
 
@@ -851,7 +917,8 @@ class DeepSPI(PPO):
         Save the model, atomically and without code: its configuration as JSON, its state as safetensors. What has no
         plain form, such as a lambda, is left out: to train on after ``load``, it has to be given again.
 
-        With it go the statistics of ``VecNormalize``, and the state of environments that have ``get_state()``.
+        With it go the statistics of ``VecNormalize``, and the state of environments that have ``get_state()``. Where
+        several processes train, process 0 saves, without that state, and the others do nothing.
 
         :param path: of the file, which gets the suffix ``.zip`` if it has none, or a file open for writing
         :param exclude: attributes to leave out
@@ -859,6 +926,8 @@ class DeepSPI(PPO):
         :param pickle: pickle what has no plain form; such a file loads only with ``trust=True``
         :raises OSError: it could not be written; a file that was there is as it was
         """
+        if not is_first_process():
+            return
         contents = trainer.contents_of(self, set(exclude or ()), set(include or ()))
         for missing in checkpoint.write(path, contents, pickle, suffix="zip"):
             if missing.name not in self._told_missing:
@@ -916,8 +985,8 @@ class DeepSPI(PPO):
         """
         live = {"jax_device", "mesh", "interruption", "_rollout", "_made", "_logger"}
         state = {name: checkpoint.to_names(value) for name, value in vars(self).items() if name not in live}
-        found = [self.jax_device] if self.mesh is None else list(self.mesh.devices)
-        names = [f"{device.platform}:{device.id}" for device in found]
+        found = [self.jax_device] if self.mesh is None else list(self.mesh.local_devices)
+        names = [f"{one.platform}:{jax.local_devices(backend=one.platform).index(one)}" for one in found]
         return state | {"device_names": names, "_custom_logger": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

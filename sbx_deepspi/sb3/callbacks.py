@@ -17,6 +17,7 @@ from sbx_deepspi.guarantee.conditions import CONDITIONS, behaviour_numbers, limi
 from sbx_deepspi.guarantee.measure import unbounded
 from sbx_deepspi.guarantee.neighbourhood import outside_neighbourhood
 from sbx_deepspi.optimizer import Learner
+from sbx_deepspi.processes import is_first_process
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.sb3 import checks
 from sbx_deepspi.sb3.algorithm import DeepSPI
@@ -120,7 +121,7 @@ class SPICertificateCallback(BaseCallback):
             print(f"At {self.num_timesteps} steps {'; '.join(broken)}: {action}.")
 
     def _write(self, row: dict[str, float | str]) -> None:
-        if self.path is None:
+        if self.path is None or not is_first_process():
             return
         header = ",".join(row)
         with self.path.open("a+", newline="", encoding="utf-8") as file:
@@ -187,6 +188,8 @@ class CheckpointCallback(BaseCallback):
 
     def _save(self) -> None:
         self._last_saved = self.n_calls
+        if not is_first_process():
+            return
         newest = self.folder / f"{self.name_prefix}_{self.model.num_timesteps}_steps.zip"
         self.model.save(newest)
         point(self.folder / f"{self.name_prefix}_latest.zip", newest.name)

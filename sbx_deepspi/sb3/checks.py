@@ -90,7 +90,7 @@ def jax_devices(device: Any) -> list[jax.Device]:
     for name in device:
         found = find_device(name)
         if found is None:
-            there = ", ".join(map(str, jax.devices()))
+            there = ", ".join(map(str, jax.local_devices()))
             raise ValueError(f"JAX has no device {str(name)!r} here, only {there}: leave it out, or use device='all'.")
         if found in devices:
             raise ValueError(f"device={device!r} names {found} twice: each device has environments of its own.")
@@ -112,11 +112,11 @@ def devices_again(names: list[str]) -> list[jax.Device]:
     return jax_devices(names) if len(names) > 1 else [jax_device(names[0])]
 
 
-def divides_among_devices(n_envs: int, batch_size: int, n_devices: int) -> None:
+def divide_among_devices(n_envs: int, batch_size: int, n_devices: int) -> None:
     """
-    :param n_envs: number of environments
+    :param n_envs: number of environments, of all processes
     :param batch_size: transitions in a minibatch
-    :param n_devices: number of devices
+    :param n_devices: number of devices, of all processes
     :raises ValueError: they do not get equal shares
     """
     for name, number in {"n_envs": n_envs, "batch_size": batch_size}.items():
@@ -135,9 +135,9 @@ def jax_device(device: Any) -> jax.Device:
     """
     found = find_device(device)
     if found is None:
-        found = jax.devices()[0]
+        found = jax.local_devices()[0]
         warnings.warn(
-            f"JAX has no device {str(device)!r} here, only {', '.join(map(str, jax.devices()))}: it computes on "
+            f"JAX has no device {str(device)!r} here, only {', '.join(map(str, jax.local_devices()))}: it computes on "
             f"{found}. For an accelerator, install JAX for it (pip install 'jax[cuda12]').",
             stacklevel=4,
         )
@@ -152,12 +152,12 @@ def find_device(device: Any) -> jax.Device | None:
     """
     name, _, index = str(device).partition(":")
     if name == "auto":
-        return jax.devices()[0]
+        return jax.local_devices()[0]
     if name not in DEVICES or not (index or "0").isdecimal():
         raise ValueError(f"device must be 'auto' or one of {', '.join(map(repr, DEVICES))}, but got {str(device)!r}.")
     platform = {"cuda": "gpu"}.get(name, name)
     try:
-        return jax.devices(platform)[int(index or 0)]
+        return jax.local_devices(backend=platform)[int(index or 0)]
     except (RuntimeError, IndexError):
         return None
 

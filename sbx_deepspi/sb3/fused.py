@@ -96,10 +96,10 @@ def environments_of(env: JaxVecEnv, n_steps: int, n_devices: int = 1) -> Environ
     """
     :param env: environments inside jit
     :param n_steps: T
-    :param n_devices: that share them
+    :param n_devices: that share them and those of other processes
     :return: what a program collects rollouts from on each device
     """
-    copies = dataclasses.replace(env.copies, n_envs=env.num_envs // n_devices)
+    copies = dataclasses.replace(env.copies, n_envs=env.num_envs * jax.process_count() // n_devices)
     return Environments(
         copies, InSpace(to_networks, env.observation_space), InSpace(to_environment, env.action_space), n_steps
     )
@@ -143,7 +143,7 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
             )
         certificate = certificate if is_certified else None
         made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate, episodes)
-        check_finite(episodes, model.num_timesteps // env.num_envs)
+        check_finite(episodes, model.num_timesteps // model.n_envs_of_all)
         stopped_after = next(tell_of_steps(model, env, callback, episodes), None)
     except BaseException:
         # the rollout was never made: the environments are where they were
@@ -177,7 +177,9 @@ def begin_rollout(model: Any, callback: BaseCallback, n_steps: int) -> TrainerSt
     if env.state is None:  # other environments than those that were reset
         model._last_obs = env.reset()
     callback.on_rollout_start()
-    model._update_current_progress_remaining(model.num_timesteps + n_steps * env.num_envs, model._total_timesteps)
+    model._update_current_progress_remaining(
+        model.num_timesteps + n_steps * model.n_envs_of_all, model._total_timesteps
+    )
     model._before_rollout = {name: copy.copy(getattr(model, name)) for name in COUNTED}
     return model.state
 
@@ -228,9 +230,9 @@ def memory_errors(model: Any, n_steps: int, states: Any, n_models: int = 1) -> I
     """
     observation = memory.bytes_of(observation_spec(model.observation_space))
     others = 4 * (math.prod(log_policy_shape(model.action_space)) + math.prod(action_shape(model.action_space)) + 10)
-    n_envs = model.n_envs // model.n_devices
+    n_envs = model.n_envs_of_all // model.n_devices
     rollout = n_models * n_steps * n_envs * (2 * observation + others)
-    needed = memory.COPIES_OF_A_ROLLOUT * rollout + memory.bytes_of(states) // model.n_devices
+    needed = memory.COPIES_OF_A_ROLLOUT * rollout + memory.bytes_of(states) * n_envs // model.n_envs
     what = f"{n_steps} steps of {n_envs} environments"
     memory.check(needed, model.jax_device, what)
     try:
@@ -270,7 +272,7 @@ def tell_of_steps(model: Any, env: JaxVecEnv, callback: BaseCallback, episodes: 
     :return: the numbers of the steps after which the training is to stop
     """
     for number, done, infos in steps_of(env, episodes):
-        model.num_timesteps += env.num_envs
+        model.num_timesteps += model.n_envs_of_all
         callback.update_locals(dict(n_steps=number, rewards=episodes.rewards[number], dones=done, infos=infos))
         if not model.goes_on_after(callback):
             yield number

@@ -4,8 +4,10 @@ Adds our algorithms to RL Zoo: their hyperparameters, their search space, and En
 Importing this module is enough. The hook (``hook.py``) imports it as soon as a program imports ``rl_zoo3``.
 """
 
+import os
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStac
 from sbx_deepspi import DeepMDP, DeepSPI, DreamSPI, make_envpool_env, make_jax_env
 from sbx_deepspi.envs import JaxVecEnv, TimeoutSubprocVecEnv
 from sbx_deepspi.envs.jitted.make import is_jax_env_id
+from sbx_deepspi.processes import is_first_process
 from sbx_deepspi.zoo.repairs import repair_push_to_hub, run_enjoy_from_any_folder
 from sbx_deepspi.zoo.search_space import convert_hyperparams, sample_dream_hyperparams, sample_hyperparams
 
@@ -49,7 +52,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
     """
     RL Zoo's experiment manager. For our algorithms only, it reads this project's ``rl_zoo_hyperparams/``, trains Atari
     on EnvPool where the hyperparameters say ``envpool: true``, takes ``MultiInputPolicy`` for dictionaries of
-    observations, runs environments in processes with a timeout, and saves the model when training fails.
+    observations, runs environments in processes with a timeout, and saves the model when training fails. Where
+    ``JAX_COORDINATOR_ADDRESS`` is set, several such programs train one model, of which process 0 writes the files.
 
     :param args: the parsed command line, which RL Zoo saves beside the model
     :param algo: name of the algorithm
@@ -68,10 +72,22 @@ class ExperimentManager(exp_manager.ExperimentManager):
         file = PPO_FILE if self._is_inside_jit and algo in ("ppo", "sbx_ppo") else HYPERPARAMS_FILES.get(algo)
         if file is not None and not kwargs.get("config"):
             kwargs["config"] = str(file)
+        if algo in OUR_ALGOS:
+            join_processes()
         super().__init__(args, algo, *others, **kwargs)
+        if algo in OUR_ALGOS and not is_first_process():
+            self._write_nowhere()
         if algo in OUR_ALGOS and self.vec_env_class is SubprocVecEnv:
             # It says which environment failed, and can be closed after Ctrl-C has ended the environments' processes
             self.vec_env_class, self.vec_env_kwargs = TimeoutSubprocVecEnv, {"timeout": 3600.0}
+
+    def _write_nowhere(self) -> None:
+        """What RL Zoo prints and writes is process 0's to say: this one's goes where nobody looks."""
+        self._nowhere = tempfile.TemporaryDirectory()
+        self.log_path = self.save_path = self._nowhere.name
+        self.params_path = f"{self.save_path}/{self.env_name}"
+        self.tensorboard_log = None
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     @classmethod
     def _preprocess_schedules(cls, hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +220,26 @@ class ExperimentManager(exp_manager.ExperimentManager):
             if self.algo in OUR_ALGOS:
                 self.save_trained_model(model)
             raise
+
+
+def join_processes() -> None:
+    """
+    Join the programs that were given one ``JAX_COORDINATOR_ADDRESS``; none, where there is no such variable. How many
+    they are and which this is, SLURM and MPI tell JAX, or ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+
+    :raises ValueError: nobody tells
+    """
+    if "JAX_COORDINATOR_ADDRESS" not in os.environ or jax.distributed.is_initialized():
+        return
+    told = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    count, index = (None if number is None else int(number) for number in told)
+    try:
+        jax.distributed.initialize(num_processes=count, process_id=index)
+    except ValueError as error:
+        raise ValueError(
+            f"JAX_COORDINATOR_ADDRESS is {os.environ['JAX_COORDINATOR_ADDRESS']}, but {error} Set JAX_NUM_PROCESSES, "
+            "the same in all, and JAX_PROCESS_ID, from 0 on; or start the programs with SLURM or MPI, which JAX knows."
+        ) from error
 
 
 def wrappers_of(env_wrapper: Any) -> dict[str, dict[str, Any]]:

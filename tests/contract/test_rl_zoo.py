@@ -4,6 +4,7 @@ import inspect
 import os
 import pickle
 import shlex
+import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -218,6 +219,34 @@ def test_optimize(tmp_path: Path) -> None:
     assert model.reward_loss_coef == trial.params["reward_loss_coef"]
     assert model.n_steps == 2 ** trial.params["n_steps_pow"]
     assert model.policy_kwargs["net_arch"] == search_space.NET_ARCHS[trial.params["net_arch"]]
+
+
+@pytest.mark.slow
+def test_two_programs_train_one_model(tmp_path: Path) -> None:
+    """Joined by their environment variables, each on both of its devices; one writes files."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    joined = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags}
+    command = [sys.executable, *shlex.split(f"{CARTPOLE} -n 512 --device all -P -tb tb")]
+    programs = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=joined | {"JAX_PROCESS_ID": index}, stdout=subprocess.PIPE, text=True
+        )
+        for index in ("0", "1")
+    ]
+    first, second = (program.communicate(timeout=300)[0] for program in programs)
+    assert [program.returncode for program in programs] == [0, 0]
+    assert "512/512" in first and "Saving to logs/deepspi/CartPole-v1_1" in first
+    assert "Saving" not in second and "total_timesteps" not in second
+    run = tmp_path / "logs" / "deepspi" / "CartPole-v1_1"
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+    assert len(list((tmp_path / "tb" / "CartPole-v1").iterdir())) == 1
+    model = DeepSPI.load(run / "CartPole-v1.zip")
+    # 2 environments in each, 64 steps
+    assert (model.num_timesteps, model.n_envs, model._n_updates) == (512, 2, 2)
+    assert len(np.load(run / "evaluations.npz")["timesteps"]) > 0
 
 
 @pytest.mark.slow

@@ -341,7 +341,7 @@ def test_action_distance_bounds_how_far_actions_move(n_choices: int, n_options: 
 def test_lipschitz_policy_is_kept_by_every_step() -> None:
     model = trained(learning_rate=0.1, **CERTIFIABLE)
     assert float(lipschitz_bound(params(model)["actor"])) == pytest.approx(0.05, rel=1e-3)
-    # at its limit, the numbers that the README names still leave K_P below 1/γ
+    # at its limit, the numbers that docs/guarantee.md names still leave K_P below 1/γ
     assert "transition_lipschitz" not in violations(model.certificate, 0.9, True)  # type: ignore[arg-type]
     free = trained(learning_rate=0.1)
     assert float(lipschitz_bound(params(free)["actor"])) > 0.05

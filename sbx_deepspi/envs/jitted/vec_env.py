@@ -108,7 +108,7 @@ class JaxVecEnv(BatchedVecEnv):
         self._reset_seeds()
         if state is None:
             needed = memory.bytes_of(jax.eval_shape(self.copies.reset, key))
-            memory.check(needed, jax.devices()[0], f"{self.num_envs} environments")
+            memory.check(needed, jax.local_devices()[0], f"{self.num_envs} environments")
         # from the host, wherever they are: arrays that are bound to a device would be compiled for anew
         known = jax.device_get((key, self.statistics if state is None else state.statistics))
         new = self._programs["reset"](*known)
@@ -288,7 +288,7 @@ class JaxVecEnv(BatchedVecEnv):
         # of this object, so that their memory goes with it; a reset is rare, and compiled quickly
         quickly = {"xla_backend_optimization_level": 0}
         self._programs = {
-            "reset": jax.jit(self.copies.reset, compiler_options=quickly),
+            "reset": jax.jit(self.copies.reset_part, compiler_options=quickly),
             "step": jax.jit(self.copies.step),
         }
 
