@@ -25,7 +25,13 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST := $(PYTHON) -m pytest -n 2 --dist worksteal
 
-.PHONY: train test slow bench bench-jax pytest coverage docs docs-serve lint type format commit-checks lock clean
+# --- release ----------------------------------------------------------------------------------------
+PYTHON_VERSION ?= 3.11
+BUILD = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PYTHON) -m uv build --no-build-isolation --offline --quiet
+SMOKE := build/smoke
+
+.PHONY: train test slow bench bench-jax pytest coverage docs docs-serve lint type format commit-checks dist dist-check \
+  smoke lock clean
 
 train: $(VENV)/installed
 	$(PYTHON) -m rl_zoo3.train --algo deepspi --env $(ENV) -P $(if $(N),-n $(N)) $(ARGS)
@@ -79,6 +85,26 @@ format: $(VENV)/installed
 	$(PYTHON) -m ruff format
 
 commit-checks: format type pytest
+
+# sdist and wheel of the working tree; the same commit gives the same bytes
+dist: $(VENV)/installed
+	rm -rf dist
+	$(BUILD) --out-dir dist
+	@ls -l dist
+
+# both again, from a clone: any difference fails
+dist-check: dist
+	rm -rf build/clone
+	git clone --quiet . build/clone
+	$(BUILD) --out-dir build/clone/dist build/clone
+	diff -r dist build/clone/dist
+	@cd dist && sha256sum *.whl *.tar.gz
+
+# a user's installation: the wheel and whatever it depends on, in a clean environment of PYTHON_VERSION; on a CPU
+smoke: dist
+	$(PYTHON) -m uv venv --quiet --clear --python $(PYTHON_VERSION) $(SMOKE)
+	$(PYTHON) -m uv pip install --python $(SMOKE) --quiet $(TORCH_BUILD) "$(TORCH)+cpu" "$$(echo dist/*.whl)[zoo]"
+	cd $(SMOKE) && env -u PYTHONPATH bin/python ../../tests/smoke.py
 
 $(VENV)/installed: requirements.lock pyproject.toml sbx_deepspi/zoo/hook.py sbx_deepspi/zoo/hook.pth
 	@echo "Installing into $(VENV) (a few minutes, the first time) ..."

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sbx_deepspi.command_line import HelpFormatter
+
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "f16": 2, "bf16": 2, "u8": 1}
 IN_A_NODE = 8  # devices
@@ -153,19 +155,33 @@ def seconds(setting: Setting, cost: Cost, n_devices: int, speed: argparse.Namesp
     return flops_of(setting, cost) / (speed.teraflops * 1e12) + setting.n_minibatches * talk
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, 8, 64], help="how many")
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, 8, 64], metavar="N", help="how many")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="what is learned")
     parser.add_argument(
         "--teraflops", type=float, default=10.0, help="that a device reaches in training, in 1e12 FLOP/s"
     )
     parser.add_argument(
-        "--latency", nargs=2, type=float, default=[20.0, 60.0], help="of an all-reduce in a node and across, in µs"
+        "--latency",
+        nargs=2,
+        type=float,
+        default=[20.0, 60.0],
+        metavar="US",
+        help="of an all-reduce in a node and across, in µs",
     )
-    parser.add_argument("--bandwidth", nargs=2, type=float, default=[200.0, 25.0], help="in a node and across, in GB/s")
+    parser.add_argument(
+        "--bandwidth", nargs=2, type=float, default=[200.0, 25.0], metavar="GBPS", help="in a node and across, in GB/s"
+    )
     parser.add_argument("--name", help="of the CSV file in docs/results; without one, nothing is written")
-    speed = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    speed = parser().parse_args()
 
     # nothing is run: compiled as quickly as may be
     flags = f"--xla_force_host_platform_device_count={max(speed.devices)} --xla_backend_optimization_level=0"

@@ -10,6 +10,30 @@ each seed, the best mean of 100 episodes in a row, when a mean of 400 was reache
 
 import argparse
 from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+NAMES = ["DreamSPI", "DreamSPI, dyna", "DeepSPI"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--algorithms", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"some of {'; '.join(NAMES)}"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="how many: 0, 1, ...")
+    parser.add_argument("--steps", type=int, default=300_000, help="of all environments of a run together")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files; otherwise docs/results")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 from typing import Any
 
 import matplotlib
@@ -24,7 +48,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results"
 ENV = "gymnax/CartPole-v1"
 WINDOW, GOAL = 100, 400
 ALGORITHMS: dict[str, tuple[type[DeepSPI], str, dict[str, Any]]] = {
@@ -79,12 +102,7 @@ def means(curve: LearningCurve) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=[*ALGORITHMS])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300_000)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     path = arguments.results / "dream_cartpole.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["algorithm", "seed", "step", "return"])
     for algorithm in arguments.algorithms:

@@ -1,6 +1,31 @@
-"""How much of bare EnvPool's throughput is left once it speaks SB3's language."""
+"""
+How much of bare EnvPool's throughput is left once it speaks SB3's language.
+
+    python benchmarks/envpool_throughput.py
+
+Both take the same random actions, in chunks that alternate.
+"""
 
 import argparse
+
+from sbx_deepspi.command_line import HelpFormatter
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--env", default="Breakout-v5", help="EnvPool's id")
+    parser.add_argument("--n-envs", type=int, default=128, help="how many copies")
+    parser.add_argument("--chunks", type=int, default=20, help="how many of each")
+    parser.add_argument("--steps", type=int, default=40, help="of all copies in a chunk")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import time
 from collections.abc import Callable
 from statistics import median
@@ -27,14 +52,7 @@ def steps_per_second(step: Callable[[np.ndarray], object], actions: list[np.ndar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__} Both take the same random actions, in chunks that alternate."
-    )
-    parser.add_argument("--env", default="Breakout-v5", help="the id (default: %(default)s)")
-    parser.add_argument("--n-envs", type=int, default=128, help="how many copies (default: %(default)s)")
-    parser.add_argument("--chunks", type=int, default=20, help="chunks of each (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=40, help="steps in a chunk (default: %(default)s)")
-    args = parser.parse_args()
+    args = parser().parse_args()
 
     env = make_envpool_env(args.env, args.n_envs, seed=0)
     pool = import_envpool().make_gymnasium(env.task, num_envs=args.n_envs, seed=0, **env.settings)

@@ -2,7 +2,7 @@
 What the guarantee costs: the certificate, importance ratios over all states alone, and Lipschitz layers, as a share of
 one update.
 
-    python benchmarks/guarantee_cost.py                  # Breakout, 128 environments x 8 steps
+    python benchmarks/guarantee_cost.py    # Breakout, 128 x 8 steps
     python benchmarks/guarantee_cost.py --env CartPole-v1
 
 Times them in turn with updates, with Lipschitz layers and with plain ones, on one rollout after some updates,
@@ -10,6 +10,26 @@ compilation excluded, and prints medians, and medians of the shares round by rou
 """
 
 import argparse
+
+from sbx_deepspi.command_line import HelpFormatter
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--env", default="Breakout-v5", help="EnvPool's Atari, of which there are 128, or Gymnasium's id: 8 of it"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="how often each is timed")
+    parser.add_argument("--updates", type=int, default=8, help="made before anything is timed")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -24,11 +44,7 @@ from sbx_deepspi.envs.envpool import import_envpool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="Breakout-v5", help="EnvPool's Atari, and 128 of them, or Gymnasium's, and 8")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--updates", type=int, default=8, help="made before")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     is_atari = import_envpool().registration.registry.specs.get(arguments.env, [""])[0] == "envpool.atari"
     env = make_envpool_env(arguments.env, 128, seed=0) if is_atari else make_vec_env(arguments.env, 8, seed=0)
     # in the very first updates kernels move farther, and their norms are computed more often

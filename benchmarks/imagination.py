@@ -10,10 +10,29 @@ of one large matrix product, measured in the same round.
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="how often each is timed")
+    parser.add_argument("--name", default="imagination", help="of the CSV in docs/results")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +43,6 @@ from sbx_deepspi import DeepSPI, DreamSPI, agent, make_jax_env
 from sbx_deepspi.imagination import imagine
 from sbx_deepspi.sb3.fused import environments_of
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SETTINGS: dict[str, Any] = dict(
     n_steps=128, batch_size=512, n_epochs=4, ent_coef=0.01, reward_loss_coef=0.1, transition_loss_coef=0.005, seed=0
 )
@@ -89,10 +107,7 @@ def multiplications(model: DeepSPI) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--name", default="imagination", help="of the CSV")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     calls: dict[str, Callable[[], Any]] = {}
     sizes: dict[str, int] = {}
     for density in DENSITIES:

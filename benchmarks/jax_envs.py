@@ -1,10 +1,10 @@
 """
 Steps a second on environments inside jit, beside rejax's PPO, and beside the same DeepSPI on Gymnasium's CartPole.
 
-    make bench-jax                                                   # all of it, on an idle machine
+    make bench-jax                                # all, on an idle machine
     python benchmarks/jax_envs.py --rejax bench/rejax/bin/python
-    python benchmarks/jax_envs.py --only sweep                       # steps a second from 8 to 4,096 environments
-    python benchmarks/jax_envs.py --only gpu                         # MinAtar Breakout with 4,096 environments
+    python benchmarks/jax_envs.py --only sweep    # from 8 to 4,096 environments
+    python benchmarks/jax_envs.py --only gpu      # Breakout, 4,096 environments
 
 All take turns, a process for each, in every round; figures are medians of the rounds, ratios are taken within a round.
 Rounds are added to those that the CSV has.
@@ -15,18 +15,41 @@ in the first layer, as many as rejax's two have together.
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--rejax", metavar="PYTHON", help="the Python that has rejax; without it, rejax is left out")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
+    parser.add_argument(
+        "--only", choices=["compare", "sweep", "gpu"], help="one of the measurements; otherwise compare and sweep"
+    )
+    parser.add_argument("--name", default="jax_envs", help="of the CSVs and the picture in docs/results")
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import csv
 import json
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SETTINGS = {"64 x 128": (64, 128), "1024 x 16": (1024, 16)}
 GAMES = {"Breakout-MinAtar": (400, 3), "CartPole-v1": (4, 2)}  # observed numbers, actions
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -183,13 +206,7 @@ def sweep(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rejax", help="the Python that has rejax; without it, rejax is left out")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["compare", "sweep", "gpu"])
-    parser.add_argument("--name", default="jax_envs", help="of the CSVs and the picture")
-    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if arguments.measure:
         variant, env_id, n_envs, n_steps, *seconds = arguments.measure
         seconds = float(seconds[0]) if seconds else SECONDS

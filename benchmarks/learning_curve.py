@@ -1,19 +1,12 @@
 """
 Train on Atari and draw the learning curve: the scores of whole games, unclipped, over environment steps.
 
-    python benchmarks/learning_curve.py --name breakout --algorithm deepspi --steps 1_000_000
-    python benchmarks/learning_curve.py --name breakout --algorithm sbx_ppo --steps 1_000_000
-    python benchmarks/learning_curve.py --name breakout --algorithm sb3_ppo --steps 1_000_000 --seed 3
-    python benchmarks/learning_curve.py --name breakout_steps --algorithm alpha_0 --steps 300_000
-    python benchmarks/learning_curve.py --name breakout_steps --algorithm sb3_ppo --steps 300_000
-    python benchmarks/learning_curve.py --name breakout_steps --algorithm sb3_ppo_two_steps --steps 300_000
-    python benchmarks/learning_curve.py --name breakout_steps --algorithm sb3_ppo_as_sbx --steps 300_000
-    python benchmarks/learning_curve.py --name breakout_steps --algorithm deepspi_flax_init --steps 300_000
-    python benchmarks/learning_curve.py --name breakout_steps --algorithm deepspi_as_sbx --steps 300_000
+    python benchmarks/learning_curve.py --name breakout --algorithm deepspi
 
-each writes docs/results/NAME_ALGORITHM.csv, one row per finished game and as they finish, and draws all algorithms that
-have one into docs/results/NAME.png. The settings are the paper's, for all of them, the learning rate's
-schedule made for 10 M steps however early the run stops. Ctrl-C stops it, too.
+writes docs/results/breakout_deepspi.csv, one row per finished game and as they finish, and draws all algorithms that
+have such a file into docs/results/breakout.png. The settings are the paper's, for all of them, the learning rate's
+schedule made for 10 M steps however early the run stops. Ctrl-C stops it, too. docs/results has the commands behind
+its figures.
 
 SBX's PPO is its own but for the form of its convolutions, which are DeepSPI's matrix products on CPUs and done in
 parts: the same function of the same parameters in less time. What is not the same is its initialisation, which is not
@@ -25,9 +18,39 @@ both.
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+NAMES = [
+    "deepspi", "sbx_ppo", "sb3_ppo", "alpha_0", "sb3_ppo_two_steps", "sb3_ppo_as_sbx", "deepspi_flax_init",
+    "deepspi_as_sbx",
+]  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--algorithm", choices=NAMES, default="deepspi", metavar="NAME", help=f"one of {', '.join(NAMES)}"
+    )
+    parser.add_argument("--env", default="Breakout-v5", help="EnvPool's or ALE's id")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="of all environments together: when to stop")
+    parser.add_argument("--seed", type=int, default=0, help="of environments, networks and actions")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-4, help="at the beginning; it falls to 0")
+    parser.add_argument("--name", required=True, help="of the files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files; otherwise docs/results")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import csv
 from functools import partial
-from pathlib import Path
 from typing import IO
 
 import flax.linen as nn
@@ -58,7 +81,6 @@ from sbx_deepspi.rollout import Transitions
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SCHEDULE_STEPS = 10_000_000
 IMAGES_IN_A_PART = 32  # of SBX's network
 # of SBX and SB3; vf_coef is half of DeepSPI's, since their loss of values lacks the ½
@@ -360,17 +382,7 @@ def draw(runs: dict[str, pd.DataFrame], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", choices=ALGORITHMS, default="deepspi")
-    parser.add_argument("--env", default="Breakout-v5", help="EnvPool's or ALE's id")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="when to stop")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--learning-rate", type=float, default=HYPERPARAMETERS["learning_rate"], help="at the beginning"
-    )
-    parser.add_argument("--name", required=True, help="of the files")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
 
     arguments.results.mkdir(parents=True, exist_ok=True)
     paths = {name: arguments.results / f"{arguments.name}_{name}.csv" for name in ALGORITHMS}

@@ -1,13 +1,32 @@
 """
 Show that DeepSPI learns: train with RL Zoo's own command, then score the final policy over 100 episodes.
 
-    python benchmarks/learns.py CartPole-v1     # at least 475 within 100 k steps
-    python benchmarks/learns.py Pendulum-v1     # at least -300 within 200 k steps
+    python benchmarks/learns.py CartPole-v1  # at least 475 within 100 k steps
+    python benchmarks/learns.py Pendulum-v1  # at least -300 within 200 k steps
 
 prints a table, one row per seed, and fails if a seed stays below the target.
 """
 
 import argparse
+
+from sbx_deepspi.command_line import HelpFormatter
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("env", choices=["CartPole-v1", "Pendulum-v1"], help="Gymnasium's id")
+    parser.add_argument("--steps", type=int, help="of all environments together; otherwise the target's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run each")
+    parser.add_argument("--episodes", type=int, default=100, help="over which the score is the mean")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import subprocess
 import sys
 import tempfile
@@ -49,12 +68,7 @@ def train_and_score(env: str, steps: int, seed: int, n_episodes: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("env", choices=TARGETS)
-    parser.add_argument("--steps", type=int, help="fewer or more steps than the target's")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--episodes", type=int, default=100)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     target = TARGETS[arguments.env]
     steps = arguments.steps or target.steps
     print(f"{arguments.env}: {steps:,} steps, mean of {arguments.episodes} episodes, target {target.score:g}")

@@ -11,10 +11,37 @@ and prints a table.
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+NAMES = ["ppo", "deepspi", "ppo_wide", "deepspi_wide", "dreamspi", "dreamspi_dyna", "rejax"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--game", default="Breakout", help="MinAtar's name")
+    parser.add_argument(
+        "--algorithms", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}"
+    )
+    parser.add_argument("--steps", type=int, default=5_000_000, help="of all environments of a run together")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run for each")
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3], help="a run for each")
+    parser.add_argument("--rejax", metavar="PYTHON", help="the Python that has rejax; without it, rejax is left out")
+    parser.add_argument("--name", help="of the CSV and the picture in docs/results; otherwise minatar_GAME")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import csv
 import json
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +54,6 @@ from sbx_deepspi import DeepSPI, DreamSPI, LearningCurve, learn_together, make_j
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 N_POINTS = 50
 SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=512, n_epochs=4, ent_coef=0.01)
 NETWORKS: dict[str, Any] = dict(net_arch=[64], activation_fn=jax.nn.relu)
@@ -127,15 +153,7 @@ def draw(path: Path, game: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--game", default="Breakout")
-    parser.add_argument("--algorithms", nargs="+", default=[*ALGORITHMS, "rejax"])
-    parser.add_argument("--steps", type=int, default=5_000_000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3])
-    parser.add_argument("--rejax", help="the Python that has rejax; without it, rejax is left out")
-    parser.add_argument("--name", help="of the CSV and the picture; minatar_<game> if not given")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     path = RESULTS / f"{arguments.name or 'minatar_' + arguments.game.lower()}.csv"
     done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["algorithm", "learning_rate", "seed"])
     finished = set(zip(done.algorithm, done.learning_rate, done.seed, strict=True))

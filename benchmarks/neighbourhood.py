@@ -9,6 +9,23 @@ neighbourhood, and the median part of an update that was kept.
 """
 
 import argparse
+
+from sbx_deepspi.command_line import HelpFormatter
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--steps", type=int, default=100_000, help="of all environments of a run together")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two runs for each")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import statistics
 import time
 from typing import NamedTuple
@@ -81,10 +98,7 @@ def train(neighbourhood: str, seed: int, steps: int) -> Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     print(f"CartPole-v1, {arguments.steps:,} steps")
     print("neighbourhood  seed  score  greatest D_IR  updates outside  kept  seconds")
     for seed in arguments.seeds:

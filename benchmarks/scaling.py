@@ -8,10 +8,30 @@ compilation excluded, the median of a few; everything else as by default.
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2, help="rollouts and updates that count")
+    parser.add_argument("--name", required=True, help="of the files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files; otherwise docs/results")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import csv
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -26,7 +46,6 @@ from sbx_deepspi.rollout import automatic_n_steps
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 EPISODE_LENGTH = 200
 BATCH_SIZE = 256
 # what changes → (environments, actions, steps), the others as in the middle of the range
@@ -110,11 +129,7 @@ def draw(speeds: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--name", required=True, help="of the files")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
 
     arguments.results.mkdir(parents=True, exist_ok=True)
     path = arguments.results / f"{arguments.name}.csv"

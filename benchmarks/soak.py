@@ -9,13 +9,37 @@ goes on with new environments. It writes docs/results/soak.csv, soak_faults.csv 
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0, help="for each game")
+    parser.add_argument(
+        "--games", nargs="+", default=["CartPole-v1", "BreakoutNoFrameskip-v4"], help="ids of Gymnasium or ALE"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--mean-delay", type=float, default=80.0, help="seconds until an environment fails")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files; otherwise docs/results")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import multiprocessing
 import os
 import random
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ale_py
@@ -35,7 +59,6 @@ from sbx_deepspi.envs import TimeoutSubprocVecEnv
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 FAULTS = {
     "raise": (ConnectionError, "has ended (exit code 1)"),
     "hang": (TimeoutError, "has not answered for"),
@@ -195,13 +218,7 @@ def draw(samples: pd.DataFrame, faults: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30.0, help="for each game")
-    parser.add_argument("--games", nargs="+", default=["CartPole-v1", "BreakoutNoFrameskip-v4"])
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    parser.add_argument("--mean-delay", type=float, default=80.0, help="seconds until an environment fails")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
 
     # every environment's process imports this file: it forks from one that has imported the rest already
     multiprocessing.set_forkserver_preload(["ale_py", "matplotlib.pyplot", "pandas", "sbx_deepspi"])

@@ -1,9 +1,9 @@
 """
 Train the same Breakout with DeepSPI, SBX's PPO and SB3's PPO, in turn, and compare their speed.
 
-    make bench                                                  # both settings, and the parts of an iteration
+    make bench    # both settings, and the parts of an iteration
     python benchmarks/throughput.py --settings 128x8 --rounds 5
-    make bench DEVICES="2 8"                                    # beside them, DeepSPI on so many devices
+    make bench DEVICES="2 8"    # beside them, DeepSPI on so many devices
 
 Each algorithm trains in a process of its own; the processes take turns, one update (rollout and training) at a
 time, so that all of them see the same machine. What compiles does so before the first turn that counts. With
@@ -13,6 +13,39 @@ On a GPU the same command compares there (SB3 needs a CUDA build of torch for th
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+NAMES = ["deepspi", "sbx_ppo", "sb3_ppo"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--settings", nargs="+", default=["8x128", "128x8"], metavar="ENVSxSTEPS",
+        help="environments, and steps of each in a rollout",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="updates of each algorithm that count")
+    parser.add_argument(
+        "--algorithms", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}"
+    )
+    parser.add_argument(
+        "--devices", nargs="+", type=int, default=[], metavar="N",
+        help="DeepSPI, too, on so many devices; a CPU is cut into as many; otherwise on one",
+    )  # fmt: skip
+    parser.add_argument("--name", help="of the files; without one, nothing is written")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files; otherwise docs/results")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import csv
 import multiprocessing as mp
 import os
@@ -20,7 +53,6 @@ import resource
 import statistics
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +67,6 @@ from sbx_deepspi import DeepSPI, make_envpool_env
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ALGORITHMS = {"deepspi": DeepSPI, "sbx_ppo": sbx.PPO, "sb3_ppo": stable_baselines3.PPO}
 # the paper's settings, for all three
 HYPERPARAMETERS = {"batch_size": 256, "n_epochs": 4, "clip_range": 0.1, "ent_coef": 0.01, "learning_rate": 2.5e-4}
@@ -187,20 +218,9 @@ def draw(times: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--settings", nargs="+", default=["8x128", "128x8"], metavar="ENVSxSTEPS", help="environments x steps"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="updates of each algorithm that count")
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
-    parser.add_argument(
-        "--devices", nargs="+", type=int, default=[], help="DeepSPI, too, on so many devices; a CPU is cut into as many"
-    )
-    parser.add_argument("--name", help="of the files; without one, nothing is written")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
 
-    arguments.algorithms += [f"deepspi_on_{number}" for number in arguments.devices]
+    arguments.algorithms = [*arguments.algorithms, *(f"deepspi_on_{number}" for number in arguments.devices)]
     if arguments.devices and jax.default_backend() == "cpu":
         flag = f"--xla_force_host_platform_device_count={max(arguments.devices)}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"

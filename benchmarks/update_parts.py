@@ -1,7 +1,7 @@
 """
 Where the time of one DeepSPI iteration goes: its parts, each timed on its own.
 
-    python benchmarks/update_parts.py                 # Breakout, 128 environments x 8 steps
+    python benchmarks/update_parts.py    # Breakout, 128 environments x 8 steps
     python benchmarks/update_parts.py --setting 8x128
 
 Each part runs as often as one iteration (rollout, update, certificate) needs it, in the microbatches in which the
@@ -9,6 +9,25 @@ update runs it, forward and backward. What fuses or overlaps in the whole does n
 """
 
 import argparse
+
+from sbx_deepspi.command_line import HelpFormatter
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--setting", default="128x8", metavar="ENVSxSTEPS", help="environments, and steps of each in a rollout"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each part is timed")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import statistics
 import time
 from collections.abc import Callable
@@ -190,10 +209,7 @@ def table(seconds: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", default="128x8", help="environments x steps of a rollout")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     n_envs, n_steps = map(int, arguments.setting.split("x"))
     print(f"Breakout, {n_envs} environments x {n_steps} steps, medians of {arguments.rounds}, one iteration:")
     print(table(measure(n_envs, n_steps, arguments.rounds)))

@@ -15,10 +15,39 @@ its latent state is picked by the state's number, which is exact and saves half 
 """
 
 import argparse
+from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+NAMES = ["PPO", "DeepMDP", "DeepSPI", "projected", "DreamSPI", "DreamSPI, dyna"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--name", required=True, help="of the files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files; otherwise docs/results")
+    parser.add_argument(
+        "--algorithms", nargs="+", choices=NAMES, default=NAMES[:3], metavar="NAME", help=f"some of {'; '.join(NAMES)}"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="how many: 0, 1, ...")
+    parser.add_argument("--steps", type=int, default=300_000, help="of all environments of a run together")
+    parser.add_argument("--latent", default="8x2", help="map, or VARIABLESxCLASSES")
+    parser.add_argument("--reward-loss-coef", type=float, default=1.0, metavar="ALPHA", help="α_R, in [0, 1]")
+    parser.add_argument("--transition-loss-coef", type=float, default=0.1, metavar="ALPHA", help="α_P, in [0, 1]")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +66,6 @@ from sbx_deepspi.sb3.grid import GridPolicy, look, measure
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 MAZE = make_maze()
 STATES = np.arange(len(MAZE.cells))
 GAMMA = 0.99
@@ -149,17 +177,7 @@ def draw(curves: pd.DataFrame, title: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="of the files")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=[*ALGORITHMS][:3])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300_000)
-    parser.add_argument("--latent", default="8x2", help="map, or VARIABLESxCLASSES (default: %(default)s)")
-    parser.add_argument("--reward-loss-coef", type=float, default=1.0)
-    parser.add_argument("--transition-loss-coef", type=float, default=0.1)
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     runs = [
         Run(
             algorithm, seed, arguments.steps, arguments.latent, arguments.reward_loss_coef,

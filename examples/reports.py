@@ -10,6 +10,22 @@ has been trained is not trained again.
 
 import argparse
 from pathlib import Path
+
+from sbx_deepspi.command_line import HelpFormatter
+
+
+def parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the models and their reports")
+    return parser
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and mistakes are answered before JAX and PyTorch are imported
+
 from typing import Any
 
 import jax
@@ -44,9 +60,7 @@ def train(folder: Path, env_id: str, steps: int, save_freq: int, policy: str, n_
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    folder = parser().parse_args().folder
     train(
         folder / "grid", "ConfoundingGrid", GRID_STEPS, SAVED, "CnnPolicy", 128,
         reward_loss_coef=1.0, transition_loss_coef=0.1,

@@ -219,7 +219,8 @@ def encode(networks: Networks, parameters: Parameters, observations: Observation
     :param observations: shape (B, ...)
     :return: z = φ(s), shape (B, ...)
     """
-    return apply(networks.encoder, parameters["encoder"], observations)
+    latents: jax.Array = apply(networks.encoder, parameters["encoder"], observations)
+    return latents
 
 
 def policy_and_values(networks: Networks, parameters: Parameters, latents: jax.Array) -> tuple[Any, jax.Array]:
@@ -270,7 +271,8 @@ def most_likely_actions(networks: Networks, parameters: Parameters, observations
     :return: actions, shape (N, ...)
     """
     latents = encode(networks, parameters, observations)
-    return policy_and_values(networks, parameters, latents)[0].mode()
+    actions: jax.Array = policy_and_values(networks, parameters, latents)[0].mode()
+    return actions
 
 
 def values(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:
@@ -310,7 +312,8 @@ def log_policy(distribution: Any, actions: jax.Array) -> jax.Array:
             return jax.nn.log_softmax(distribution.logits)
         case Choices():
             return distribution.log_policy
-    return distribution.log_prob(actions)[:, None]
+    log_probs: jax.Array = distribution.log_prob(actions)
+    return log_probs[:, None]
 
 
 def limit_policy(networks: Networks, parameters: Parameters) -> Parameters:
@@ -406,7 +409,8 @@ def predict(
 
     def sample(latents: jax.Array, actions: jax.Array, keys: jax.Array) -> jax.Array:
         outputs = apply(model.transition_model, parameters["transition_model"], latents, actions)
-        return model.transition_model.as_latents(model.density.sample(outputs, keys[0]))
+        sampled: jax.Array = model.transition_model.as_latents(model.density.sample(outputs, keys[0]))
+        return sampled
 
     # one key per latent state, so that parts have their own
     keys = jax.random.split(key, len(latents))
@@ -425,7 +429,8 @@ def end_probabilities(networks: Networks, parameters: Parameters, next_latents: 
     model = networks.world_model.termination_model
     if model is None:
         return jnp.zeros(len(next_latents))
-    return apply(model, parameters["termination_model"], next_latents)
+    probabilities: jax.Array = apply(model, parameters["termination_model"], next_latents)
+    return probabilities
 
 
 def normalized(networks: Networks, parameters: Parameters) -> Parameters:

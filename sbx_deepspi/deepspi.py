@@ -154,9 +154,10 @@ def gradient(
         return parameters | normalizer.apply(norms, networks.lipschitz(parameters))
 
     normalized, pull_back = jax.vjp(normalize, parameters)
+    slope: Callable[..., tuple[Parameters, Metrics]] = jax.grad(loss, argnums=1, has_aux=True)
 
     def gradient_of_part(transitions: Transitions, key: jax.Array) -> tuple[Parameters, Metrics]:
-        return jax.grad(loss, argnums=1, has_aux=True)(networks, normalized, transitions, key, hyperparameters)
+        return slope(networks, normalized, transitions, key, hyperparameters)
 
     gradients, metrics = mean_over_parts(gradient_of_part, minibatch, key, hyperparameters.microbatch_size)
     gradients, metrics = devices.mean((*pull_back(gradients), metrics))
@@ -186,9 +187,8 @@ def gradient_step(
     :param key: randomness of the latent samples
     :return: parameters and optimiser after the step, and what to tell the user
     """
-    h = hyperparameters
-    gradients, metrics = gradient(loss, networks, learner.parameters, norms, minibatch, key, h)
-    learner = optimizer.step(learner, gradients, h.step_sizes)
+    gradients, metrics = gradient(loss, networks, learner.parameters, norms, minibatch, key, hyperparameters)
+    learner = optimizer.step(learner, gradients, hyperparameters.step_sizes)
     learner = learner.replace(parameters=agent.limit_policy(networks, learner.parameters))
     return learner, metrics
 

@@ -145,8 +145,10 @@ def put(tree: Tree, layouts: Any, where: Mesh | jax.Device) -> Tree:
     :return: the arrays there
     """
     if not isinstance(where, Mesh):
-        return jax.device_put(tree, where)
-    return jax.device_put(tree, jax.tree.map(lambda layout: NamedSharding(where, layout), layouts))
+        here: Tree = jax.device_put(tree, where)
+        return here
+    there: Tree = jax.device_put(tree, jax.tree.map(lambda layout: NamedSharding(where, layout), layouts))
+    return there
 
 
 class OnDevices:

@@ -10,6 +10,16 @@ import optax
 from sbx_deepspi import devices
 
 
+def huber(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """
+    :param predicted: of any shape
+    :param target: of the same shape
+    :return: half of the difference's square where that is at most 1 either way, and linear beyond
+    """
+    costs: jax.Array = optax.losses.huber_loss(predicted, target)
+    return costs
+
+
 def reward_loss(predicted_rewards: jax.Array, rewards: jax.Array) -> jax.Array:
     """
     ℓ_R = huber(R̄(φ(s), a) - r/σ), δ = 1, one number per transition, σ = max(1, root mean square of the rewards).
@@ -18,7 +28,7 @@ def reward_loss(predicted_rewards: jax.Array, rewards: jax.Array) -> jax.Array:
     :param rewards: r/σ, r as the environment gave it, without any bootstrapped value, shape (B,)
     :return: shape (B,)
     """
-    return optax.losses.huber_loss(predicted_rewards, rewards)
+    return huber(predicted_rewards, rewards)
 
 
 def transition_loss(predicted_latents: jax.Array, next_latents: jax.Array) -> jax.Array:
@@ -29,7 +39,7 @@ def transition_loss(predicted_latents: jax.Array, next_latents: jax.Array) -> ja
     :param next_latents: φ(s'), shape (B, ...)
     :return: shape (B,)
     """
-    losses = optax.losses.huber_loss(predicted_latents, next_latents)
+    losses = huber(predicted_latents, next_latents)
     return losses.sum(axis=tuple(range(1, losses.ndim)))
 
 
@@ -41,7 +51,7 @@ def termination_loss(end_probabilities: jax.Array, terminated: jax.Array) -> jax
     :param terminated: whether s' is terminal, bool, shape (B,)
     :return: shape (B,)
     """
-    return optax.losses.huber_loss(end_probabilities, terminated.astype(end_probabilities.dtype))
+    return huber(end_probabilities, terminated.astype(end_probabilities.dtype))
 
 
 def categorical_huber_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:
@@ -53,7 +63,7 @@ def categorical_huber_loss(predicted: jax.Array, log_probs: jax.Array, next_late
     :param next_latents: φ(s'), one-hot, same shape
     :return: shape (B,); 1 where every variable differs
     """
-    return optax.losses.huber_loss(predicted, next_latents).sum(axis=-1).mean(axis=-1)
+    return huber(predicted, next_latents).sum(axis=-1).mean(axis=-1)
 
 
 def hamming_loss(predicted: jax.Array, log_probs: jax.Array, next_latents: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ def bytes_of(tree: Any) -> int:
 
     def size(leaf: Any) -> int:
         item = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else np.dtype(leaf.dtype).itemsize
-        return math.prod(leaf.shape) * item
+        return int(math.prod(leaf.shape) * item)
 
     return sum(map(size, jax.tree.leaves(tree)))
 

@@ -96,7 +96,8 @@ class Processes:
             # who has come to this exchange has read what the last one said
             self._store.key_value_delete(f"{of_training}/{number - 1}")
             self._store.key_value_set(f"{of_training}/{number}/all", f"[{','.join(messages)}]")
-        return json.loads(self._wait_for(f"{of_training}/{number}/all"))
+        of_all: list[Any] = json.loads(self._wait_for(f"{of_training}/{number}/all"))
+        return of_all
 
     def leave(self, why: str) -> None:
         """
@@ -109,7 +110,7 @@ class Processes:
     def _wait_for(self, key: str) -> str:
         while True:
             try:
-                return self._store.blocking_key_value_get(key, 1000)
+                return str(self._store.blocking_key_value_get(key, 1000))
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise

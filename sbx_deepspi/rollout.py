@@ -68,7 +68,8 @@ class Rollout(struct.PyTreeNode):
         """
         :return: the same as T · N transitions in time-major order, arrays of shape (T · N, ...)
         """
-        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), self)
+        flat: Rollout = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), self)
+        return flat
 
     @classmethod
     def empty(

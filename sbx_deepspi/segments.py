@@ -33,7 +33,8 @@ def segment_length(encodes_images: bool, n_steps: int, batch_size: int) -> int:
         return 1
     common = math.gcd(n_steps, batch_size)
     # never 2: half of its s' begin the next step, and the room kept for ends of episodes takes most of that away
-    return max(length for length in (1, *range(3, LONGEST_SEGMENT + 1)) if common % length == 0)
+    lengths: list[int] = [1, *range(3, LONGEST_SEGMENT + 1)]
+    return max(length for length in lengths if common % length == 0)
 
 
 def encode_pairs(encode: Callable[[Observations], jax.Array], transitions: Transitions) -> tuple[jax.Array, jax.Array]:
@@ -75,11 +76,12 @@ def mean_over_parts(
         if transitions.segment_length == 1:
             return function(transitions, key)
         # where more episodes end than there is room for, every observation is encoded
-        return jax.lax.cond(
+        made: Tree = jax.lax.cond(
             share_observations(transitions).fits,
             lambda: function(transitions, key),
             lambda: function(transitions.replace(segment_length=1), key),
         )
+        return made
 
     if n_parts == 1:
         return of_part(jax.tree.map(lambda array: array[0], parts), keys[0])
@@ -90,7 +92,8 @@ def mean_over_parts(
     shapes = jax.eval_shape(of_part, *jax.tree.map(lambda array: array[0], (parts, keys)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add_part, zeros, (parts, keys))
-    return jax.tree.map(lambda leaf: leaf / n_parts, total)
+    mean: Tree = jax.tree.map(lambda leaf: leaf / n_parts, total)
+    return mean
 
 
 class SharedObservations(struct.PyTreeNode):
@@ -150,7 +153,8 @@ def microbatches(transitions: Transitions, microbatch_size: int) -> Transitions:
     :return: the same, each array of shape (parts, B / parts, ...)
     """
     n_parts = n_microbatches(len(transitions.rewards), transitions.segment_length, microbatch_size)
-    return jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), transitions)
+    parts: Transitions = jax.tree.map(lambda array: array.reshape(n_parts, -1, *array.shape[1:]), transitions)
+    return parts
 
 
 def shuffled(key: jax.Array, n_transitions: int, segment_length: int) -> jax.Array:

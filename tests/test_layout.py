@@ -1,6 +1,7 @@
 """How the package is laid out: who may import what, and what stays short."""
 
 import ast
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_the_algorithm_knows_neither_sb3_nor_torch_nor_gymnasium(path: str) -> N
     # nor by way of a module that does
     ours = (module_of(name) for name in imports(path))
     assert not [MODULES[name] for name in ours if name is not None and MODULES[name].startswith(MAY_IMPORT_THEM)]
+
+
+def test_types_are_strict_wherever_neither_sb3_nor_gymnasium_is() -> None:
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["mypy"]
+    (relaxed,) = (part for part in settings["overrides"] if part.get("disallow_any_generics") is False)
+    assert settings["strict"] is True
+    assert set(relaxed["module"]) == {
+        "sbx_deepspi." + path.removesuffix(".py").replace("/", ".") + ("*" if path.endswith("/") else "")
+        for path in MAY_IMPORT_THEM
+    }
 
 
 def test_no_method_is_called_by_its_name() -> None:

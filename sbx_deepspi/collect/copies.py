@@ -143,7 +143,8 @@ class Copies:
         if statistics is not None:
             statistics = statistics.replace(discounted=jnp.zeros(of_all.n_envs))
         state = of_all.reset(key, statistics)
-        return devices.part_of_process(state, state.layout)
+        part: CopiesState = devices.part_of_process(state, state.layout)
+        return part
 
     def step(self, state: CopiesState, actions: jax.Array) -> tuple[CopiesState, Outcome]:
         """
@@ -168,7 +169,10 @@ class Copies:
             def select(new: jax.Array, old: jax.Array) -> jax.Array:
                 return jnp.where(dones.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-            return jax.tree.map(select, self._begin(state.first, draw_key), (last_observations, states))
+            begun: tuple[Observation, Any] = jax.tree.map(
+                select, self._begin(state.first, draw_key), (last_observations, states)
+            )
+            return begun
 
         observations, states = jax.lax.cond(dones.any(), begin_where_done, lambda: (last_observations, states))
         # before they are normalised: there one copy's NaN becomes everybody's
@@ -195,7 +199,8 @@ class Copies:
         if self.n_initial_states is None:
             return jax.vmap(self._reset_one)(jax.random.split(key, self.n_envs))
         drawn = jax.random.randint(key, (self.n_envs,), 0, self.n_initial_states)
-        return jax.tree.map(lambda array: array[drawn], first)
+        begun: tuple[Observation, Any] = jax.tree.map(lambda array: array[drawn], first)
+        return begun
 
     def _reset_one(self, key: jax.Array) -> tuple[Observation, Any]:
         observation, state = self.env.reset(key)

@@ -62,7 +62,7 @@ class Named:
         self.identity = repr((name, sorted(arguments.items())))
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.identity == self.identity  # type: ignore[attr-defined]
+        return type(other) is type(self) and other.identity == self.identity
 
     def __hash__(self) -> int:
         return hash(self.identity)

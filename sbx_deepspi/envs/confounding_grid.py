@@ -28,10 +28,10 @@ from gymnasium.error import ResetNeeded
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sbx_deepspi import valid
+from sbx_deepspi.env_ids import GRID_STEPS
 from sbx_deepspi.envs.batched import BatchedVecEnv
 
 UP, DOWN, LEFT, RIGHT = range(4)
-MAX_EPISODE_STEPS = 200
 FRAME_SIZE = 84  # pixels of an observation's side
 CELL_SIZE = 24  # pixels of a cell's side in rendered pictures
 
@@ -404,7 +404,7 @@ class ConfoundingGridVecEnv(BatchedVecEnv):
         self._returns += rewards
         self._lengths += 1
         terminated = self.mdp.terminal[self.states]
-        truncated = ~terminated & (self._lengths == MAX_EPISODE_STEPS)
+        truncated = ~terminated & (self._lengths == GRID_STEPS)
         dones = terminated | truncated
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": cut} for cut in truncated.tolist()]
         if dones.any():

@@ -49,7 +49,8 @@ def draw_back(behaviour: Params, updated: Params, is_inside: Callable[[Params], 
     """
 
     def at(fraction: jax.Array) -> Params:
-        return jax.tree.map(lambda old, new: (1 - fraction) * old + fraction * new, behaviour, updated)
+        between: Params = jax.tree.map(lambda old, new: (1 - fraction) * old + fraction * new, behaviour, updated)
+        return between
 
     def is_coarse(search: Search) -> jax.Array:
         coarse = search.outside > (1 + RELATIVE_PRECISION) * search.inside
@@ -66,7 +67,8 @@ def draw_back(behaviour: Params, updated: Params, is_inside: Callable[[Params], 
         fraction = jax.lax.while_loop(is_coarse, halve, Search(jnp.float32(0), jnp.float32(1), jnp.int32(0))).inside
         return at(fraction), fraction
 
-    return jax.lax.cond(is_inside(updated), lambda: (updated, jnp.float32(1)), search)
+    found: tuple[Params, jax.Array] = jax.lax.cond(is_inside(updated), lambda: (updated, jnp.float32(1)), search)
+    return found
 
 
 def project(

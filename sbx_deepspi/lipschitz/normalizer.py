@@ -69,7 +69,10 @@ def refresh(cache: NormCache, parameters: Parameters, latent_map: tuple[int, ...
         return ~jnp.all(distance_bound(kernel, norm.kernel) <= LOOSENESS * norm.bound)
 
     moved = jnp.array([is_far(norm, kernel) for norm, kernel in zip(cache, kernels, strict=True)]).any()
-    return jax.lax.cond(moved, lambda: tuple(norm_of(kernel, latent_map) for kernel in kernels), lambda: cache)
+    refreshed: NormCache = jax.lax.cond(
+        moved, lambda: tuple(norm_of(kernel, latent_map) for kernel in kernels), lambda: cache
+    )
+    return refreshed
 
 
 def apply(cache: NormCache, parameters: Parameters) -> dict[str, Any]:
@@ -86,7 +89,8 @@ def apply(cache: NormCache, parameters: Parameters) -> dict[str, Any]:
         bound = bound_near(next(known), kernel)
         return kernel / (bound.reshape(bound.shape + (1,) * (kernel.ndim - bound.ndim)) + TINY)
 
-    return jax.tree_util.tree_map_with_path(divide, dict(parameters))
+    divided: dict[str, Any] = jax.tree_util.tree_map_with_path(divide, dict(parameters))
+    return divided
 
 
 def normalize(parameters: Parameters, latent_map: tuple[int, ...]) -> dict[str, Any]:

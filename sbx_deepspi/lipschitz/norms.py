@@ -9,13 +9,24 @@ below the true norm, if products are as exact as float32 is: GPUs would round th
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 TINY = 1e-12  # keeps a kernel of zeros at zero instead of NaN
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def as_exact_as_float32(function: Callable[P, T]) -> Callable[P, T]:
+    """
+    :param function: of arrays
+    :return: the same, with products of matrices that round no factor
+    """
+    exact: Callable[P, T] = jax.default_matmul_precision("float32")(function)
+    return exact
 
 
 def spectral_norm_bound(matrices: jax.Array) -> jax.Array:
@@ -50,10 +61,11 @@ def schatten_norm(matrices: jax.Array, n_squarings: int) -> jax.Array:
     :param n_squarings: n, of the Gram matrix
     :return: shape (...,)
     """
-    return _real_gram_iteration(matrices, n_squarings)[0]
+    norm, _ = _real_gram_iteration(matrices, n_squarings)
+    return norm
 
 
-@jax.default_matmul_precision("float32")
+@as_exact_as_float32
 def _real_gram_iteration(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, jax.Array]:
     """The norm, and the power of the smaller Gram matrix, scaled."""
     gram = matrices @ _adjoint(matrices) if _is_wide(matrices) else _adjoint(matrices) @ matrices
@@ -88,7 +100,7 @@ def _forward(matrices: jax.Array, n_squarings: int) -> tuple[jax.Array, tuple[ja
     return norm, (matrices, norm, power)
 
 
-@jax.default_matmul_precision("float32")
+@as_exact_as_float32
 def _backward(
     n_squarings: int, saved: tuple[jax.Array, jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array]:
@@ -145,7 +157,7 @@ def convolution_norm_bound(kernel: jax.Array, height: int, width: int) -> jax.Ar
     return schatten_norm(_transform(kernel, largest), n_squarings)
 
 
-@jax.default_matmul_precision("float32")
+@as_exact_as_float32
 def _transform_norm_bounds(kernel: jax.Array, frequencies: np.ndarray, n_squarings: int) -> jax.Array:
     """
     Bounds of the norms of a kernel's Fourier transform F at many frequencies, none above that of :func:`_transform`.
@@ -181,7 +193,7 @@ def _taps(kernel: jax.Array) -> np.ndarray:
     return np.stack(np.meshgrid(*map(np.arange, kernel.shape[-4:-2]), indexing="ij"), -1).reshape(-1, 2)
 
 
-@jax.default_matmul_precision("float32")
+@as_exact_as_float32
 def _transform(kernel: jax.Array, frequency: jax.Array) -> jax.Array:
     """
     The Fourier transform of kernels at one frequency each, as real matrices.
@@ -256,7 +268,8 @@ def limit_kernels(params: Mapping[str, Any], limit: float) -> dict[str, Any]:
             return kernel
         return kernel / jnp.maximum(1.0, spectral_norm_bound(kernel) / limit)
 
-    return jax.tree_util.tree_map_with_path(scale_down, dict(params))
+    limited: dict[str, Any] = jax.tree_util.tree_map_with_path(scale_down, dict(params))
+    return limited
 
 
 def lipschitz_bound(params: Mapping[str, Any]) -> jax.Array:

@@ -15,12 +15,13 @@ def convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_firs
     :param channels_first: layout of the images
     :return: shape (B, (H - k) // stride + 1, (W - k) // stride + 1, O), in the kernel's dtype
     """
-    return jax.lax.platform_dependent(
+    made: jax.Array = jax.lax.platform_dependent(
         images,
         kernel,
         cpu=lambda images, kernel: matrix_convolution(images, kernel, stride, channels_first),
         default=lambda images, kernel: plain_convolution(images, kernel, stride, channels_first),
     )
+    return made
 
 
 def plain_convolution(images: jax.Array, kernel: jax.Array, stride: int, channels_first: bool = False) -> jax.Array:

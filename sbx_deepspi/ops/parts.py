@@ -35,11 +35,13 @@ def in_parts(function: Callable[..., jax.Array], *arrays: jax.Array, n_numbers: 
         def single(items: tuple[jax.Array, ...]) -> jax.Array:
             return function(*(item[None] for item in items))[0]
 
-        return jax.lax.map(single, arrays, batch_size=CPU_CHUNK)
+        made: jax.Array = jax.lax.map(single, arrays, batch_size=CPU_CHUNK)
+        return made
 
     # an update's parts have at most twice as many images as transitions; more go through without a gradient
     cpu = side_by_side if n_pieces <= CPU_PIECES else one_after_the_other
-    return jax.lax.platform_dependent(*arrays, cpu=cpu, default=function)
+    made: jax.Array = jax.lax.platform_dependent(*arrays, cpu=cpu, default=function)
+    return made
 
 
 def microbatch_size(platform: str, n_numbers: int) -> int:

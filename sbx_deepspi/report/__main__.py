@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from sbx_deepspi.command_line import HelpFormatter
+
 
 def parser() -> argparse.ArgumentParser:
     """
     :return: of the command line
     """
-    parser = argparse.ArgumentParser("python -m sbx_deepspi.report", description="Shows what a model has learned.")
+    parser = argparse.ArgumentParser(
+        "python -m sbx_deepspi.report",
+        description="Plays some episodes and makes one HTML page that shows what a model has learned.",
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("model", type=Path, help="a model's file, or the folder of one of RL Zoo's runs")
-    parser.add_argument("--env", help="id of the environment, where the file does not say it")
-    parser.add_argument("-o", "--output", type=Path, help="folder of the report; otherwise <model>_report")
+    parser.add_argument(
+        "--env", metavar="ID", help="of the environment; otherwise the one that the file, or the run's folder, names"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="of the report; otherwise MODEL_report")
     return parser
 
 

@@ -48,7 +48,8 @@ class Played:
         """
         :return: whether the episode ended with this step, for either reason
         """
-        return self.terminated | self.truncated
+        dones: np.ndarray = self.terminated | self.truncated
+        return dones
 
 
 # --- what the networks say --------------------------------------------------------------------------
@@ -194,7 +195,8 @@ def slopes(
 
     def stretch(_: int, directions: jax.Array) -> jax.Array:
         _, pushed = jax.jvp(predicted, (latents,), (units(directions),))
-        return pull_back(pushed)[0]
+        pulled: jax.Array = pull_back(pushed)[0]
+        return pulled
 
     directions = jax.lax.fori_loop(0, n_iterations, stretch, jax.random.normal(direction_key, latents.shape))
     _, pushed = jax.jvp(predicted, (latents,), (units(directions),))
@@ -293,7 +295,8 @@ def within_episode(dones: np.ndarray, times: np.ndarray, columns: np.ndarray, n_
     :param n_steps: K
     :return: whether s after 1 ... K steps belongs to the start's episode, bool, shape (K, S)
     """
-    return before_the_end(dones[times + np.arange(n_steps)[:, None], columns])
+    within: np.ndarray = before_the_end(dones[times + np.arange(n_steps)[:, None], columns])
+    return within
 
 
 def mean_where(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -345,7 +348,8 @@ def nearest(queries: np.ndarray, points: np.ndarray) -> np.ndarray:
     :return: index of the point nearest to each query, shape (Q,)
     """
     squares = (points**2).sum(axis=1) - 2 * queries @ points.T
-    return squares.argmin(axis=1)
+    indices: np.ndarray = squares.argmin(axis=1)
+    return indices
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -168,13 +168,15 @@ def as_pictures(observations: np.ndarray, channels_first: bool) -> np.ndarray:
         channel is the newest frame, and channels of floats get a colour each
     """
     images = np.moveaxis(observations, 1, -1) if channels_first else observations
+    colours: np.ndarray
     if images.dtype == np.uint8:
-        newest = images if images.shape[-1] == 3 else np.repeat(images[..., -1:], 3, axis=-1)
-        return newest / 255
-    if images.shape[-1] == 3 and images.max() > images.min() and len(np.unique(images)) > 2:
-        return np.clip(images, 0, 1)
-    colours = CHANNEL_COLOURS[np.arange(images.shape[-1]) % len(CHANNEL_COLOURS)]
-    return np.clip(images @ colours, 0, 1)
+        colours = (images if images.shape[-1] == 3 else np.repeat(images[..., -1:], 3, axis=-1)) / 255
+    elif images.shape[-1] == 3 and images.max() > images.min() and len(np.unique(images)) > 2:
+        colours = np.clip(images, 0, 1)
+    else:
+        of_channels = CHANNEL_COLOURS[np.arange(images.shape[-1]) % len(CHANNEL_COLOURS)]
+        colours = np.clip(images @ of_channels, 0, 1)
+    return colours
 
 
 def histograms(series: dict[str, np.ndarray], limits: dict[str, float]) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from sbx_deepspi.command_line import HelpFormatter
 from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, nearest, whole_number
 
 NEEDED = ("ray", "rl_zoo3", "rliable")
@@ -16,25 +17,48 @@ def parser() -> argparse.ArgumentParser:
     :return: of the command line
     """
     parser = argparse.ArgumentParser(
-        "python -m sbx_deepspi.suite", description="Many runs of RL Zoo's on Ray, and what they show together."
+        "python -m sbx_deepspi.suite",
+        description="Many runs of RL Zoo's on Ray, and what they show together.",
+        formatter_class=HelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="{run,report}")
     run = commands.add_parser(
-        "run", help="train what is not done yet", description="Trains every game, algorithm and seed that is not done."
+        "run",
+        help="train what is not done yet",
+        description="Trains every game, algorithm and seed that is not done. After an interruption the same command "
+        "goes on from what was saved.",
+        formatter_class=HelpFormatter,
     )
     run.add_argument("suite", help=f"{', '.join(known_suites())}, or a .yml file of your own")
-    run.add_argument("--algos", nargs="+", default=["ppo", "deepmdp", "deepspi", "dreamspi"], help="the suite's names")
-    run.add_argument("--games", nargs="+", help="of the suite; otherwise all")
-    run.add_argument("--seeds", type=int, default=10, help="how many: 0, 1, …")
-    run.add_argument("-n", "--n-timesteps", help="of each run, instead of the suite's")
-    run.add_argument("-o", "--output", type=Path, help="folder of the runs; otherwise logs/<suite>")
+    run.add_argument(
+        "--algos",
+        nargs="+",
+        default=["ppo", "deepmdp", "deepspi", "dreamspi"],
+        metavar="NAME",
+        help="the suite's names",
+    )
+    run.add_argument("--games", nargs="+", metavar="NAME", help="of the suite; otherwise all")
+    run.add_argument("--seeds", type=int, default=10, metavar="N", help="how many: 0, 1, ...")
+    run.add_argument(
+        "-n", "--n-timesteps", metavar="N", help="of all environments of a run together; otherwise the suite's"
+    )
+    run.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="of the runs; otherwise logs/SUITE")
     run.add_argument("--address", help="of a Ray cluster; otherwise the runs are on this machine")
-    run.add_argument("--cpus-per-run", type=float, default=1, help="cores of each program")
-    run.add_argument("--gpus-per-run", type=float, default=0, help="0: on CPUs; 0.25 lets four programs share one")
+    run.add_argument("--cpus-per-run", type=float, default=1, metavar="N", help="cores of each program")
+    run.add_argument(
+        "--gpus-per-run", type=float, default=0, metavar="N", help="0 is for CPUs; with 0.25 four programs share one"
+    )
     run.set_defaults(command=run_suite)
-    report = commands.add_parser("report", help="make a page of what there is", description="Makes one HTML page.")
+    report = commands.add_parser(
+        "report",
+        help="make a page of what there is",
+        description="Makes one HTML page of what a folder's runs show together, whether all are done or not.",
+        formatter_class=HelpFormatter,
+    )
     report.add_argument("folder", type=Path, help="of the runs")
-    report.add_argument("-o", "--output", type=Path, help="folder of the page; otherwise FOLDER/report")
+    report.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="of the page; otherwise report in that of the runs"
+    )
     report.set_defaults(command=report_suite)
     return parser
 

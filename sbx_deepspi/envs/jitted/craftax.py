@@ -10,7 +10,7 @@ from craftax.craftax_env import make_craftax_env_from_name
 from gymnasium import spaces
 
 from sbx_deepspi.collect.jax_env import Named
-from sbx_deepspi.envs.jitted.make import IDS
+from sbx_deepspi.env_ids import IDS
 
 N_INITIAL_STATES = 64
 

@@ -4,28 +4,8 @@ import difflib
 import importlib
 from typing import Any
 
+from sbx_deepspi.env_ids import CONFOUNDING_GRID, EXTRAS, GRID_STEPS, IDS
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv
-
-EXTRAS = {"gymnax": "jax", "brax": "brax", "craftax": "craftax"}
-"""How ids begin → the extra that installs the library."""
-IDS = {
-    "gymnax": (
-        "CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Asterix-MinAtar",
-        "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar", "Catch-bsuite",
-        "DeepSea-bsuite", "MemoryChain-bsuite", "UmbrellaChain-bsuite", "DiscountingChain-bsuite", "MNISTBandit-bsuite",
-        "SimpleBandit-bsuite", "FourRooms-misc", "MetaMaze-misc", "PointRobot-misc", "BernoulliBandit-misc",
-        "GaussianBandit-misc", "Reacher-misc", "Swimmer-misc", "Pong-misc", "FrozenLake-misc",
-    ),
-    "brax": (
-        "ant", "fast", "halfcheetah", "hopper", "humanoid", "humanoidstandup", "inverted_pendulum",
-        "inverted_double_pendulum", "pusher", "reacher", "swimmer", "walker2d",
-    ),
-    "craftax": (
-        "Craftax-Symbolic-v1", "Craftax-Pixels-v1", "Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1",
-    ),
-}  # fmt: skip
-"""Of each suite, without importing it: that takes seconds, and it may not be installed."""
-CONFOUNDING_GRID = "ConfoundingGrid"
 
 
 def make_jax_env(
@@ -85,10 +65,9 @@ def make_one(env_id: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     if not isinstance(env_id, str):
         raise TypeError(f"env_id must be a string such as 'gymnax/CartPole-v1', but got {env_id!r:.80}.")
     if env_id == CONFOUNDING_GRID:
-        from sbx_deepspi.envs.confounding_grid import MAX_EPISODE_STEPS
         from sbx_deepspi.envs.jitted.confounding_grid import JaxConfoundingGrid
 
-        return JaxConfoundingGrid(**arguments), {"max_episode_steps": MAX_EPISODE_STEPS}
+        return JaxConfoundingGrid(**arguments), {"max_episode_steps": GRID_STEPS}
     suite, _, name = env_id.partition("/")
     if suite not in EXTRAS or not name:
         raise ValueError(_unknown(env_id))
