@@ -56,6 +56,11 @@ if not TYPE_CHECKING:  # type checkers take the names from above
         for module, names in _MODULES.items():
             if name in names:
                 return getattr(import_module(f"sbx_deepspi.{module}"), name)
+        try:
+            return import_module(f"sbx_deepspi.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"sbx_deepspi.{name}":
+                raise
         raise AttributeError(f"module 'sbx_deepspi' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
