@@ -220,12 +220,12 @@ def draw(times: dict[str, dict[str, list[float]]], path: Path) -> None:
 def main() -> None:
     arguments = parser().parse_args()
 
+    # the algorithms' processes share a GPU
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     arguments.algorithms = [*arguments.algorithms, *(f"deepspi_on_{number}" for number in arguments.devices)]
     if arguments.devices and jax.default_backend() == "cpu":
         flag = f"--xla_force_host_platform_device_count={max(arguments.devices)}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
-    # the algorithms' processes share a GPU
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     times, memory, parts = {}, {}, {}
     for setting in arguments.settings:
         n_envs, n_steps = map(int, setting.split("x"))

@@ -107,6 +107,19 @@ def own(key: jax.Array) -> jax.Array:
     return key if jax.process_count() == 1 else jax.random.fold_in(key, jax.process_index())
 
 
+def of_first(tree: Tree) -> Tree:
+    """
+    :param tree: of arrays, which may differ between devices
+    :return: those of the first device
+    """
+
+    def first(leaf: jax.Array) -> jax.Array:
+        numbers = leaf.astype(jnp.int32) if leaf.dtype == bool else leaf
+        return total(jnp.where(jax.lax.axis_index(AXIS) == 0, numbers, jnp.zeros_like(numbers))).astype(leaf.dtype)
+
+    return tree if count() == 1 else jax.tree.map(first, tree)
+
+
 # --- outside ----------------------------------------------------------------------------------------
 
 
@@ -194,6 +207,10 @@ class OnDevices:
         takes, gives = self.layouts_of(*arguments)
         of_all = jax.tree.map(partial(_joined, mesh), takes, arguments)
         return jax.tree.map(partial(_apart, mesh), gives, self.compiled(*of_all, mesh=mesh, **static))
+
+
+everybody_takes_the_first: "OnDevices" = OnDevices(partial(of_first), lambda tree: ((WHOLE,), WHOLE))
+"""A program: arrays of each process → those of the first."""
 
 
 def _joined(mesh: Mesh, layout: PartitionSpec, part: Any) -> Any:

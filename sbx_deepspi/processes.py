@@ -3,17 +3,20 @@ What processes that train one model tell each other while none of them runs a pr
 is gone.
 
 They talk through the key-value store of ``jax.distributed``, which process 0 keeps. No program waits there for others,
-so that bad news arrive as a sentence, and not as a program that never ends.
+so that bad news comes as a sentence, and not as a program that never ends.
 """
 
 import atexit
 import functools
 import itertools
 import json
+import math
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -28,7 +31,7 @@ SILENCE = 30.0
 COLLECTIVES = ("Gloo", "NCCL")
 """Libraries through which devices of several processes talk, as errors name them."""
 TIME_TO_LEAVE = 15.0
-"""Seconds until a process ends that still waits in a program for one that is gone."""
+"""Seconds until a process ends that waits in a program for one that is gone."""
 
 
 class ProcessLostError(RuntimeError):
@@ -48,9 +51,10 @@ class Processes:
         self._store: Any = distributed.global_state.client
         self._training = 0  # number of the present one, or of the last
         self._exchange = 0  # number of the next one of this training
-        self._is_training = False
+        self._runs_program = False
+        self._ended: set[int] = set()  # processes whose programs have come to their end
+        self._silent: set[int] = set()  # processes that have given no sign of life for long
         self._lost: str | None = None  # what has become of a process that this training waits for
-        self._gone: str | None = None  # the same, where no other training can wait for it
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sbx_deepspi watches other processes", daemon=True)
         self._thread.start()
@@ -58,8 +62,7 @@ class Processes:
 
     def __enter__(self) -> "Processes":
         """Begin a training, in all processes."""
-        self._training, self._exchange, self._lost = self._training + 1, 0, self._gone
-        self._is_training = True
+        self._training, self._exchange, self._lost = self._training + 1, 0, None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
@@ -68,7 +71,6 @@ class Processes:
 
         :raises ProcessLostError: the error came from a program that waited for a process that is gone
         """
-        self._is_training = False
         if error is None or isinstance(error, ProcessLostError):
             return
         if any(library in str(error) for library in COLLECTIVES):
@@ -79,6 +81,15 @@ class Processes:
             if self._lost is not None:
                 raise self._loss() from error
         self.leave(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+    @contextmanager
+    def program(self) -> Iterator[None]:
+        """While a program runs that waits for the others': if one of them is gone, this process can only end."""
+        self._runs_program = True
+        try:
+            yield
+        finally:
+            self._runs_program = False
 
     def exchange(self, message: Any) -> list[Any]:
         """
@@ -105,9 +116,11 @@ class Processes:
 
         :param why: in words
         """
+        why = why.encode("utf-8", "replace").decode()  # names of files may be no text
         self._store.key_value_set(f"{FOLDER}/left/{self._training}/{self.index}", why, allow_overwrite=True)
 
     def _wait_for(self, key: str) -> str:
+        waited = time.monotonic()
         while True:
             try:
                 return str(self._store.blocking_key_value_get(key, 1000))
@@ -116,6 +129,9 @@ class Processes:
                     raise
             if self._lost is not None:
                 raise self._loss()
+            if time.monotonic() - waited > SILENCE:
+                waited = math.inf
+                print(f"Process {self.index} waits for another: {key} has not come.", file=sys.stderr, flush=True)
 
     def _loss(self) -> ProcessLostError:
         return ProcessLostError(
@@ -125,7 +141,7 @@ class Processes:
 
     def _watch(self) -> None:
         beats: dict[int, tuple[str, float]] = {}
-        lost_since = None
+        blocked_since = math.inf
         for number in itertools.count():
             if self._ends.wait(BEAT):
                 return
@@ -133,48 +149,60 @@ class Processes:
             try:
                 self._store.key_value_set(f"{FOLDER}/beats/{self.index}", str(number), allow_overwrite=True)
                 left = self._others(f"{FOLDER}/left/{training}/")
-                ended = self._others(f"{FOLDER}/ended/")
+                self._ended = set(self._others(f"{FOLDER}/ended/"))
                 seen = self._others(f"{FOLDER}/beats/")
             except jax.errors.JaxRuntimeError:  # without its process 0, JAX ends this one within seconds
                 continue
             for index, beat in seen.items():
                 if beats.get(index, ("", 0.0))[0] != beat:
                     beats[index] = beat, now
-                if now - beats[index][1] > SILENCE and self._gone is None and index not in ended:
-                    self._gone = (
-                        f"Process {index} of {self.count} has given no sign of life for {SILENCE:g} seconds: it was "
-                        "killed, or cut off"
-                    )
-                    atexit.register(_end_at_once)
-            for index in ended:
-                self._gone = f"The program of process {index} of {self.count} has come to its end"
-            failed = [f"Process {index} of {self.count} has left ({why})" for index, why in left.items()]
-            if training == self._training:
-                self._lost = next(iter(failed), self._gone)
-            if self._lost is None or not self._is_training:
-                lost_since = None
+            self._silent = {index for index, (_, last) in beats.items() if now - last > SILENCE} - self._ended
+            what = [f"has left ({why})" for why in left.values()]
+            what += ["has come to the end of its program"] * len(self._ended)
+            what += [f"has given no sign of life for {SILENCE:g} seconds: it was killed, or cut off"] * len(
+                self._silent
+            )
+            who = [*left, *self._ended, *self._silent]
+            if who and training == self._training:
+                self._lost = f"Process {who[0]} of {self.count} {what[0]}"
+            if self._lost is None or not self._runs_program:
+                blocked_since = math.inf
                 continue
-            lost_since = lost_since or now
-            if now - lost_since > TIME_TO_LEAVE:
-                print(self._loss(), file=sys.stderr, flush=True)
-                _end_at_once()
+            blocked_since = min(blocked_since, now)
+            if now - blocked_since > TIME_TO_LEAVE:
+                _end_at_once(str(self._loss()))
 
     def _others(self, folder: str) -> dict[int, str]:
         found = {int(key.removeprefix(folder)): value for key, value in self._store.key_value_dir_get(folder)}
         return {index: value for index, value in found.items() if index != self.index}
 
     def _end(self) -> None:
+        """Wait until all programs come to their end: after some minutes of waiting, JAX ends those that still work."""
+        try:
+            self._store.key_value_set(f"{FOLDER}/ended/{self.index}", "", allow_overwrite=True)
+            while self._others(f"{FOLDER}/beats/").keys() - self._others(f"{FOLDER}/ended/") and not self._silent:
+                self._ends.wait(BEAT / 4)
+        except jax.errors.JaxRuntimeError:  # the script itself has ended what jax.distributed joined
+            pass
         self._ends.set()
         self._thread.join()
-        if self._gone is None:
-            self._store.key_value_set(f"{FOLDER}/ended/{self.index}", "")
+        if self._silent:
+            _end_at_once()
 
 
-def _end_at_once() -> None:
-    """End this process at once: JAX would wait for one that is gone, for minutes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+def _end_at_once(why: str = "") -> None:
+    """
+    End this process: in a program, and at its end, JAX would wait for one that is gone.
+
+    :param why: in words
+    """
+    try:
+        if why:
+            print(why, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
 
 
 def is_first_process() -> bool:
@@ -191,3 +219,11 @@ def processes() -> Processes | None:
     """
     count = jax.process_count()
     return Processes(jax.process_index(), count) if count > 1 else None
+
+
+def waits_for_others() -> AbstractContextManager[None]:
+    """
+    :return: a context for programs that wait for those of other processes
+    """
+    joined = processes()
+    return nullcontext() if joined is None else joined.program()

@@ -24,7 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sbx_deepspi import CheckpointCallback as OurCheckpointCallback
-from sbx_deepspi import DeepSPI, DreamSPI
+from sbx_deepspi import DeepSPI, DreamSPI, SPICertificateCallback
 from sbx_deepspi.saving.format import flatten
 from tests.helpers import VECTOR, ToyEnv
 from tests.jax_envs import line_env
@@ -67,7 +67,7 @@ def found_in(model: DeepSPI) -> dict[str, Any]:
         "num_timesteps": model.num_timesteps,
         "episodes": sorted(episode["l"] for episode in model.ep_info_buffer),
         "average length": float(model.episodes.mean_length),
-        "zeta": float(model.certificate.zeta) if model.certificate is not None else None,
+        "L_P": float(model.certificate.model.transition_error) if model.certificate is not None else None,
     }
 
 
@@ -141,6 +141,76 @@ def case_stops(index: int, count: int, folder: Path) -> dict[str, Any]:
         except KeyboardInterrupt as error:
             found[f"{name} signal"] = found_in(model) | {"error": str(error)}
     return found
+
+
+def case_differ(index: int, count: int, folder: Path) -> dict[str, Any]:
+    """What one process alone does: its callback asks for certificates, sets parameters, or changes what is compiled."""
+    found = {}
+    model = model_of(in_jit(count), certificate_freq=5)
+    callback = SPICertificateCallback(folder / "certificates.csv", require="neighbourhood", on_violation="restore")
+    found["certified"] = found_in(model.learn(3 * ROLLOUT, callback=[callback] if index == 1 else []))
+
+    class Changes(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps == ROLLOUT:
+                self.do()
+
+        def _on_step(self) -> bool:
+            return True
+
+        def do(self) -> None:
+            if index == 1:
+                self.model.n_epochs = 3
+
+    class Sets(Changes):
+        def do(self) -> None:
+            if index == 1:
+                self.model.set_parameters(self.model.get_parameters())
+                tree = self.model.policy.learner
+                self.model.policy.learner = tree.replace(parameters=jax.tree.map(lambda x: x + 1, tree.parameters))
+
+    for name, callback in {"n_epochs": Changes(), "parameters": Sets()}.items():
+        model = model_of(in_jit(count), reward_loss_coef=0, transition_loss_coef=0)
+        try:
+            model.learn(3 * ROLLOUT, callback=callback)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def case_slow(index: int, count: int, folder: Path) -> dict[str, Any]:
+    """One fails while another is busy; then one has ended while another is busy."""
+
+    class Busy(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_end(self) -> None:
+            if index == 0:
+                time.sleep(25)
+
+    def fail_or_wait() -> None:
+        if index == 1:
+            raise OSError("the disk is full")
+        time.sleep(25)
+
+    found = {}
+    model = model_of(in_jit(count), reward_loss_coef=0, transition_loss_coef=0)
+    try:
+        model.learn(9 * ROLLOUT, callback=At(ROLLOUT + N_ENVS, fail_or_wait))
+    except (OSError, RuntimeError) as error:
+        found["error"] = f"{type(error).__name__}: {error}"
+    found["num_timesteps"] = model.learn(ROLLOUT, callback=Busy()).num_timesteps
+    if index == 0:
+        time.sleep(25)  # the other's program comes to its end
+    return found
+
+
+def case_not_made(index: int, count: int, folder: Path) -> dict[str, Any]:
+    """Process 1 fails before it learns."""
+    model = model_of(in_jit(count), batch_size=16 - index, reward_loss_coef=0, transition_loss_coef=0)
+    model.learn(ROLLOUT)
+    return {}
 
 
 def case_raises(index: int, count: int, folder: Path) -> dict[str, Any]:

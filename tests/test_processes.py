@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
+from sbx_deepspi import DeepSPI
+from sbx_deepspi.saving.format import flatten
 from sbx_deepspi.sb3 import joined
 
 ROOT = Path(__file__).parent.parent
@@ -83,16 +85,17 @@ def test_processes_that_were_given_different_arguments_say_so_and_can_go_on(tmp_
 
 @pytest.mark.slow
 def test_two_processes_give_the_parameters_of_two_devices(tmp_path: Path) -> None:
-    cases = "inside_jit,dreams,on_host"
-    first, second = run(cases, tmp_path / "two")
-    (alone,) = run(cases, tmp_path / "one", count=1, n_devices=2)
+    first, second = run("inside_jit,dreams,on_host", tmp_path / "two")
+    (alone,) = run("inside_jit,dreams", tmp_path / "one", count=1, n_devices=2)
     for case in ("inside_jit", "dreams"):
         assert difference(first[case], second[case]) == 0
         assert difference(first[case], alone[case]) < 1e-6
         for name in ("num_timesteps", "average length"):
             assert first[case][name] == second[case][name] == alone[case][name]
-    # those of other processes are told of before the next rollout
-    assert set(first["inside_jit"]["episodes"]) <= set(alone["inside_jit"]["episodes"])
+        assert first[case]["L_P"] == second[case]["L_P"] == pytest.approx(alone[case]["L_P"], rel=1e-5)
+    # those of other processes are told of before the next update: only the last rollout's are each one's own
+    n_told = [len(found["inside_jit"]["episodes"]) for found in (first, second, alone)]
+    assert n_told[0] < n_told[2] < n_told[0] + n_told[1]
     # on the host, episodes differ: each process has seeds of its own
     assert difference(first["on_host"], second["on_host"]) == 0
     assert first["on_host"]["average length"] == second["on_host"]["average length"]
@@ -133,6 +136,34 @@ def test_they_stop_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_one_process_alone_does(tmp_path: Path) -> None:
+    first, second = (found["differ"] for found in run("differ", tmp_path))
+    # certificates that one asks for are made in all
+    assert difference(first["certified"], second["certified"]) == 0
+    assert first["n_epochs"] == second["n_epochs"]
+    assert first["n_epochs"].endswith("n_epochs is 2 in process 0 and 3 in process 1.")
+    assert "but parameters is not there in process 0" in first["parameters"]
+
+
+@pytest.mark.slow
+def test_who_is_busy_is_left_alone(tmp_path: Path) -> None:
+    first, second = (found["slow"] for found in run("slow", tmp_path))
+    assert second["error"] == "OSError: the disk is full"
+    assert first["error"].startswith("ProcessLostError: Process 1 of 2 has left (OSError: the disk is full)")
+    assert first["num_timesteps"] == second["num_timesteps"] == 64
+
+
+@pytest.mark.slow
+def test_who_fails_before_learning_ends_the_others(tmp_path: Path) -> None:
+    first, second = start("not_made", tmp_path)
+    _, errors = second.communicate(timeout=300)
+    assert "batch_size must be a multiple of the 2 devices" in errors
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == second.returncode == 1
+    assert "ProcessLostError: Process 1 of 2 has come to the end of its program" in errors
+
+
+@pytest.mark.slow
 def test_one_that_fails_ends_the_others_with_its_error(tmp_path: Path) -> None:
     first, second = (found["raises"] for found in run("raises", tmp_path))
     assert second["error"] == "OSError: the disk is full"
@@ -149,12 +180,16 @@ def test_one_that_is_killed_ends_the_other_within_a_minute(case: str, tmp_path: 
     assert time.time() - killed < 60
     assert first.returncode == 1
     assert "Process 1 of 2 has given no sign of life" in errors and "The last checkpoint resumes" in errors
+    if case == "killed_within_a_program":
+        assert "Gloo" in errors
     saved = tmp_path / "saved"
+    checkpoint = flatten(DeepSPI.load(saved / "rl_model_latest.zip").policy.learner.parameters)
+    last = {"parameters": {name: np.asarray(value, float).ravel() for name, value in checkpoint.items()}}
     for count, n_devices in ((2, 1), (1, 1), (1, 4)):
         shutil.copytree(saved, (folder := tmp_path / f"{count}_{n_devices}") / "saved")
         resumed = [found["resumed"] for found in run("resumed", folder, count, n_devices)]
         assert resumed[0]["num_timesteps"] == resumed[0]["begins"]["num_timesteps"] + 128
-        assert difference(resumed[0], resumed[-1]) == 0
+        assert difference(resumed[0]["begins"], last) == difference(resumed[0], resumed[-1]) == 0
         if case == "killed_within_a_program":  # the slow part was seen once
             break
 

@@ -91,12 +91,19 @@ def normalization_of(normalizer: VecNormalize) -> dict[str, Any]:
     :param normalizer: with running statistics
     :return: its settings and statistics as plain values
     """
-    settings = {name: getattr(normalizer, name) for name in NORMALIZATION_SETTINGS}
     statistics = {
         name: {"mean": running.mean, "var": running.var, "count": running.count}
         for name, running in statistics_of(normalizer).items()
     }
-    return {"settings": settings, "statistics": statistics, "returns": normalizer.returns}
+    return {"settings": settings_of(normalizer), "statistics": statistics, "returns": normalizer.returns}
+
+
+def settings_of(normalizer: VecNormalize) -> dict[str, Any]:
+    """
+    :param normalizer: of environments
+    :return: its arguments, by name
+    """
+    return {name: getattr(normalizer, name) for name in NORMALIZATION_SETTINGS}
 
 
 def set_normalization(normalizer: VecNormalize, saved: dict[str, Any]) -> None:

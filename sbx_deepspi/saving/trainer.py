@@ -148,7 +148,7 @@ def load(
             raise ValueError(f"world_model must be a bool, but got {world_model!r:.80}.")
         n_envs = saved["n_envs"]
     if not is_first_process():
-        saved["verbose"] = 0
+        saved["verbose"] = changes["verbose"] = 0
     if env is not None:
         env = cls._wrap_env(env, saved.get("verbose", 0))
         check_for_correct_spaces(env, saved["observation_space"], saved["action_space"])

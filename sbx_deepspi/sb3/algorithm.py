@@ -28,7 +28,7 @@ from sbx_deepspi.epochs import EpochsReport
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.optimizer import StepSize, StepSizes
-from sbx_deepspi.processes import Processes, is_first_process, processes
+from sbx_deepspi.processes import Processes, is_first_process, processes, waits_for_others
 from sbx_deepspi.programs import certificate_key
 from sbx_deepspi.rollout import Rollout, automatic_n_steps
 from sbx_deepspi.saving import format as checkpoint
@@ -201,6 +201,7 @@ class DeepSPI(PPO):
         batch_size = settings["batch_size"]
         valid.positive_integer(batch_size=batch_size, stats_window_size=stats_window_size)
         ops.keep_compiled_programs()
+        processes()  # from here on, others notice where this one ends
         found = checks.jax_devices(device)
         self.jax_device, self.mesh = found[0], devices.mesh_of(found)
         if not is_first_process():
@@ -300,7 +301,7 @@ class DeepSPI(PPO):
         checks.rollout_size(self.n_steps, self.n_envs_of_all)
         checks.batch_size(self.batch_size, self.n_steps, self.n_envs_of_all)
         if self.env is not None:  # to predict, no environments are shared
-            checks.divide_among_devices(self.n_envs_of_all, self.batch_size, self.n_devices)
+            checks.divide_among_devices(self.n_envs, self.batch_size, self.n_devices)
         valid.positive(
             clip_range_vf=self.clip_range_vf,
             max_grad_norm=self.max_grad_norm,
@@ -466,8 +467,6 @@ class DeepSPI(PPO):
         :raises ValueError: an observation or a reward is not finite
         """
         self._n_collected = n_rollout_steps * self.n_envs_of_all
-        if self.processes is not None and env is self._fused_env:
-            joined.agree(self, self.processes)
         if self._is_to_stop:
             return False
         if env is self._fused_env:
@@ -530,8 +529,6 @@ class DeepSPI(PPO):
 
         callback.update_locals(locals())
         callback.on_rollout_end()
-        if self.processes is not None:
-            joined.agree(self, self.processes)
         return True
 
     @property
@@ -544,7 +541,7 @@ class DeepSPI(PPO):
         """
         :param callback: whose ``on_step`` is called
         :return: False if the training is to stop: by the callback or by a signal. Where several processes train, they
-            stop together, after the next update: it is called no more, and True is returned
+            stop together, after the next update: until then True is returned, and the callback is called no more
         :raises ConnectionError: the process of an environment for evaluation has ended
         """
         if self.news.stops:
@@ -552,9 +549,9 @@ class DeepSPI(PPO):
         try:
             goes_on = callback.on_step()
         except (EOFError, OSError) as error:
-            if self._was_interrupted(error):
-                return False
-            raise
+            if not self._was_interrupted(error):
+                raise
+            goes_on = False
         if self.processes is None:
             return goes_on
         self.news.stops = not goes_on
@@ -617,7 +614,7 @@ class DeepSPI(PPO):
                 f"{type(self).__name__} was made with termination_model={policy.termination_model}, but now it is "
                 f"{self.termination_model!r}: give it when the model is made."
             )
-        checks.divide_among_devices(self.n_envs_of_all, self.batch_size, self.n_devices)
+        checks.divide_among_devices(self.n_envs, self.batch_size, self.n_devices)
         batch_size = self.batch_size // self.n_devices
         networks, large_images = policy.programs.networks, policy.encodes_images
         n_numbers = max(policy.n_image_numbers, networks.n_predicted if networks.latent_map else 0)
@@ -647,6 +644,7 @@ class DeepSPI(PPO):
         """Update policy, values and world model from the collected rollout, certify the update, log what happened."""
         made, self._made = self._made or self._update(), None
         self.state = made.state
+        self.news.learner = self.policy.learner
         self.tell(made)
 
     def tell(self, made: Made) -> None:
@@ -678,33 +676,36 @@ class DeepSPI(PPO):
 
     def _update(self) -> Made:
         hyperparameters = self.hyperparameters()
+        if self.processes is not None:
+            joined.agree(self, hyperparameters)
         before = self.state
         last_observations = vec_env.observations_of(self._last_obs, self.observation_space, self.n_envs)
         before, rollout, last_observations = self.put(
             (before, self.rollout, last_observations), (before.layout, PER_STEP, PER_ENV)
         )
-        state, report, kept = self.policy.programs.iteration(
-            before,
-            rollout,
-            last_observations,
-            hyperparameters,
-            mesh=self.mesh,
-            update=type(self).update,
-            projects=self.neighbourhood == "project",
-        )
-        certificate = None
-        if self.is_certified():
-            certificate = self.policy.programs.certify(
-                before.learner.parameters,
-                state.learner.parameters,
+        with waits_for_others():
+            state, report, kept = self.policy.programs.iteration(
+                before,
                 rollout,
-                self.episodes.mean_length,
-                (before.rewards.scale, state.rewards.scale),
-                certificate_key(before),
-                hyperparameters.gamma,
+                last_observations,
+                hyperparameters,
                 mesh=self.mesh,
+                update=type(self).update,
+                projects=self.neighbourhood == "project",
             )
-        return Made.to_host(state, hyperparameters, report, kept, certificate)[0]
+            certificate = None
+            if self.is_certified():
+                certificate = self.policy.programs.certify(
+                    before.learner.parameters,
+                    state.learner.parameters,
+                    rollout,
+                    self.episodes.mean_length,
+                    (before.rewards.scale, state.rewards.scale),
+                    certificate_key(before),
+                    hyperparameters.gamma,
+                    mesh=self.mesh,
+                )
+            return Made.to_host(state, hyperparameters, report, kept, certificate)[0]
 
     def is_certified(self) -> bool:
         """
@@ -792,8 +793,8 @@ class DeepSPI(PPO):
                 reset_num_timesteps,
                 progress_bar,
             )
-            if self.processes is not None and self.interruption.received and not self.news.all_stop:
-                self.processes.leave(self.interruption.received.name)  # the others may wait
+            if self.processes is not None:
+                joined.agree_on_end(self)
         if self._faulty_updates >= FAULTY_UPDATES_IN_A_ROW:
             raise ValueError(
                 f"{self._faulty_updates} updates in a row were not finite, the model has its last good parameters: "
@@ -820,7 +821,7 @@ class DeepSPI(PPO):
         if self.processes is not None:
             joined.let_process_0_speak(callback)
             self.news = joined.News()
-            joined.agree_on_beginning(self, self.processes)
+            joined.agree_on_beginning(self)
         return total_timesteps, callback
 
     def _tell_of_falling_rate(self, total_timesteps: int) -> None:
@@ -983,7 +984,7 @@ class DeepSPI(PPO):
         """
         :return: what pickle and deepcopy take: all but what only this program has, such as the logger
         """
-        live = {"jax_device", "mesh", "interruption", "_rollout", "_made", "_logger"}
+        live = {"jax_device", "mesh", "interruption", "news", "_rollout", "_made", "_logger"}
         state = {name: checkpoint.to_names(value) for name, value in vars(self).items() if name not in live}
         found = [self.jax_device] if self.mesh is None else list(self.mesh.local_devices)
         names = [f"{one.platform}:{jax.local_devices(backend=one.platform).index(one)}" for one in found]
@@ -993,7 +994,7 @@ class DeepSPI(PPO):
         found = checks.devices_again(state.pop("device_names"))
         self.jax_device, self.mesh = found[0], devices.mesh_of(found)
         vars(self).update(checkpoint.from_names(state))
-        self.interruption = Interruption()
+        self.interruption, self.news = Interruption(), joined.News()
         self.policy.learner, self.key = self.put((self.policy.learner, self.key))
 
     def _excluded_save_params(self) -> list[str]:
@@ -1005,8 +1006,10 @@ class DeepSPI(PPO):
                 "jax_device",
                 "mesh",
                 "interruption",
+                "news",
                 "certificate",
                 "episodes",
+                "episodes_of_all",
                 "rewards",
                 "key",
                 "_rollout",

@@ -87,6 +87,9 @@ class SPICertificateCallback(BaseCallback):
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
 
+    def _on_training_start(self) -> None:
+        self._last_good = self.model.policy.learner  # where several processes train, process 0's by now
+
     def _on_rollout_start(self) -> None:
         self._look()
 

@@ -114,16 +114,17 @@ def devices_again(names: list[str]) -> list[jax.Device]:
 
 def divide_among_devices(n_envs: int, batch_size: int, n_devices: int) -> None:
     """
-    :param n_envs: number of environments, of all processes
+    :param n_envs: number of environments of this process
     :param batch_size: transitions in a minibatch
-    :param n_devices: number of devices, of all processes
+    :param n_devices: number of devices of all processes, of which each has as many
     :raises ValueError: they do not get equal shares
     """
-    for name, number in {"n_envs": n_envs, "batch_size": batch_size}.items():
-        if number % n_devices:
+    shares = {"n_envs": (n_envs, n_devices // jax.process_count()), "batch_size": (batch_size, n_devices)}
+    for name, (number, devices) in shares.items():
+        if number % devices:
             raise ValueError(
-                f"{name} must be a multiple of the {n_devices} devices, which get equal shares, but is {number}: "
-                f"choose {-(-number // n_devices) * n_devices}, or fewer devices (device=...)."
+                f"{name} must be a multiple of the {devices} devices, which get equal shares, but is {number}: "
+                f"choose {-(-number // devices) * devices}, or fewer devices (device=...)."
             )
 
 

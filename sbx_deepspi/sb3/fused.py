@@ -27,6 +27,8 @@ from sbx_deepspi.devices import WHOLE
 from sbx_deepspi.envs.jitted.vec_env import JaxVecEnv, inside_jit
 from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
+from sbx_deepspi.processes import waits_for_others
+from sbx_deepspi.sb3 import joined
 from sbx_deepspi.sb3.spaces import InSpace, action_shape, log_policy_shape, to_environment, to_networks
 from sbx_deepspi.state import TrainerState
 
@@ -131,9 +133,13 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
     before, hyperparameters = begin_rollout(model, callback, n_steps), model.hyperparameters()
     learner = model.policy.learner
     try:
+        if model.processes is not None:
+            joined.agree(model, hyperparameters)
+            if model.news.all_stop:
+                return False
         is_certified = model.is_certified()
         arguments = model.put((before, hyperparameters, is_certified), (before.layout, WHOLE, WHOLE))
-        with memory_errors(model, n_steps, before.environments):
+        with memory_errors(model, n_steps, before.environments), waits_for_others():
             state, report, kept, certificate, episodes = model.policy.programs.fused_iteration(
                 *arguments,
                 mesh=model.mesh,
@@ -141,9 +147,11 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
                 update=type(model).update,
                 projects=model.neighbourhood == "project",
             )
-        certificate = certificate if is_certified else None
-        made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate, episodes)
+            certificate = certificate if is_certified else None
+            made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate, episodes)
         check_finite(episodes, model.num_timesteps // model.n_envs_of_all)
+        if model.processes is not None:
+            joined.check_finite(state.environments.statistics)
         stopped_after = next(tell_of_steps(model, env, callback, episodes), None)
     except BaseException:
         # the rollout was never made: the environments are where they were

@@ -1,11 +1,11 @@
 """One model that several processes train: what they have to agree on, and what process 0 alone does."""
 
 import re
+import zlib
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -18,47 +18,69 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from sbx_deepspi.collect.vec_env import normalizer_of
-from sbx_deepspi.devices import WHOLE
+from sbx_deepspi.collect.vec_env import normalizer_of, wrappers_of
+from sbx_deepspi.devices import WHOLE, everybody_takes_the_first
 from sbx_deepspi.envs.jitted.vec_env import inside_jit
-from sbx_deepspi.processes import Processes, is_first_process
+from sbx_deepspi.processes import is_first_process, waits_for_others
 from sbx_deepspi.saving import trainer
-from sbx_deepspi.saving.environment import description_of, statistics_of, with_typed_keys, without_typed_keys
+from sbx_deepspi.saving.environment import (
+    description_of,
+    settings_of,
+    statistics_of,
+    with_typed_keys,
+    without_typed_keys,
+)
 
 OWN = ("seed", "verbose", "tensorboard_log")
-"""Arguments that may differ: process 0's count for all."""
+"""Arguments that may differ: the seed of environments is each process's own, the others are process 0's."""
+CHANGING = ("n_steps", "neighbourhood", "certificate_freq", "fused")
+"""What an update depends on, beside its hyperparameters, and a callback may change."""
 
 
-def agree_on_beginning(model: Any, all_processes: Processes) -> None:
+def agree_on_beginning(model: Any) -> None:
     """
-    Make sure that all processes train the same model, and begin with process 0's parameters and keys.
+    Make sure that all processes train the same model, and begin with process 0's parameters, keys and counters.
 
     :param model: that is about to learn
-    :param all_processes: this one and the others
     :raises ValueError: an argument differs
     """
-    of_all = all_processes.exchange({"arguments": arguments(model), "normalization": normalization_of(model.env)})
+    inner = inside_jit(model.env)
+    if inner is not None and inner.copies.normalization is not None and model._fused_env is None:
+        raise ValueError(
+            "Environments that are normalised inside jit are collected step by step here (a wrapper, or fused=False), "
+            "where processes would not know what others have seen: use make_jax_env(...) and VecNormalize around it."
+        )
+    message = {
+        "arguments": arguments(model),
+        "normalization": normalization_of(model.env),
+        "certifies_each_update": model.certifies_each_update,
+        "updates_since_certificate": model._updates_since_certificate,
+    }
+    of_all = model.processes.exchange(message)
     check_same([message["arguments"] for message in of_all])
     set_normalization(model.env, of_all[0]["normalization"])
     model.news.normalization = of_all[0]["normalization"]
-    inner = inside_jit(model.env)
+    model.certifies_each_update = any(message["certifies_each_update"] for message in of_all)
+    model._updates_since_certificate = of_all[0]["updates_since_certificate"]
     if inner is not None and inner.state is None:  # other environments than those that were reset
         model._last_obs = model.env.reset()
     environments: Any = None if inner is None else inner.state
     everybodys = model.policy.learner, model.key, model.episodes.replace(steps=None), model.rewards
     of_envs = None if inner is None else jax.tree.map(_where_whole, environments.layout, environments)
-    (learner, key, episodes, rewards), common = multihost_utils.broadcast_one_to_all(
-        (everybodys, without_typed_keys(of_envs))
-    )
-    model.policy.learner, model.key = model.put((learner, key))
-    model.episodes, model.rewards = episodes.replace(steps=model.episodes.steps), rewards
-    model.episodes_of_all = model.episodes
+    with waits_for_others():
+        (learner, key, episodes, rewards), common = jax.block_until_ready(
+            everybody_takes_the_first(model.put((everybodys, without_typed_keys(of_envs))), mesh=model.mesh)
+        )
+    model.policy.learner, model.key = learner, key
+    episodes, model.rewards = jax.device_get((episodes, rewards))
+    model.episodes = model.episodes_of_all = episodes.replace(steps=model.episodes.steps)
+    model.news.learner = model.policy.learner
     if inner is not None:
         inner.state = jax.tree.map(
             lambda layout, own, common: common if layout == WHOLE else own,
             environments.layout,
             environments,
-            with_typed_keys(common, of_envs),
+            with_typed_keys(jax.device_get(common), of_envs),
         )
 
 
@@ -71,7 +93,7 @@ def arguments(model: Any) -> dict[str, str]:
     :param model: that is about to learn
     :return: what has to be the same in all processes, by name, in words
     """
-    schedules = trainer.SCHEDULES
+    schedules, normalizer = trainer.SCHEDULES, normalizer_of(model.env)
     names = [name for name in trainer.configuration(type(model)) if name not in OWN]
     found = {
         "the algorithm": type(model).__name__,
@@ -79,7 +101,9 @@ def arguments(model: Any) -> dict[str, str]:
         "n_envs": model.n_envs,
         "observation_space": model.observation_space,
         "action_space": model.action_space,
-        "the number of devices": model.n_devices,
+        "devices": [str(device) for device in model.mesh.devices.flat],
+        "the environment's wrappers": [type(wrapper).__name__ for wrapper in wrappers_of(model.env)],
+        "VecNormalize": None if normalizer is None else settings_of(normalizer),
         "the environment inside jit": description_of(model.env),
         "total_timesteps": model._total_timesteps,
         "num_timesteps": model.num_timesteps,
@@ -87,10 +111,10 @@ def arguments(model: Any) -> dict[str, str]:
     for name in names:
         value = getattr(model, name, None)
         if name in schedules and value is not None:
-            value = [float(getattr(model, schedules[name])(progress)) for progress in (1.0, 0.5, 0.0)]
+            value = [float(getattr(model, schedules[name])(progress)) for progress in (1.0, 0.5)]
         found[name] = value
     # without the addresses of functions
-    return {name: re.sub(r" at 0x[0-9a-f]+", "", f"{value!r:.500}") for name, value in found.items()}
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in found.items()}
 
 
 Statistics = dict[str, tuple[Any, Any, float]]
@@ -105,6 +129,7 @@ class News:
     :ivar successes: whether they were successes, of those that say so
     :ivar lengths: steps of the episodes that ended in a rollout on the host
     :ivar normalization: what ``VecNormalize`` knew everywhere when they last talked, see :func:`normalization_of`
+    :ivar learner: what the last update left, or process 0 began with
     :ivar stops: whether a callback of this process wants the training to stop
     :ivar all_stop: whether anybody does
     :ivar signal: that one of the processes has received, and which; empty: none
@@ -115,6 +140,7 @@ class News:
         self.successes: list[Any] = []
         self.lengths: list[int] = []
         self.normalization: Statistics = {}
+        self.learner: Any = None
         self.stops = self.all_stop = False
         self.signal = ""
 
@@ -129,31 +155,33 @@ class News:
             self.successes += [info["is_success"] for info, done in found if done and info["is_success"] is not None]
 
 
-def agree(model: Any, all_processes: Processes) -> None:
+def agree(model: Any, hyperparameters: Any) -> None:
     """
-    Before a program that all processes run together: the same hyperparameters, episodes that count everywhere, and who
-    wants to stop stops all.
+    Before an update: the same hyperparameters and parameters, episodes that count everywhere, and who wants to stop
+    stops all.
 
     :param model: that learns
-    :param all_processes: this one and the others
-    :raises ValueError: hyperparameters differ
+    :param hyperparameters: of the update
+    :raises ValueError: one of them differs
     :raises ProcessLostError: a process is gone
     """
-    news, received = model.news, model.interruption.received
-    of_all = all_processes.exchange(
-        {
-            "hyperparameters": {name: repr(value) for name, value in vars(model.hyperparameters()).items()},
-            "episodes": news.episodes,
-            "successes": news.successes,
-            "lengths": news.lengths,
-            "normalization": normalization_of(model.env),
-            "stops": news.stops,
-            "signal": received.name if received else "",
-        }
-    )
+    news, received, window = model.news, model.interruption.received, model._stats_window_size
+    given = vars(hyperparameters) | {name: getattr(model, name) for name in CHANGING}
+    if model.policy.learner is not news.learner:
+        given["parameters"] = checksum(model.policy.learner)  # a callback has set them
+    message = {
+        "hyperparameters": {name: repr(value) for name, value in given.items()},
+        "episodes": news.episodes[-window:],
+        "successes": news.successes[-window:],
+        "lengths": news.lengths[-window:],
+        "normalization": normalization_of(model.env),
+        "stops": news.stops,
+        "signal": received.name if received else "",
+    }
+    of_all = model.processes.exchange(message)
     check_same([message["hyperparameters"] for message in of_all])
     for index, message in enumerate(of_all):
-        if index != all_processes.index:
+        if index != model.processes.index:
             model.ep_info_buffer.extend(message["episodes"])
             model.ep_success_buffer.extend(message["successes"])
     lengths = np.array([length for message in of_all for length in message["lengths"]], np.int32)[:, None]
@@ -164,8 +192,51 @@ def agree(model: Any, all_processes: Processes) -> None:
     news.normalization = combined(news.normalization, [message["normalization"] for message in of_all])
     set_normalization(model.env, news.normalization)
     news.episodes, news.successes, news.lengths = [], [], []
-    news.signal = next((f"{m['signal']} in process {i}" for i, m in enumerate(of_all) if m["signal"]), "")
+    news.signal = signal_of(of_all)
     news.all_stop = bool(news.signal) or any(message["stops"] for message in of_all)
+
+
+def agree_on_end(model: Any) -> None:
+    """
+    Wait until all have told their callbacks that the training ends: a signal that came in the meantime is everybody's.
+
+    :param model: that has learned
+    :raises ProcessLostError: a process is gone
+    """
+    received, news = model.interruption.received, model.news
+    if received and not news.all_stop and model.num_timesteps < model._total_timesteps:
+        model.processes.leave(received.name)  # its environments have ended, and the others train on
+        return
+    news.signal = news.signal or signal_of(model.processes.exchange({"signal": received.name if received else ""}))
+
+
+def signal_of(of_all: list[dict[str, Any]]) -> str:
+    """
+    :param of_all: messages of all processes
+    :return: which signal came, and where; empty: none
+    """
+    return next((f"{m['signal']} in process {i}" for i, m in enumerate(of_all) if m["signal"]), "")
+
+
+def checksum(tree: Any) -> int:
+    """
+    :param tree: of arrays
+    :return: a number that is the same for the same bytes
+    """
+    return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jax.device_get(tree))))
+
+
+def check_finite(statistics: Any) -> None:
+    """
+    :param statistics: of environments that are normalised inside jit; ``None``: they are not
+    :raises ValueError: they are not finite: the environments of one process have returned what is not
+    """
+    of_all = None if statistics is None else statistics.replace(discounted=None)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(of_all))):
+        raise ValueError(
+            "An environment of another process returned a non-finite observation or reward, which that process names: "
+            "nothing was learned from this rollout."
+        )
 
 
 def check_same(of_all: list[dict[str, str]]) -> None:
@@ -174,11 +245,12 @@ def check_same(of_all: list[dict[str, str]]) -> None:
     :raises ValueError: one differs
     """
     for index, others in enumerate(of_all):
-        for name, value in of_all[0].items():
-            if others.get(name) != value:
+        for name in of_all[0] | others:
+            first, other = (given.get(name, "not there") for given in (of_all[0], others))
+            if first != other:
                 raise ValueError(
-                    f"All processes must train with the same arguments, but {name} is {value} in process 0 and "
-                    f"{others.get(name)} in process {index}."
+                    f"All processes must train with the same arguments, but {name} is {first:.200} in process 0 and "
+                    f"{other:.200} in process {index}."
                 )
 
 

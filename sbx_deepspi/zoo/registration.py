@@ -72,17 +72,28 @@ class ExperimentManager(exp_manager.ExperimentManager):
         file = PPO_FILE if self._is_inside_jit and algo in ("ppo", "sbx_ppo") else HYPERPARAMS_FILES.get(algo)
         if file is not None and not kwargs.get("config"):
             kwargs["config"] = str(file)
-        if algo in OUR_ALGOS:
+        is_train = algo in OUR_ALGOS and type(self) is ExperimentManager  # programs of suites train by themselves
+        if is_train:
             join_processes()
         super().__init__(args, algo, *others, **kwargs)
-        if algo in OUR_ALGOS and not is_first_process():
-            self._write_nowhere()
+        if is_train and jax.process_count() > 1:
+            self._share()
         if algo in OUR_ALGOS and self.vec_env_class is SubprocVecEnv:
             # It says which environment failed, and can be closed after Ctrl-C has ended the environments' processes
             self.vec_env_class, self.vec_env_kwargs = TimeoutSubprocVecEnv, {"timeout": 3600.0}
 
-    def _write_nowhere(self) -> None:
-        """What RL Zoo prints and writes is process 0's to say: this one's goes where nobody looks."""
+    def _share(self) -> None:
+        """The training with other programs: all count steps together, and process 0's alone prints and writes."""
+        if self.optimize_hyperparameters:
+            raise ValueError(
+                "-optimize draws other hyperparameters in each program, but JAX_COORDINATOR_ADDRESS joins them: unset "
+                "it, and let them share their trials through --storage."
+            )
+        self.eval_freq, self.save_freq = (
+            max(freq // jax.process_count(), 1) if freq > 0 else freq for freq in (self.eval_freq, self.save_freq)
+        )
+        if is_first_process():
+            return
         self._nowhere = tempfile.TemporaryDirectory()
         self.log_path = self.save_path = self._nowhere.name
         self.params_path = f"{self.save_path}/{self.env_name}"
@@ -157,7 +168,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             self.env_name.gym_id,
             n_envs=n_envs,
             # The training environments have the seeds from self.seed to self.seed + self.n_envs - 1
-            seed=self.seed + self.n_envs if eval_env else self.seed,
+            seed=self.seed + self.n_envs * jax.process_count() if eval_env else self.seed,
             monitor_dir=None if eval_env or no_log else self.save_path,
             stack_num=self.frame_stack or 1,
             **self._of_wrapper,
@@ -181,7 +192,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
         env: Any = make_jax_env(
             self.env_name.gym_id,
             n_envs=n_envs,
-            seed=self.seed + self.n_envs if eval_env else self.seed,
+            seed=self.seed + self.n_envs * jax.process_count() if eval_env else self.seed,
             normalize=normalize,
             monitor_dir=None if eval_env or no_log else self.save_path,
             **(self.eval_env_kwargs if eval_env else self.env_kwargs),

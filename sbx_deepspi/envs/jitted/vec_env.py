@@ -108,7 +108,8 @@ class JaxVecEnv(BatchedVecEnv):
         self._reset_seeds()
         if state is None:
             needed = memory.bytes_of(jax.eval_shape(self.copies.reset, key))
-            memory.check(needed, jax.local_devices()[0], f"{self.num_envs} environments")
+            # first those of all processes, of which this one takes its part
+            memory.check(needed * jax.process_count(), jax.local_devices()[0], f"{self.num_envs} environments")
         # from the host, wherever they are: arrays that are bound to a device would be compiled for anew
         known = jax.device_get((key, self.statistics if state is None else state.statistics))
         new = self._programs["reset"](*known)
