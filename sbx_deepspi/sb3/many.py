@@ -128,7 +128,7 @@ def check_models(models: list[DeepSPI]) -> None:
         if model.mesh is not None:
             raise ValueError(
                 f"Model {index} computes on {model.n_devices} devices: models do not learn together on several devices "
-                "yet, make them with device='auto'."
+                "yet: make them with device='auto', in a program that is joined with no other."
             )
         if any(model.env is other.env or model is other for other in models[:index]):
             raise ValueError(f"Model {index} shares its environments with another: make some for each.")
