@@ -239,6 +239,7 @@ def test_no_gradient_leads_through_a_dream() -> None:
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_a_weight_of_0_leaves_the_policy_and_a_schedule_is_asked_where_a_rollout_begins() -> None:
     model = tiny(dream_weight=lambda progress: 1 - progress, verbose=0)
     seen: list[float] = []

@@ -78,7 +78,7 @@ def test_processes_that_were_given_different_arguments_say_so_and_can_go_on(tmp_
     assert first == second
     assert first["n_epochs"].endswith("n_epochs is 2 in process 0 and 3 in process 1.")
     assert first["n_steps"].endswith("n_steps is 8 in process 0 and 16 in process 1.")
-    assert "learning_rate is [0.001, 0.001, 0.001] in process 0" in first["learning_rate"]
+    assert "learning_rate is [0.001, 0.001] in process 0 and [0.001, 0.0005]" in first["learning_rate"]
     assert first["changed"].endswith("ent_coef is 0.0 in process 0 and 0.1 in process 1.")
     assert first["goes on"] == 64
 

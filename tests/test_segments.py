@@ -118,6 +118,7 @@ def learned(model: DeepSPI) -> tuple[Any, Any, Any]:
     return networks, parameters, normalizer.refresh(normalizer.init(lipschitz, latent_map), lipschitz, latent_map)
 
 
+@pytest.mark.slow
 def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Sums over parts of a minibatch, pulled back through the kernels' normalisation, against plain autodiff; encoder and

@@ -49,6 +49,7 @@ def test_root_mean_square_of_all_rewards_by_numpy(size: float) -> None:
     assert int(statistics.count) == everything.size
 
 
+@pytest.mark.slow
 def test_the_world_model_learns_rewards_in_their_unit() -> None:
     """ℓ_R of the first minibatch, by hand; advantages and returns stay in the rewards' own units."""
     model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, spaces.Discrete(2)), **TINY_RUN)

@@ -238,6 +238,7 @@ model.learn(8 * PER_ROLLOUT, callback=[CheckpointCallback(8, {folder!r}), Kill()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
     """There is nothing to do for it: the environments' state is in the file."""
     root = str(Path(sbx_deepspi.__file__).parents[1])

@@ -114,8 +114,11 @@ def test_transition_losses_in_parts(density: str, n_latents: int, monkeypatch: p
     ("policy", "cost"),
     [
         pytest.param("CnnPolicy", "huber", marks=pytest.mark.slow),
-        *(("MlpPolicy", cost) for cost in ("huber", "cross_entropy")),
-        *(pytest.param("MlpPolicy", cost, marks=pytest.mark.slow) for cost in ("hamming", "jensen_shannon")),
+        ("MlpPolicy", "huber"),
+        *(
+            pytest.param("MlpPolicy", cost, marks=pytest.mark.slow)
+            for cost in ("cross_entropy", "hamming", "jensen_shannon")
+        ),
     ],
 )
 def test_categorical_latents(policy: str, cost: str) -> None:
