@@ -157,14 +157,13 @@ class Processes:
                 if beats.get(index, ("", 0.0))[0] != beat:
                     beats[index] = beat, now
             self._silent = {index for index, (_, last) in beats.items() if now - last > SILENCE} - self._ended
-            what = [f"has left ({why})" for why in left.values()]
-            what += ["has come to the end of its program"] * len(self._ended)
-            what += [f"has given no sign of life for {SILENCE:g} seconds: it was killed, or cut off"] * len(
-                self._silent
-            )
-            who = [*left, *self._ended, *self._silent]
-            if who and training == self._training:
-                self._lost = f"Process {who[0]} of {self.count} {what[0]}"
+            fates = [(index, f"has left ({why})") for index, why in left.items()]
+            fates += [(index, "has come to the end of its program") for index in self._ended]
+            silence = f"has given no sign of life for {SILENCE:g} seconds: it was killed, or cut off"
+            fates += [(index, silence) for index in self._silent]
+            if fates and training == self._training:
+                index, fate = fates[0]
+                self._lost = f"Process {index} of {self.count} {fate}"
             if self._lost is None or not self._runs_program:
                 blocked_since = math.inf
                 continue
