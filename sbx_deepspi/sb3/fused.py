@@ -151,7 +151,7 @@ def collect_and_update(model: Any, env: JaxVecEnv, callback: BaseCallback, n_ste
             made, episodes = Made.to_host(state, hyperparameters, report, kept, certificate, episodes)
         check_finite(episodes, model.num_timesteps // model.n_envs_of_all)
         if model.processes is not None:
-            joined.check_finite(state.environments.statistics)
+            joined.check_statistics(state.environments.statistics)
         stopped_after = next(tell_of_steps(model, env, callback, episodes), None)
     except BaseException:
         # the rollout was never made: the environments are where they were

@@ -226,7 +226,7 @@ def checksum(tree: Any) -> int:
     return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jax.device_get(tree))))
 
 
-def check_finite(statistics: Any) -> None:
+def check_statistics(statistics: Any) -> None:
     """
     :param statistics: of environments that are normalised inside jit; ``None``: they are not
     :raises ValueError: they are not finite: the environments of one process have returned what is not

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import draw_tables
 from tests.docs.blocks import BLOCKS, PAGES, ROOT, Block
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
@@ -40,3 +41,13 @@ def test_every_file_of_the_results_is_named_there() -> None:
 def test_blocks_know_where_they_are() -> None:
     block: Block = next(block for block in BLOCKS if block.page == "docs/index.md")
     assert (ROOT / block.page).read_text().splitlines()[block.line - 1].startswith("```")
+
+
+def test_tables_that_are_drawn_have_numbers_in_each_cell() -> None:
+    page = draw_tables.PAGE.read_text()
+    for name, picture in draw_tables.PICTURES.items():
+        _, *rows = draw_tables.table_under(picture.heading, page)
+        cells = [row[column] for row in rows for column in picture.columns]
+        assert all(draw_tables.numbers_in(cell, picture.unit) for cell in cells), name
+    assert draw_tables.numbers_in("1,468 thousand, −2.5", "") == [1468, -2.5]
+    assert draw_tables.numbers_in("179 ms, 5.4 %", " %") == [5.4]
