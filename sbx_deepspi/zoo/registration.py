@@ -243,8 +243,8 @@ def join_processes() -> None:
     if "JAX_COORDINATOR_ADDRESS" not in os.environ or jax.distributed.is_initialized():
         return
     told = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
-    count, index = (None if number is None else int(number) for number in told)
     try:
+        count, index = (None if number is None else int(number) for number in told)
         jax.distributed.initialize(num_processes=count, process_id=index)
     except ValueError as error:
         raise ValueError(
