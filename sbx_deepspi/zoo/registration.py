@@ -248,8 +248,9 @@ def join_processes() -> None:
         jax.distributed.initialize(num_processes=count, process_id=index)
     except ValueError as error:
         raise ValueError(
-            f"JAX_COORDINATOR_ADDRESS is {os.environ['JAX_COORDINATOR_ADDRESS']}, but {error} Set JAX_NUM_PROCESSES, "
-            "the same in all, and JAX_PROCESS_ID, from 0 on; or start the programs with SLURM or MPI, which JAX knows."
+            f"JAX_COORDINATOR_ADDRESS is {os.environ['JAX_COORDINATOR_ADDRESS']}, but {str(error).rstrip('.')}. Set "
+            "JAX_NUM_PROCESSES, the same in all, and JAX_PROCESS_ID, from 0 on; or start the programs with SLURM or "
+            "MPI, which JAX knows."
         ) from error
 
 
