@@ -158,7 +158,12 @@ def put(tree: Tree, layouts: Any, where: Mesh | jax.Device) -> Tree:
     :return: the arrays there
     """
     if not isinstance(where, Mesh):
-        here: Tree = jax.device_put(tree, where)
+        # what is there already is not handed over again, which takes longer than to look
+        leaves, structure = jax.tree.flatten(tree)
+        others = [i for i, leaf in enumerate(leaves) if not (isinstance(leaf, jax.Array) and leaf.device == where)]
+        for i, moved in zip(others, jax.device_put([leaves[i] for i in others], where), strict=True):
+            leaves[i] = moved
+        here: Tree = jax.tree.unflatten(structure, leaves)
         return here
     there: Tree = jax.device_put(tree, jax.tree.map(lambda layout: NamedSharding(where, layout), layouts))
     return there

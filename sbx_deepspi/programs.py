@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import jax
 import jax.numpy as jnp
 
-from sbx_deepspi import agent
+from sbx_deepspi import agent, ops
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.collect.copies import CopiesState, Outcome
 from sbx_deepspi.collect.jitted import Environments, collect
@@ -53,10 +53,8 @@ class Programs:
 
     def __init__(self, networks: Networks, optimizer: Optimizer) -> None:
         self.networks, self.optimizer = networks, optimizer
-        # these run once or seldom: compiling them well would take longer than it saves
-        quickly = {"xla_backend_optimization_level": 0}
-        self.create = jax.jit(partial(create, networks, optimizer), compiler_options=quickly)
-        self.certify = OnDevices(partial(certify, networks), layouts_of_certify, compiler_options=quickly)
+        self.create = jax.jit(partial(create, networks, optimizer), compiler_options=ops.QUICKLY)
+        self.certify = OnDevices(partial(certify, networks), layouts_of_certify, compiler_options=ops.QUICKLY)
         self.decide = jax.jit(partial(agent.decide, networks))
         self.most_likely_actions = jax.jit(partial(agent.most_likely_actions, networks))
         self.values = jax.jit(partial(agent.values, networks))

@@ -45,7 +45,11 @@ class EpisodeStatistics(struct.PyTreeNode):
         :return: statistics after these steps
         """
         window, steps = len(self.lengths), lengths[-1]
-        ended, of_ended = devices.together(ended).reshape(-1), devices.together(lengths).reshape(-1)
+        if not isinstance(ended, np.ndarray):
+            ended, lengths = devices.together(ended), devices.together(lengths)
+        elif not ended.any():
+            return self.replace(steps=steps)
+        ended, of_ended = ended.reshape(-1), lengths.reshape(-1)
         number = self.n_ended + ended.cumsum() - 1
         n_ended = self.n_ended + ended.sum()
         # the last slot is for what is not kept: steps that ended nothing, and all but the newest episodes

@@ -3,10 +3,12 @@ Operations whose form depends on the platform, each behind one call. Both forms 
 same distribution. What CPUs need is in :mod:`sbx_deepspi.ops.cpu`; elsewhere XLA's own operations are right.
 """
 
-from sbx_deepspi.ops.compilation import keep_compiled_programs
+from sbx_deepspi.ops.compilation import QUICKLY, keep_compiled_programs
 from sbx_deepspi.ops.convolution import convolution
 from sbx_deepspi.ops.noise import clipped_normal
 from sbx_deepspi.ops.parts import in_parts, microbatch_size
 from sbx_deepspi.ops.patches import patches
 
-__all__ = ["clipped_normal", "convolution", "in_parts", "keep_compiled_programs", "microbatch_size", "patches"]
+__all__ = [
+    "QUICKLY", "clipped_normal", "convolution", "in_parts", "keep_compiled_programs", "microbatch_size", "patches",
+]  # fmt: skip

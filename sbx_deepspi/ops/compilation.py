@@ -1,10 +1,13 @@
-"""Compiled programs that are kept from run to run."""
+"""How programs are compiled, and that they are kept from run to run."""
 
 import hashlib
 import os
 from pathlib import Path
 
 import jax
+
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Compiler options of programs that run once or seldom: compiling them well takes twice as long, and saves less."""
 
 
 def keep_compiled_programs() -> None:

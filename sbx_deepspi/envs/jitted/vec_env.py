@@ -16,7 +16,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sbx_deepspi import memory, valid
+from sbx_deepspi import memory, ops, valid
 from sbx_deepspi.collect.copies import Copies, CopiesState
 from sbx_deepspi.collect.jax_env import JaxEnv
 from sbx_deepspi.collect.normalization import Moments, Statistics
@@ -286,10 +286,9 @@ class JaxVecEnv(BatchedVecEnv):
         self._compile()
 
     def _compile(self) -> None:
-        # of this object, so that their memory goes with it; a reset is rare, and compiled quickly
-        quickly = {"xla_backend_optimization_level": 0}
+        # of this object, so that their memory goes with it; a reset is rare
         self._programs = {
-            "reset": jax.jit(self.copies.reset_part, compiler_options=quickly),
+            "reset": jax.jit(self.copies.reset_part, compiler_options=ops.QUICKLY),
             "step": jax.jit(self.copies.step),
         }
 
