@@ -160,13 +160,18 @@ def put(tree: Tree, layouts: Any, where: Mesh | jax.Device) -> Tree:
     if not isinstance(where, Mesh):
         # what is there already is not handed over again, which takes longer than to look
         leaves, structure = jax.tree.flatten(tree)
-        others = [i for i, leaf in enumerate(leaves) if not (isinstance(leaf, jax.Array) and leaf.device == where)]
+        others = [i for i, leaf in enumerate(leaves) if not _is_there(leaf, where)]
         for i, moved in zip(others, jax.device_put([leaves[i] for i in others], where), strict=True):
             leaves[i] = moved
         here: Tree = jax.tree.unflatten(structure, leaves)
         return here
     there: Tree = jax.device_put(tree, jax.tree.map(lambda layout: NamedSharding(where, layout), layouts))
     return there
+
+
+def _is_there(leaf: Any, where: jax.Device) -> bool:
+    # also committed to it: a program is compiled anew for an array that is there by chance
+    return isinstance(leaf, jax.Array) and leaf.committed and leaf.device == where
 
 
 class OnDevices:

@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sbx import PPO
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -272,7 +273,10 @@ class DeepSPI(PPO):
     check_spaces = staticmethod(checks.supported_spaces)
 
     @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+    def _wrap_env(env: GymEnv | str, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, str):  # the constructor made its own
+            env = make_jax_env(env) if is_jax_env_id(env) else maybe_make_env(env, verbose)
+            assert env is not None
         if isinstance(env, JaxEnv) and not isinstance(env, (gym.Env, VecEnv)):
             raise ValueError(
                 f"{type(env).__name__} is one environment inside jit: make copies of it, JaxVecEnv(env, n_envs=...)."
@@ -282,12 +286,12 @@ class DeepSPI(PPO):
             return env
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """
-        :param env: to learn from, with as many environments and the same spaces
+        :param env: to learn from, with as many environments and the same spaces, or its id
         :param force_reset: reset it before learning goes on
         """
-        super().set_env(env, force_reset)
+        super().set_env(env, force_reset)  # type: ignore[arg-type]
         inner = inside_jit(self.env)
         if self._environment_tensors and inner is not None:
             restore_statistics(inner, self._environment_tensors, trainer.ENVIRONMENTS)
@@ -942,7 +946,7 @@ class DeepSPI(PPO):
     def load(  # type: ignore[override]
         cls: type[SelfDeepSPI],
         path: Any,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str | Sequence[str] = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -954,7 +958,7 @@ class DeepSPI(PPO):
         Load a saved model, without running anything that is in the file.
 
         :param path: of the file, or a file open for reading
-        :param env: what to go on learning from; ``None``: for predictions only
+        :param env: what to go on learning from, or its id; ``None``: for predictions only
         :param device: where JAX computes, whatever it computed on when the model was saved
         :param custom_objects: attributes to take from here instead of from the file
         :param print_system_info: print the system that saved the model, and this one

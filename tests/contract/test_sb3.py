@@ -43,7 +43,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sbx_deepspi import CnnPolicy, DeepSPI, MlpPolicy
-from tests.helpers import VECTOR, ToyEnv
+from tests.helpers import TINY_RUN, VECTOR, ToyEnv
 
 IMAGE = spaces.Box(0, 255, (36, 40, 1), np.uint8)
 DISCRETE, BOX = spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)
@@ -237,6 +237,18 @@ def test_set_env(kind: str, model: DeepSPI) -> None:
     model.set_env(new)
     assert model._last_obs is None
     assert model.get_env().unwrapped is new
+
+
+def test_an_environment_to_go_on_with_may_be_given_by_its_id(tmp_path: Path) -> None:
+    """As the constructor takes it."""
+    model = DeepSPI("MlpPolicy", "CartPole-v1", **TINY_RUN)
+    model.save(tmp_path / "model")
+    loaded = DeepSPI.load(tmp_path / "model", env="CartPole-v1")
+    loaded.set_env("CartPole-v1")
+    assert loaded.get_env().envs[0].spec.id == "CartPole-v1"
+    assert loaded.learn(32).num_timesteps == 32
+    with pytest.raises(gym.error.NameNotFound):
+        model.set_env("CartPool-v1")
 
 
 def test_a_rollout_beyond_the_total_is_learned_from_with_no_negative_rate() -> None:
