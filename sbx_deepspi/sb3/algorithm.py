@@ -39,7 +39,8 @@ from sbx_deepspi.sb3 import checks, joined, logs
 from sbx_deepspi.sb3.fused import Made, NotOnHost, collect_and_update, tell_of_evaluations, tell_of_wrappers
 from sbx_deepspi.sb3.interruption import Interruption, mute
 from sbx_deepspi.sb3.policies import CnnPolicy, DeepSPIPolicy, MlpPolicy, MultiInputPolicy, our_policy
-from sbx_deepspi.sb3.spaces import action_dtype, action_shape, log_policy_shape, to_environment
+from sbx_deepspi.sb3.spaces import action_dtype, action_shape, log_policy_shape
+from sbx_deepspi.sb3.stepwise import collect
 from sbx_deepspi.segments import segment_length
 from sbx_deepspi.state import EpisodeStatistics, RewardStatistics, TrainerState
 
@@ -475,65 +476,7 @@ class DeepSPI(PPO):
             return False
         if env is self._fused_env:
             return collect_and_update(self, env, callback, n_rollout_steps)
-        rollout, programs, space = rollout_buffer, self.policy.programs, self.observation_space
-        number = self.num_timesteps // self.n_envs_of_all  # of the step, for messages
-        observations = vec_env.observations_of(self._last_obs, space, env.num_envs, number)
-        callback.on_rollout_start()
-
-        n_steps = 0
-        while n_steps < n_rollout_steps:
-            decision, self.key = programs.decide(self.policy.learner.parameters, observations, self.key)
-            decision = jax.device_get(decision)
-            # callbacks know them by these names and shapes
-            actions, values, log_probs = decision.actions, decision.values[:, None], decision.log_probs
-            clipped_actions = to_environment(actions, self.action_space)
-            number += 1
-            try:
-                made = vec_env.step(env, clipped_actions, number)
-            except (EOFError, OSError) as error:
-                if self._was_interrupted(error):
-                    return False
-                raise
-            new_obs, rewards, dones, infos = made.new_obs, made.rewards, made.dones, made.infos
-            self.num_timesteps += self.n_envs_of_all
-            lengths = np.where(np.asarray(self._last_episode_starts), 0, self.episodes.steps) + 1
-            if self.processes is not None:
-                self.news.lengths += lengths[dones].tolist()
-            self.episodes = self.episodes.including(lengths.astype(np.int32)[None], dones[None])
-            callback.update_locals(locals())
-            if not self.goes_on_after(callback):
-                # this step is not learned from, but the next rollout begins where it led
-                self._last_obs, self._last_episode_starts = new_obs, dones
-                return False
-            self._update_info_buffer(infos, dones)
-
-            next_observations, truncated = vec_env.true_next_observations(made, space, number)
-            truncated_values = np.zeros_like(decision.values)
-            if truncated.any():
-                # by the program that is compiled already; its actions and its key are not used
-                next_values = programs.decide(self.policy.learner.parameters, next_observations, self.key)[0].values
-                truncated_values = np.where(truncated, next_values, 0.0)
-
-            row = Rollout(
-                observations=observations,
-                next_observations=next_observations,
-                actions=actions,
-                rewards=rewards,
-                terminated=dones & ~truncated,
-                truncated=truncated,
-                truncated_values=truncated_values,
-                values=decision.values,
-                log_probs=log_probs,
-                log_policy=decision.log_policy,
-            )
-            jax.tree.map(lambda array, values: array.__setitem__(n_steps, values), rollout, row)  # noqa: B023
-            observations = made.observations
-            self._last_obs, self._last_episode_starts = new_obs, dones
-            n_steps += 1
-
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
+        return collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     @property
     def _is_to_stop(self) -> bool:
@@ -553,7 +496,7 @@ class DeepSPI(PPO):
         try:
             goes_on = callback.on_step()
         except (EOFError, OSError) as error:
-            if not self._was_interrupted(error):
+            if not self.was_interrupted(error):
                 raise
             goes_on = False
         if self.processes is None:
@@ -561,7 +504,12 @@ class DeepSPI(PPO):
         self.news.stops = not goes_on
         return True
 
-    def _was_interrupted(self, error: Exception) -> bool:
+    def was_interrupted(self, error: Exception) -> bool:
+        """
+        :param error: of an environment's process
+        :return: True if a signal, of which the training knows, ended the process, too
+        :raises ConnectionError: the process has ended for another reason
+        """
         # Ctrl-C also ends the processes of a SubprocVecEnv, this one or that of an EvalCallback
         if self.interruption.received:
             return True
