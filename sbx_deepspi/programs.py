@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import jax
 import jax.numpy as jnp
 
-from sbx_deepspi import agent, ops
+from sbx_deepspi import agent, memory, ops
 from sbx_deepspi.agent import Networks
 from sbx_deepspi.collect.copies import CopiesState, Outcome
 from sbx_deepspi.collect.jitted import Environments, collect
@@ -86,6 +86,7 @@ class Programs:
             return cls(networks, optimizer)
         programs = _OF_KIND.get(kind)
         if programs is None:
+            memory.give_back()  # what programs of earlier models have left
             programs = _OF_KIND[kind] = cls(networks, optimizer)
         return programs
 

@@ -137,10 +137,10 @@ def n_microbatches(size: int, segment_length: int, microbatch_size: int) -> int:
     """
     :param size: transitions in a batch
     :param segment_length: of its segments, which stay whole
-    :param microbatch_size: the most transitions in a part, at least a segment's
+    :param microbatch_size: the most transitions in a part; a segment is never split
     :return: number of equal parts, as few as the sizes allow
     """
-    n_segments, most = size // segment_length, microbatch_size // segment_length
+    n_segments, most = size // segment_length, max(microbatch_size // segment_length, 1)
     return next(n for n in range(1, n_segments + 1) if n_segments % n == 0 and n_segments // n <= most)
 
 
@@ -149,7 +149,7 @@ def microbatches(transitions: Transitions, microbatch_size: int) -> Transitions:
     Split a batch into equal parts of whole segments, as few as the size allows.
 
     :param transitions: B transitions
-    :param microbatch_size: the most in a part, at least a segment's
+    :param microbatch_size: the most in a part; a segment is never split
     :return: the same, each array of shape (parts, B / parts, ...)
     """
     n_parts = n_microbatches(len(transitions.rewards), transitions.segment_length, microbatch_size)

@@ -1,10 +1,8 @@
 """One compilation cache for the whole suite and the processes that it starts; no more compiled code than needed."""
 
-import ctypes
 import gc
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +39,8 @@ def forget_compiled_code() -> Iterator[None]:
     if maps.read_bytes().count(b"\n") > MANY_MEMORY_MAPS or resident > MUCH_MEMORY:
         import jax
 
+        from sbx_deepspi import memory
+
         jax.clear_caches()
         gc.collect()
-        if sys.platform == "linux":
-            # else what is free stays with the process, and every further test would clear the caches
-            ctypes.CDLL(None).malloc_trim(0)
+        memory.give_back()  # else every further test would clear the caches

@@ -22,7 +22,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, LearningCurve, agent, deepspi, losses
 from sbx_deepspi.envs.confounding_grid import make_frames
 from sbx_deepspi.lipschitz import normalizer
-from sbx_deepspi.ops import parts
 from sbx_deepspi.rollout import to_transitions
 from tests.helpers import CHANNELS_FIRST, ToyEnv, collected, updated
 from tests.jax_envs import needs_gymnax
@@ -92,7 +91,6 @@ def test_the_parts_of_an_iteration_all_run(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import update_parts
 
-    monkeypatch.setattr(parts, "CPU_MICROBATCH", 16)  # fewer pieces to compile
     env = DummyVecEnv([lambda: ToyEnv(CHANNELS_FIRST, spaces.Discrete(3))] * 8)
     times = update_parts.in_turn(update_parts.parts(update_parts.prepared(env, 32)), rounds=1)
     seconds = {name: values[0] for name, values in times.items()}

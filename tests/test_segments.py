@@ -65,6 +65,9 @@ def test_microbatches_keep_segments_whole() -> None:
     parts = microbatches(transitions.replace(segment_length=4), microbatch_size=10)
     np.testing.assert_array_equal(parts.rewards, np.arange(24).reshape(3, 8))
     np.testing.assert_array_equal(microbatches(transitions, 10).rewards, np.arange(24).reshape(3, 8))
+    # images so large that a part should hold less than a segment
+    parts = microbatches(transitions.replace(segment_length=4), microbatch_size=3)
+    np.testing.assert_array_equal(parts.rewards, np.arange(24).reshape(6, 4))
 
 
 @pytest.mark.parametrize("n_parts", [1, 3, 4])

@@ -76,7 +76,7 @@ def test_the_certificate_is_in_the_rewards_own_units() -> None:
     networks, parameters = model.policy.programs.networks, model.policy.learner.parameters
     key = jax.random.PRNGKey(0)
     one, fifty = (
-        jax.jit(lambda rollout, scale=scale: measure(networks, parameters, scale, rollout, key, 0.9))(rollout)
+        jax.jit(lambda rollout, scale=scale: measure(networks, parameters, scale, rollout, 5.0, key, 0.9))(rollout)
         for scale in (1.0, 50.0)
     )
     normalized = agent.normalized(networks, parameters)

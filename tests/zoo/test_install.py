@@ -43,21 +43,26 @@ def wheel_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+def run(python: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    # with a PYTHONPATH, the package might come from there
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run([python, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_the_wheel_brings_the_algorithm_to_rl_zoo(wheel_python: Path, tmp_path: Path) -> None:
     script = "import rl_zoo3, sbx_deepspi; print(rl_zoo3.ALGOS['deepspi'], sbx_deepspi.__file__)"
-    imported = subprocess.run([wheel_python, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    imported = run(wheel_python, "-c", script, folder=tmp_path)
     assert imported.returncode == 0, imported.stderr
     assert "DeepSPI" in imported.stdout and str(wheel_python.parent.parent) in imported.stdout
 
 
 @pytest.mark.slow
 def test_the_wheel_trains(wheel_python: Path, tmp_path: Path) -> None:
-    imported = subprocess.run([wheel_python, "-c", SMOKE_TEST], cwd=tmp_path, capture_output=True, text=True)
+    imported = run(wheel_python, "-c", SMOKE_TEST, folder=tmp_path)
     assert imported.returncode == 0, imported.stderr
     assert str(wheel_python.parent.parent) in imported.stdout
-    train = [wheel_python, *TRAIN.split(), "n_timesteps:128"]
-    trained = subprocess.run(train, cwd=tmp_path, capture_output=True, text=True)
+    trained = run(wheel_python, *TRAIN.split(), "n_timesteps:128", folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "logs/deepspi/CartPole-v1_1/CartPole-v1.zip").is_file()
 
