@@ -2,7 +2,7 @@
 Time DeepSPI as it stands, DeepSPI of an earlier commit, and SBX's PPO, in turn.
 
     python benchmarks/commits.py e6b83e5
-    python benchmarks/commits.py HEAD --settings CartPole --rounds 11    # what does not yet stand in a commit
+    python benchmarks/commits.py HEAD --settings CartPole    # the last one
 
 Each trains in a process of its own; the processes take turns, one rollout and update at a time, so that all of them
 see the same machine. A start-up is a new process with an empty cache: from the constructor to the end of the first

@@ -341,7 +341,7 @@ def test_automatic_n_steps_follows_the_environments_at_load(tmp_path: Any) -> No
     assert DeepSPI.load(tmp_path / "asked", make_vec_env("CartPole-v1", 8)).n_steps == 64
 
 
-@pytest.mark.parametrize(("batch_size", "minibatches"), [(5, 4), (100, 1)])
+@pytest.mark.parametrize(("batch_size", "minibatches"), [(5, 4), pytest.param(100, 1, marks=pytest.mark.slow)])
 def test_batch_size_that_does_not_divide_the_rollout(batch_size: int, minibatches: int) -> None:
     with pytest.warns(UserWarning, match="truncated mini-batch"):
         model = DeepSPI("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=batch_size, n_epochs=3)

@@ -1,6 +1,6 @@
 """A rollout step by step, from environments on the host, with SB3's callbacks at every step."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,13 +11,8 @@ from sbx_deepspi.collect import vec_env
 from sbx_deepspi.rollout import Rollout
 from sbx_deepspi.sb3.spaces import to_environment
 
-if TYPE_CHECKING:
-    from sbx_deepspi.sb3.algorithm import DeepSPI
 
-
-def collect(
-    self: "DeepSPI", env: VecEnv, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int
-) -> bool:
+def collect(self: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: Rollout, n_rollout_steps: int) -> bool:
     """
     Run the behaviour policy and fill the rollout. Callbacks find the names of this function, as SB3 has them, in their
     ``locals``.

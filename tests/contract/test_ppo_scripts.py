@@ -405,11 +405,17 @@ INFOS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module")
+def plain() -> DeepSPI:
+    """For what knows nothing of how it was trained."""
+    return model_of()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(INFOS, min_size=2, max_size=2))
-def test_what_infos_hold_never_stops_a_save_or_a_load(tmp_path: Path, values: list[Any]) -> None:
-    model = model_of()
-    model._setup_learn(8)
+def test_what_infos_hold_never_stops_a_save_or_load(plain: DeepSPI, tmp_path: Path, values: list[Any]) -> None:
+    model = plain
+    model._setup_learn(8)  # forgets episodes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model._update_info_buffer(
@@ -421,14 +427,17 @@ def test_what_infos_hold_never_stops_a_save_or_a_load(tmp_path: Path, values: li
     assert loaded.ep_info_buffer[0]["r"] == 1.0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(["notes", "colour", "table"]), INFOS))
-def test_what_users_set_never_stops_a_save_or_a_load(tmp_path: Path, attributes: dict[str, Any]) -> None:
-    model = model_of()
-    vars(model).update(attributes)
+def test_what_users_set_never_stops_a_save_or_a_load(
+    plain: DeepSPI, tmp_path: Path, attributes: dict[str, Any]
+) -> None:
+    vars(plain).update(attributes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save(tmp_path / "model")
+        plain.save(tmp_path / "model")
+    for name in attributes:
+        delattr(plain, name)
     DeepSPI.load(tmp_path / "model")
 
 

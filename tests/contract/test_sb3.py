@@ -319,7 +319,11 @@ def test_seeds_reach_predictions(model: DeepSPI) -> None:
         ("mlp-box", lambda env: VecNormalize(VecCheckNan(VecMonitor(env)))),
         ("mlp-box", lambda env: VecFrameStack(env, 3)),
         pytest.param("cnn-discrete", lambda env: VecFrameStack(env, 2), marks=pytest.mark.slow),
-        ("cnn-discrete", lambda env: VecNormalize(VecFrameStack(VecTransposeImage(env), 2), norm_obs=False)),
+        pytest.param(
+            "cnn-discrete",
+            lambda env: VecNormalize(VecFrameStack(VecTransposeImage(env), 2), norm_obs=False),
+            marks=pytest.mark.slow,
+        ),
         pytest.param("cnn-discrete", VecTransposeImage, marks=pytest.mark.slow),
         pytest.param("cnn-box", VecMonitor, marks=pytest.mark.slow),
     ],
