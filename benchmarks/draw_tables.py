@@ -39,6 +39,7 @@ PICTURES = {
     "table_learns": Picture("## CartPole and Pendulum", (1, 2, 3, 4), "mean of 100 episodes"),
     "table_neighbourhood": Picture("## A neighbourhood that is enforced", (3, 4), "greatest importance ratio"),
     "table_start_up": Picture("### Start-up", (1, 2), "seconds", log=True),
+    "table_commits": Picture("### Beside an earlier commit", (1, 3), "times as long as now"),
     "table_envpool": Picture("### EnvPool behind SB3's interface", (1, 2), "steps a second"),
     "table_guarantee": Picture("## What the guarantee costs", (2, 3, 4), "% of an update", unit=" %"),
     "table_dreams_minatar": Picture("### Dreams of MinAtar's Breakout", (1,), "points an episode"),
@@ -96,7 +97,7 @@ def draw(picture: Picture, page: str, path: Path) -> None:
             if len(numbers) > 1:
                 axis.scatter([x] * len(numbers), numbers, s=10, color="black", zorder=2)
     names = [cells[0] if re.search(r"[a-z]", cells[0]) else f"{head[0]} {cells[0]}" for cells in rows]
-    axis.set_xticks(range(len(rows)), [textwrap.fill(name, 20) for name in names], fontsize=8)
+    axis.set_xticks(range(len(rows)), [textwrap.fill(name, 72 // len(rows)) for name in names], fontsize=8)
     axis.set(ylabel=picture.ylabel, yscale="log" if picture.log else "linear")
     axis.axhline(0, color="black", linewidth=0.5)
     if len(picture.columns) > 1:
