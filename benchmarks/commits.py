@@ -95,7 +95,6 @@ def start(name: str, code: Path, setting: str, **environment: str) -> subprocess
         [sys.executable, "-c", WORKER, name, env_id, str(n_envs), str(n_steps)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
         cwd=code,
         env=os.environ | {"PYTHONPATH": str(code)} | environment,
@@ -112,7 +111,7 @@ def ask(process: subprocess.Popen[str]) -> tuple[float, ...]:
     process.stdin.flush()
     answer = process.stdout.readline()
     if not answer:
-        raise SystemExit(f"A worker ended with exit status {process.wait()}.")
+        raise SystemExit(f"A worker ended with exit status {process.wait()}: what it said is above.")
     return tuple(map(float, answer.split()))
 
 

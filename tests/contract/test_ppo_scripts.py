@@ -411,9 +411,9 @@ def plain() -> DeepSPI:
     return model_of()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(INFOS, min_size=2, max_size=2))
-def test_what_infos_hold_never_stops_a_save_or_load(plain: DeepSPI, tmp_path: Path, values: list[Any]) -> None:
+def test_what_infos_hold_never_stops_a_save_or_a_load(plain: DeepSPI, tmp_path: Path, values: list[Any]) -> None:
     model = plain
     model._setup_learn(8)  # forgets episodes
     with warnings.catch_warnings():
@@ -427,7 +427,7 @@ def test_what_infos_hold_never_stops_a_save_or_load(plain: DeepSPI, tmp_path: Pa
     assert loaded.ep_info_buffer[0]["r"] == 1.0
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(["notes", "colour", "table"]), INFOS))
 def test_what_users_set_never_stops_a_save_or_a_load(
     plain: DeepSPI, tmp_path: Path, attributes: dict[str, Any]

@@ -193,21 +193,20 @@ def updates(draw: st.DrawFn) -> tuple[RealMDP, LatentMDP, LatentMDP]:
 CHECKS = [HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@pytest.mark.parametrize(("n_examples", "n_with_ends"), [(300, 150), pytest.param(1400, 1000, marks=pytest.mark.slow)])
-def test_no_bound_is_broken(n_examples: int, n_with_ends: int) -> None:
+def test_no_bound_is_broken() -> None:
     traits: Counter[str] = Counter()
 
-    @settings(max_examples=n_examples, deadline=None, suppress_health_check=CHECKS)
+    @settings(max_examples=1400, deadline=None, suppress_health_check=CHECKS)
     @given(updates())
     def check(update: tuple[RealMDP, LatentMDP, LatentMDP]) -> None:
         traits.update(["conditions hold", *check_bounds(*update)])
 
     check()
-    assert traits["conditions hold"] >= n_examples
-    assert traits["the latent MDP ends"] >= n_with_ends
+    assert traits["conditions hold"] >= 1400
+    assert traits["the latent MDP ends"] >= 1000
     # at γ = 0.99 few policies are close enough
-    assert traits.pop("the future counts much", 0) >= n_examples // 200
-    assert len(traits) == 7 and min(traits.values()) >= n_examples // 30, traits
+    assert traits.pop("the future counts much") >= 10
+    assert len(traits) == 7 and min(traits.values()) >= 50, traits
 
 
 @pytest.mark.slow
