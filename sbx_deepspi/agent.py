@@ -234,18 +234,48 @@ def policy_and_values(networks: Networks, parameters: Parameters, latents: jax.A
     return apply(networks.actor, parameters["actor"], features), apply(networks.critic, parameters["critic"], features)
 
 
-def act(networks: Networks, parameters: Parameters, latents: jax.Array, key: jax.Array) -> Decision:
+def action_noise(networks: Networks, key: jax.Array, n: int) -> jax.Array:
+    """
+    The randomness of actions, which can be drawn before the policy is known: all that a rollout needs at once, in a
+    fraction of the time that as many small draws take.
+
+    :param networks: see :class:`Networks`
+    :param key: randomness
+    :param n: N, number of actions
+    :return: numbers of Gumbel's distribution for Discrete and several choices, normal ones for Box; shape (N, outputs
+        of the actor)
+    """
+    draw = jax.random.gumbel if networks.actor.choices or networks.actor.is_one_choice else jax.random.normal
+    return draw(key, (n, networks.actor.n_outputs))
+
+
+def sample(distribution: Any, noise: jax.Array) -> jax.Array:
+    """
+    :param distribution: π(·|s), from the actor
+    :param noise: of :func:`action_noise`
+    :return: actions, shape (N, ...)
+    """
+    match distribution:
+        case tfd.Categorical():  # the largest of logits and Gumbel noise is one of their softmax
+            return jnp.argmax(distribution.logits + noise, axis=-1)
+        case Choices():
+            return distribution.sample(noise)
+    actions: jax.Array = distribution.mean() + distribution.stddev() * noise
+    return actions
+
+
+def act(networks: Networks, parameters: Parameters, latents: jax.Array, noise: jax.Array) -> Decision:
     """
     Sample actions, with what an update needs to know of them.
 
     :param networks: see :class:`Networks`
     :param parameters: of all of them
     :param latents: z, shape (N, ...)
-    :param key: randomness
+    :param noise: of :func:`action_noise`
     :return: the decision
     """
     distribution, values = policy_and_values(networks, parameters, latents)
-    actions = distribution.sample(seed=key)
+    actions = sample(distribution, noise)
     return Decision(actions, distribution.log_prob(actions), log_policy(distribution, actions), values)
 
 
@@ -259,8 +289,18 @@ def decide(
     :param key: randomness, used up
     :return: sampled actions with what an update needs to know of them, and a key for the next ones
     """
-    key, sample_key = jax.random.split(key)
-    return act(networks, parameters, encode(networks, parameters, observations), devices.own(sample_key)), key
+    latents = encode(networks, parameters, observations)
+    key, own_key = next_keys(key)
+    return act(networks, parameters, latents, action_noise(networks, own_key, len(latents))), key
+
+
+def next_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """
+    :param key: randomness of all further steps, used up
+    :return: that of the steps after the next one, and the next one's on this device
+    """
+    key, step_key = jax.random.split(key)
+    return key, devices.own(step_key)
 
 
 def most_likely_actions(networks: Networks, parameters: Parameters, observations: Observations) -> jax.Array:

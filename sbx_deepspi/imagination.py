@@ -26,7 +26,8 @@ def imagine(networks: Networks, parameters: Parameters, latents: jax.Array, hori
 
     def step(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, Rollout]:
         action_key, step_key, end_key = jax.random.split(key, 3)
-        decision = agent.act(networks, parameters, latents, action_key)
+        noise = agent.action_noise(networks, action_key, len(latents))
+        decision = agent.act(networks, parameters, latents, noise)
         rewards, next_latents = agent.predict(networks, parameters, latents, decision.actions, step_key)
         end_probabilities = agent.end_probabilities(networks, parameters, next_latents)
         ends = jax.random.uniform(end_key, end_probabilities.shape) < end_probabilities

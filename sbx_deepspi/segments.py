@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sbx_deepspi.ops import permutation
 from sbx_deepspi.rollout import Observations, Transitions
 
 LONGEST_SEGMENT = 8
@@ -164,7 +165,7 @@ def shuffled(key: jax.Array, n_transitions: int, segment_length: int) -> jax.Arr
     :param segment_length: of the segments, which stay whole
     :return: a random order of the transitions, integers of shape (n_transitions,)
     """
-    segments = jax.random.permutation(key, n_transitions // segment_length)
+    segments = permutation(key, n_transitions // segment_length)
     return (segments[:, None] * segment_length + jnp.arange(segment_length)).reshape(-1)
 
 

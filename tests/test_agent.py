@@ -32,7 +32,8 @@ def test_decisions_know_their_probabilities_and_values(action_space: spaces.Spac
     model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, action_space), **TINY_RUN)
     networks, parameters = model.policy.programs.networks, params(model)
     latents = agent.encode(networks, parameters, np.stack([VECTOR.sample() for _ in range(4)]))
-    decision = agent.act(networks, parameters, latents, jax.random.PRNGKey(0))
+    noise = agent.action_noise(networks, jax.random.PRNGKey(0), len(latents))
+    decision = agent.act(networks, parameters, latents, noise)
     terms = agent.policy_terms(networks, parameters, latents, decision.actions)
     np.testing.assert_allclose(decision.log_probs, terms.log_probs, rtol=1e-5)
     np.testing.assert_allclose(decision.values, terms.values, rtol=1e-5)
@@ -42,6 +43,31 @@ def test_decisions_know_their_probabilities_and_values(action_space: spaces.Spac
     else:
         chosen = decision.log_policy
     np.testing.assert_allclose(chosen[:, 0], decision.log_probs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "action_space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (2,))], ids=str
+)
+def test_sampled_actions_have_the_policys_distribution(action_space: spaces.Space) -> None:
+    model = DeepSPI("MlpPolicy", ToyEnv(VECTOR, action_space), **TINY_RUN, policy_kwargs=dict(log_std_init=-0.5))
+    networks, parameters = model.policy.programs.networks, params(model)
+    last = f"Dense_{len(networks.actor.net_arch)}"
+    parameters["actor"][last]["bias"] = jnp.linspace(-1, 1, networks.actor.n_outputs)  # far from uniform
+    latents = jnp.tile(agent.encode(networks, parameters, VECTOR.sample()[None]), (40_000, 1))
+    distribution, _ = agent.policy_and_values(networks, parameters, latents)
+    actions = agent.sample(distribution, agent.action_noise(networks, jax.random.PRNGKey(0), len(latents)))
+    others = np.asarray(actions).reshape(len(latents), -1)
+    if isinstance(action_space, spaces.Box):
+        np.testing.assert_allclose(others.mean(axis=0), distribution.mean()[0], atol=0.02)
+        np.testing.assert_allclose(np.cov(others.T), distribution.covariance()[0], atol=0.02)
+        return
+    kinds, counts = np.unique(others, axis=0, return_counts=True)
+    assert actions.dtype == jnp.int32
+    for kind, count in zip(kinds, counts, strict=True):
+        as_action = kind if isinstance(action_space, spaces.MultiDiscrete) else kind[0]
+        log_prob = distribution.log_prob(jnp.broadcast_to(as_action, actions.shape))[0]
+        assert count / len(latents) == pytest.approx(float(jnp.exp(log_prob)), abs=0.01)
+    assert counts.max() > 1.2 * counts.min()
 
 
 def test_only_lipschitz_parts_are_normalised() -> None:

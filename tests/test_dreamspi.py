@@ -275,6 +275,9 @@ class Table(nn.Module):
     """The rows of a table that one-hot latents name; for actions, too, if they are given."""
 
     which: str
+    is_one_choice: bool = True
+    choices: tuple[int, ...] = ()
+    n_outputs: int = ACTIONS
 
     def __call__(self, latents: jax.Array, actions: jax.Array | None = None) -> Any:
         one_hot = latents.reshape(len(latents), -1)

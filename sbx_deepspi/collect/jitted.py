@@ -46,10 +46,13 @@ def collect(
         environments' state after them; and a key
     """
 
-    def step(carry: tuple[CopiesState, jax.Array], _: None) -> tuple[tuple[CopiesState, jax.Array], Any]:
-        state, key = carry
+    key, keys = jax.lax.scan(lambda key, _: agent.next_keys(key), key, length=environments.n_steps)
+    n_envs = environments.copies.n_envs
+    noise = jax.vmap(lambda key: agent.action_noise(networks, key, n_envs))(keys)
+
+    def step(state: CopiesState, noise: jax.Array) -> tuple[CopiesState, Any]:
         observations = environments.observed(state.observations)
-        decision, key = agent.decide(networks, parameters, observations, key)
+        decision = agent.act(networks, parameters, agent.encode(networks, parameters, observations), noise)
         state, made = environments.copies.step(state, environments.acted(decision.actions))
         next_observations = environments.observed(made.next_observations)
 
@@ -68,7 +71,7 @@ def collect(
             log_probs=decision.log_probs,
             log_policy=decision.log_policy,
         )
-        return (state, key), (rollout, made.replace(next_observations=None))
+        return state, (rollout, made.replace(next_observations=None))
 
-    (state, key), (rollout, episodes) = jax.lax.scan(step, (state, key), length=environments.n_steps)
+    state, (rollout, episodes) = jax.lax.scan(step, state, noise)
     return rollout, episodes, state, key

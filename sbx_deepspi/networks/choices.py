@@ -68,12 +68,12 @@ class Choices:
         blocks = [(choices, block.argmax(axis=-1)) for choices, block in by_size(numbers, self.sizes)]
         return per_choice(blocks).astype(jnp.int32)
 
-    def sample(self, seed: jax.Array) -> jax.Array:
+    def sample(self, noise: jax.Array) -> jax.Array:
         """
-        :param seed: randomness
+        :param noise: of Gumbel's distribution, shape (B, Σ n)
         :return: options, counted from 0, int32, shape (B, choices)
         """
-        return self._largest(self.log_policy + jax.random.gumbel(seed, self.log_policy.shape))
+        return self._largest(self.log_policy + noise)
 
     def mode(self) -> jax.Array:
         """

@@ -72,7 +72,7 @@ class Actor(nn.Module):
     def __call__(self, features: jax.Array) -> Any:
         """
         :param features: shape (B, F)
-        :return: a distribution with ``sample``, ``mode``, ``log_prob`` and ``entropy``
+        :return: a distribution with ``mode``, ``log_prob`` and ``entropy``
         """
         for n_units in self.net_arch:
             features = self.activation_fn(nn.Dense(n_units)(features))

@@ -84,7 +84,7 @@ def latent_mdps(draw: st.DrawFn, real: RealMDP) -> LatentMDP:
         transitions=distribution(draw(weights(n_latents, n_actions, n_latents)) + similarity * common),
         rewards=draw(weights(n_latents, n_actions)) - 4,
         policy=distribution(draw(weights(n_latents, n_actions)) + draw(st.sampled_from([0.0, 4.0, 200.0]))),
-        ends=draw(weights(n_latents)) / 8 * draw(st.sampled_from([0.0, 0.1, *[1.0] * 6])),
+        ends=draw(weights(n_latents)) / 8 * draw(st.sampled_from([0.0, 0.1, *[1.0] * 14])),
     )
 
 

@@ -46,7 +46,8 @@ def test_choices_are_independent_categorical_distributions(sizes: tuple[int, ...
 def test_samples_have_the_probabilities() -> None:
     sizes = (2, 3, 2)
     logits = normal(1, 1, sum(sizes))
-    samples = jax.jit(Choices.from_logits(jnp.tile(logits, (20_000, 1)), sizes).sample)(jax.random.PRNGKey(0))
+    noise = jax.random.gumbel(jax.random.PRNGKey(0), (20_000, sum(sizes)))
+    samples = jax.jit(Choices.from_logits(jnp.tile(logits, (20_000, 1)), sizes).sample)(noise)
     assert samples.shape == (20_000, 3) and samples.dtype == jnp.int32
     for choice, part in enumerate(apart(logits, sizes)):
         found = np.bincount(samples[:, choice], minlength=sizes[choice]) / 20_000
