@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not parser().parse_args(arguments).info:
         parser().print_help()
         return 0
-    for name, value in info():
-        print(f"{name:18} {value}")
+    # at once: `| head` closes the pipe after its tenth line
+    print("\n".join(f"{name:18} {value}" for name, value in info()))
     return 0
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import hypothesis.strategies as st
@@ -56,6 +57,7 @@ def distribution(weights: np.ndarray) -> np.ndarray:
     return (weights + 1e-9) / (weights + 1e-9).sum(axis=-1, keepdims=True)
 
 
+@cache
 def weights(*shape: int) -> st.SearchStrategy[np.ndarray]:
     return arrays(np.float64, shape, elements=st.integers(0, 8).map(float), fill=st.nothing())
 
