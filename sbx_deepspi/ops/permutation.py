@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def permutation(key: jax.Array, n: int) -> jax.Array:
     """
     A random order, as ``jax.random.permutation`` draws one. That sorts pairs of random bits and a number; here the
-    number is in the lower bits of what is sorted, which takes CPUs a fifth of the time. A second sort keeps what the
+    number is in the lower bits of what is sorted, which takes CPUs a quarter of the time. A second sort keeps what the
     first one made where its own bits are equal, so that together they sort by the bits of both.
 
     :param key: randomness
