@@ -37,9 +37,8 @@ def test_equal_bits_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     # as if there were two bits besides the number's own in each sort
     monkeypatch.setattr(jax.random, "bits", lambda key, shape: bits(key, shape) & 3)
     places = np.argsort(np.asarray(permutation(KEY, n)))
-    in_order = (places[1:] > places[:-1]).mean()  # of neighbours: ½, and half as often as two have equal bits in all
-    n_sorts = 2
-    assert in_order == pytest.approx(0.5 + 0.5 * 4.0**-n_sorts, abs=5 * 0.5 / n**0.5)
+    in_order = (places[1:] > places[:-1]).mean()  # of neighbours: ½, and half as often as two have all four bits equal
+    assert in_order == pytest.approx(0.5 + 0.5 / 16, abs=5 * 0.5 / n**0.5)
 
 
 def test_it_can_be_drawn_for_several_keys_at_once() -> None:
