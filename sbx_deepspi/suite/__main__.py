@@ -1,6 +1,7 @@
 """The command line: ``python -m sbx_deepspi.suite run SUITE`` and ``report FOLDER``."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -33,9 +34,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--algos",
         nargs="+",
-        default=["ppo", "deepmdp", "deepspi", "dreamspi"],
         metavar="NAME",
-        help="the suite's names",
+        help="of the suite; otherwise those that its file adds, or else ppo deepmdp deepspi dreamspi",
     )
     run.add_argument("--games", nargs="+", metavar="NAME", help="of the suite; otherwise all")
     run.add_argument("--seeds", type=int, default=10, metavar="N", help="how many: 0, 1, ...")
@@ -85,12 +85,16 @@ def run_suite(given: argparse.Namespace) -> int:
         if not number >= least or (number > 1 and not number.is_integer()):
             raise SuiteError(f"--{name}-per-run has to be from {least} to 1, or a whole number, but is {number:g}.")
     which = (
-        suite.select("algorithms", given.algos), suite.select("games", given.games), range(given.seeds)
-    )  # fmt: skip
+        suite.select("algorithms", given.algos or suite.usual_algorithms),
+        suite.select("games", given.games),
+        range(given.seeds),
+    )
     if given.address is not None:
         check_address(given.address)
     for algo in {suite.algorithms[name].algo for name in which[0]} - ALGOS.keys():
         raise SuiteError(f"RL Zoo has no algorithm {algo!r}{nearest(algo, ALGOS)}")
+    for env in (suite.games[name].env for name in which[1]):
+        check_env(env)
     path = given.output or Path("logs") / suite.name
     path.mkdir(parents=True, exist_ok=True)
     try:
@@ -105,9 +109,30 @@ def run_suite(given: argparse.Namespace) -> int:
         return 130
     failed = [run for run in runs if run.read()["state"] == FAILED]
     for run in failed:
-        print(f"Failed: {run.name}; its traceback is in {run.path / 'run.json'}", file=sys.stderr)
+        print(f"Failed: {run.name}; its tracebacks are in {run.path / 'failures.txt'}", file=sys.stderr)
     print(f"The runs are in {folder.path}; python -m sbx_deepspi.suite report {folder.path} shows them")
     return 1 if failed else 0
+
+
+def check_env(env: str) -> None:
+    """
+    :param env: an environment's id
+    :raises SuiteError: it is unknown, or its library is not installed
+    """
+    import gymnasium as gym
+    import rl_zoo3.import_envs  # noqa: F401
+
+    from sbx_deepspi.envs.jitted.make import is_jax_env_id, make_one
+
+    if is_jax_env_id(env):
+        try:
+            make_one(env)
+        except (ImportError, ValueError) as error:
+            raise SuiteError(str(error)) from error
+    elif env not in gym.registry:
+        close = difflib.get_close_matches(env, gym.registry, n=1)
+        hint = f": did you mean {close[0]!r}?" if close else ", or its package is not installed."
+        raise SuiteError(f"There is no environment {env!r}{hint}")
 
 
 def report_suite(given: argparse.Namespace) -> int:

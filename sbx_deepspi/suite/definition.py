@@ -24,6 +24,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 LEAST = {"n_timesteps": 1, "seeds_at_once": 1, "n_evaluations": 0, "eval_episodes": 1, "seconds_between_checkpoints": 0}
 """What the whole numbers of a suite have to be at least."""
 
+USUAL = ("ppo", "deepmdp", "deepspi", "dreamspi")
+"""Algorithms that a suite trains if nobody says which."""
+
 RESERVED = ("lock", "report", "suite.yml", "asked.json", "tensorboard")
 """What a suite's folder has beside those of algorithms."""
 
@@ -101,6 +104,14 @@ class Suite:
     seconds_between_checkpoints: int = 60
     score: str = "return"
 
+    @property
+    def usual_algorithms(self) -> list[str]:
+        """
+        :return: names of the algorithms that the suite adds, or else of :data:`USUAL` those that it has
+        """
+        added = [name for name in self.algorithms if name not in ALGORITHMS]
+        return added or [name for name in USUAL if name in self.algorithms]
+
     def hyperparams_of(self, game: Game, algorithm: Algorithm) -> dict[str, Any]:
         """
         :param game: of the suite
@@ -173,7 +184,7 @@ def load(path: Path) -> Suite:
     """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SuiteError(f"{path} cannot be read: {error}") from error
     return parse(given, path)
 
@@ -189,8 +200,7 @@ def parse(given: Any, path: Path) -> Suite:
     for name in ("hyperparams", "env_kwargs"):
         expects(given.get(name, {}), path, name)
     for name in ("name", "title", "scores", "score"):
-        if not isinstance(given.get(name, ""), str):
-            raise SuiteError(f"{path}: {name} has to be text, but is {given[name]!r}.")
+        is_text(given.get(name, ""), f"{path}: {name}")
     for name, least in LEAST.items():
         if name in given:
             given[name] = whole_number(given[name], least, f"{path}: {name}")
@@ -210,6 +220,7 @@ def _game(name: str, given: Any, path: Path) -> Game:
     what = f"game {name}"
     given = expects(given, path, what, ("low", "high"), Game.__dataclass_fields__)
     expects(given.get("hyperparams", {}), path, f"hyperparams of {what}")
+    is_text(given.get("env", name), f"{path}, {what}: env")
     for key in ("low", "high"):
         if isinstance(given[key], bool) or not isinstance(given[key], (int, float)):
             raise SuiteError(f"{path}, {what}: {key} has to be a number, but is {given[key]!r}.")
@@ -226,6 +237,7 @@ def _algorithm(name: str, given: Any, path: Path) -> Algorithm:
     given = expects(given, path, what, (), Algorithm.__dataclass_fields__)
     if "algo" not in known | given:
         raise SuiteError(f"{path}, {what} needs 'algo', RL Zoo's name of what it is, such as deepspi.")
+    is_text((known | given)["algo"], f"{path}, {what}: algo")
     hyperparams = known.get("hyperparams", {}) | expects(given.get("hyperparams", {}), path, f"hyperparams of {what}")
     _check_name(name, given, path)
     return Algorithm(**{"name": name} | known | given | {"hyperparams": hyperparams})
@@ -236,6 +248,16 @@ def _check_name(name: str, given: dict[str, Any], path: Path) -> None:
     if given.get("name", name) != name or name in RESERVED or not re.fullmatch(r"[\w.+@=-]*\w[\w.+@=-]*", name):
         wrong = given.get("name", name)
         raise SuiteError(f"{path}: {wrong!r} cannot be a name here: take another, of letters, digits and . _ + @ = -")
+
+
+def is_text(given: Any, what: str) -> None:
+    """
+    :param given: to be text
+    :param what: it is
+    :raises SuiteError: it is none
+    """
+    if not isinstance(given, str):
+        raise SuiteError(f"{what} has to be text, but is {given!r}.")
 
 
 def whole_number(given: Any, least: int, what: str) -> int:

@@ -6,7 +6,8 @@ The folder of a suite's runs.
     FOLDER/<algorithm>/                           a log folder as RL Zoo has them, with TensorBoard's in tensorboard/
     FOLDER/<algorithm>/<algo>/<env>_<seed + 1>/   a run's folder as RL Zoo has them, and beside its files:
         run.json           where the run is
-        log.txt            what RL Zoo and the algorithm print
+        log.txt            what RL Zoo and the algorithm print; of runs that learn together, in the first one's folder
+        failures.txt       whatever ended it before it was done, with the time and the traceback
         progress.jsonl     a row for each hundredth of its steps: episodes, their mean return, losses, certificate
         checkpoints/       the newest two: the model, and how long the files were. Two, so that runs that learn
                            together have one in common, even if they were killed while they saved
@@ -96,6 +97,14 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "run.json", json.dumps(self.read() | changes, indent=1).encode())
 
+    def keep_error(self, error: str) -> None:
+        """
+        :param error: that ended the run before it was done
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "failures.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{error.strip()}\n\n")
+
     def progress(self) -> pd.DataFrame:
         """
         :return: a row for each hundredth of the steps: ``timesteps``, ``seconds``, ``episodes``, ``return``,
@@ -131,7 +140,9 @@ class Run:
         kept = [timesteps for timesteps in self.checkpoints() if timesteps <= newer_than][:but]
         for timesteps in set(self.checkpoints()) - set(kept):
             # half of a folder is not taken for a checkpoint
-            gone = self.checkpoint(timesteps).rename(self.path / "checkpoints" / f"gone_{timesteps}")
+            gone = self.path / "checkpoints" / f"gone_{timesteps}"
+            shutil.rmtree(gone, ignore_errors=True)  # what an earlier process was killed over
+            self.checkpoint(timesteps).rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -286,4 +297,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SuiteError(f"{path} is damaged ({error}): take it away, and the suite begins there anew.") from error
+        raise SuiteError(f"{path} is damaged ({error}): take it away, and the same command makes it anew.") from error

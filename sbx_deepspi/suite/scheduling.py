@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,21 @@ N_RETRIES = 2
 SECONDS_TO_END = 120.0
 """That interrupted runs have to finish their update and to save."""
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing is sent but names; Ray would take a third of the memory
+
+
+@dataclass
+class Ends:
+    """
+    How often a run ended before it was done, since the driver began.
+
+    :param number: for whatever reason
+    :param failures: of these, those that count: its own errors, and lost workers that had saved nothing new
+    :param saved: timesteps of its newest checkpoint when it last ended
+    """
+
+    number: int = 0
+    failures: int = 0
+    saved: int = 0
 
 
 def run_all(
@@ -51,14 +67,15 @@ def run_all(
             write_if_free(run, state=WAITING, attempts=0, error=None)
         task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=0)(train_in_worker)
         under_way: dict[ray.ObjectRef, Group] = {}
-        failures: Counter[Run] = Counter()
+        ends: defaultdict[Run, Ends] = defaultdict(Ends)
         try:
             for group in groups(runs):
                 under_way[task.remote(group, cpus_per_run, gpus_per_run)] = group
             while under_way:
                 ended, _ = ray.wait(list(under_way), timeout=1.0)
                 for future in ended:
-                    for group in again(future, under_way.pop(future), failures):
+                    ended_group = under_way.pop(future)
+                    for group in again(ended_group, *why_it_ended(future, ended_group), ends):
                         under_way[task.remote(group, cpus_per_run, gpus_per_run)] = group
                 tell()
         except KeyboardInterrupt:
@@ -69,27 +86,45 @@ def run_all(
             for run in (run for group in under_way.values() for run in group):
                 write_if_free(run, state=WAITING)
             raise
+        except RayError as error:
+            raise SuiteError(f"Ray is gone: {error} The same command goes on from what was saved.") from error
 
 
-def again(future: ray.ObjectRef, group: Group, failures: "Counter[Run]") -> list[Group]:
+def why_it_ended(future: ray.ObjectRef, group: Group) -> tuple[str, bool]:
     """
     :param future: of a task that ended
     :param group: that it trained
-    :param failures: of each run so far, which are counted here
-    :return: what is to be tried again: after an error each run by itself, so that one does not take the others with it
+    :return: the error, and whether it is the training's own: otherwise the worker was lost
     """
     try:
         ray.get(future)
-        is_own_error, reason = True, f"The worker ended, but there is no model in {group[0].path}."
+    except RayTaskError as error:
+        return str(error), True
     except RayError as error:
-        is_own_error = isinstance(error, RayTaskError)
-        reason = str(error) if is_own_error else "".join(traceback.format_exception_only(error))
+        return "".join(traceback.format_exception_only(error)), False
+    return f"The worker ended, but there is no model in {group[0].path}.", True
+
+
+def again(group: Group, error: str, is_own: bool, ends: Mapping[Run, Ends]) -> list[Group]:
+    """
+    :param group: that ended
+    :param error: that ended it, unless it is done
+    :param is_own: whether it is the training's own: otherwise the worker was lost
+    :param ends: of each run so far, which are counted here
+    :return: what is to be tried again: after an error, or a second lost worker, each run by itself, so that one does
+        not take the others with it
+    """
     left = [run for run in group if run.read()["state"] != DONE]
     for run in left:
-        failures[run] += 1
-        state = WAITING if failures[run] <= N_RETRIES else FAILED
-        write_if_free(run, state=state, attempts=failures[run], error=reason)
-    return groups([run for run in left if failures[run] <= N_RETRIES], at_once=1 if is_own_error else None)
+        before, saved = ends[run], next(iter(run.checkpoints()), 0)
+        before.number += 1
+        before.failures += is_own or saved <= before.saved
+        before.saved = saved
+        run.keep_error(error)
+        state = WAITING if before.failures <= N_RETRIES else FAILED
+        write_if_free(run, state=state, attempts=before.number, error=error)
+    each_alone = is_own or any(ends[run].failures > 1 for run in left)
+    return groups([run for run in left if ends[run].failures <= N_RETRIES], at_once=1 if each_alone else None)
 
 
 def write_if_free(run: Run, **changes: Any) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from sbx_deepspi.suite.definition import SuiteError
 from sbx_deepspi.suite.folder import DONE, FAILED, RUNNING, Run
 
 States = dict[Run, dict[str, Any]]
@@ -43,7 +44,7 @@ class RunsTable:
 
     def tell(self) -> None:
         """Read where the runs are, and show it."""
-        before, self.states = self.states, {run: run.read() for run in self.runs}
+        before, self.states = self.states, {run: self._read(run) for run in self.runs}
         if self.live is not None:
             self.live.update(self.tables(), refresh=True)
             return
@@ -107,6 +108,15 @@ class RunsTable:
             return f"{steps:,} steps left"
         seconds = int((time.monotonic() - self.began) * steps / made)
         return f"about {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+    def _read(self, run: Run) -> dict[str, Any]:
+        before = self.states[run]
+        if before["state"] == DONE:
+            return before
+        try:
+            return run.read()
+        except (OSError, SuiteError):  # a shared disk may show a file late that another machine has just replaced
+            return before
 
     def _steps(self) -> int:
         return sum(now["timesteps"] for now in self.states.values())

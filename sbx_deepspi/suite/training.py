@@ -139,7 +139,8 @@ class RunManager(ExperimentManager):
             "eval_episodes": suite.eval_episodes, "n_eval_envs": suite.eval_episodes, "hyperparams": hyperparams,
             "env_kwargs": suite.env_kwargs or None,
         }  # fmt: skip
-        self.command = command(options)
+        # elsewhere, or RL Zoo would take the folder of the suite's next seed
+        self.command = command(options | {"log_folder": "logs", "tensorboard_log": "logs/tensorboard"})
         super().__init__(
             Namespace(**options, eval_env_kwargs=None, conf_file=None, trained_agent="", vec_env="dummy"),
             run.algorithm.algo, run.game.env, str(run.log_folder), str(tensorboard), suite.n_timesteps, eval_freq,
@@ -227,7 +228,12 @@ class Progress(BaseCallback):
 
         :param timesteps: of the checkpoint; 0: the run begins anew
         """
-        self.run.forget_checkpoints(newer_than=timesteps, but=2)
+        # an older one goes, too: the monitors' files are cut for this one
+        self.run.forget_checkpoints(newer_than=timesteps, but=1)
+        evaluations, saved_evaluations = self.run.path / EVALUATIONS, self.run.checkpoint(timesteps) / EVALUATIONS
+        evaluations.unlink(missing_ok=True)
+        if saved_evaluations.exists():
+            shutil.copy(saved_evaluations, evaluations)
         sizes: dict[str, int] = {}
         if timesteps:
             saved = json.loads((self.run.checkpoint(timesteps) / "progress.json").read_text())
@@ -235,13 +241,13 @@ class Progress(BaseCallback):
             self.score, self.certificate, sizes = saved["score"], saved["certificate"], saved["sizes"]
         progress = self.run.path / "progress.jsonl"
         if progress.exists():
-            os.truncate(progress, sizes.get(progress.name, 0))
+            cut(progress, sizes.get(progress.name, 0))
         # whoever opens a monitor's file anew empties it: what it has gets another name, which RL Zoo's plots read, too
         new = {name: size for name, size in sizes.items() if name != progress.name and not name.startswith("until_")}
         for name, size in new.items():
             kept, monitor = self.run.path / f"until_{timesteps}.{name}", self.run.path / name
             if monitor.exists() and not kept.exists():
-                os.truncate(monitor, size)
+                cut(monitor, size)
                 monitor.rename(kept)
         for monitor in self.run.path.glob("*.monitor.csv"):
             is_kept = monitor.name in sizes or monitor.name.startswith(f"until_{timesteps}.")
@@ -266,8 +272,7 @@ class Progress(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # between two updates: here a model's file holds all that it takes to go on as if nothing had been
-        of_update = {name: value for name, value in self.logger.name_to_value.items() if name.startswith("spi/")}
-        self.certificate |= of_update  # not every update gets one
+        self._keep_certificate()
         self._add_row()
         if self.clock.is_due(self.model.num_timesteps):
             self.save()
@@ -275,6 +280,7 @@ class Progress(BaseCallback):
             self._tell()
 
     def _on_training_end(self) -> None:
+        self._keep_certificate()
         self._add_row()
         self._tell()
 
@@ -285,12 +291,17 @@ class Progress(BaseCallback):
         """
         return self.seconds_before + time.monotonic() - self._start
 
+    def _keep_certificate(self) -> None:
+        # not every update gets one, and a row is written for several updates
+        of_update = {name: value for name, value in self.logger.name_to_value.items() if name.startswith("spi/")}
+        self.certificate |= of_update
+
     def _add_row(self) -> None:
         timesteps, episodes = self.model.num_timesteps, self.since_row["episodes"]
         if timesteps * N_ROWS < (self.n_rows + 1) * self.n_timesteps:
             return
         means = {name: self.since_row[name] / episodes if episodes else None for name in ("return", "length")}
-        logged = {name: plain(value) for name, value in sorted((self.logger.name_to_value | self.certificate).items())}
+        logged = {name: plain(value) for name, value in sorted((self.certificate | self.logger.name_to_value).items())}
         row = {"timesteps": timesteps, "seconds": round(self.seconds, 2), "episodes": episodes} | means | logged
         with (self.run.path / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -337,12 +348,21 @@ class Progress(BaseCallback):
         (partial / "progress.json").write_text(json.dumps(saved))
         if (evaluations := self.run.path / EVALUATIONS).exists():
             shutil.copy(evaluations, partial)
-        for file in partial.rglob("*.*"):
+        for file in [*partial.rglob("*.*"), *(file for file in files if file.exists())]:
             with file.open("rb") as written:
-                os.fsync(written)  # what has the checkpoint's name is on the disk
+                os.fsync(written)  # what has the checkpoint's name is on the disk, and the files that it is about
         partial.rename(folder)
         sync_folder(folder.parent)
         self.run.forget_checkpoints(but=2)
+
+
+def cut(path: Path, size: int) -> None:
+    """
+    :param path: of a file
+    :param size: bytes that stay of it
+    """
+    if path.stat().st_size > size:
+        os.truncate(path, size)
 
 
 def go_on(callback: EvalCallback, timesteps: int, n_envs: int, run: Run) -> None:

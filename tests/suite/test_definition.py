@@ -10,9 +10,11 @@ import rl_zoo3.import_envs  # noqa: F401
 import yaml
 from rl_zoo3 import ALGOS
 
+from sbx_deepspi.envs.jitted.make import is_jax_env_id
 from sbx_deepspi.suite.__main__ import main
 from sbx_deepspi.suite.definition import SuiteError, find, known_suites, load, parse
 from sbx_deepspi.suite.folder import DONE, Folder, common_checkpoint, lock, only_here
+from sbx_deepspi.zoo.registration import HYPERPARAMS_FILES, PPO_FILE
 from tests.suite.helpers import TINY, write
 
 GAME = "gymnax/CartPole-v1"
@@ -26,6 +28,12 @@ def test_our_suites(name: str) -> None:
     assert {algorithm.algo for algorithm in suite.algorithms.values()} <= ALGOS.keys()
     assert {"ppo", "deepmdp", "deepspi", "dreamspi"} <= suite.algorithms.keys()
     assert suite.algorithms["ppo"].hyperparams == {"reward_loss_coef": 0.0, "transition_loss_coef": 0.0}
+    for game in suite.games.values():
+        for algorithm in suite.algorithms.values():
+            is_own_ppo = is_jax_env_id(game.env) and algorithm.algo in ("ppo", "sbx_ppo")
+            if "NoFrameskip" not in game.env:
+                file = PPO_FILE if is_own_ppo else HYPERPARAMS_FILES[algorithm.algo]
+                assert game.env in yaml.safe_load(file.read_text()), (algorithm.name, game.name)
     number = {"minatar": 5, "atari5": 5, "atari57": 57, "atari57-stochastic": 57}.get(name)
     assert number in (None, len(suite.games))
 
@@ -58,6 +66,8 @@ def test_what_comes_last() -> None:
         ({"games": {GAME: {"low": 2, "high": 2}}}, "low has to be below high"),
         ({"games": {GAME: {"low": "x", "high": 2}}}, "low has to be a number"),
         ({"games": [GAME]}, "games has to be a mapping"),
+        ({"games": {"short": {"env": 5, "low": 0, "high": 1}}}, "game short: env has to be text, but is 5"),
+        ({"algorithms": {"mine": {"algo": 5}}}, "algorithm mine: algo has to be text, but is 5"),
         ({"n_timesteps": 1.5}, "n_timesteps has to be a whole number"),
         ({"n_timesteps": "many"}, "n_timesteps has to be a whole number"),
         ({"n_timesteps": True}, "n_timesteps has to be a whole number"),
@@ -121,6 +131,32 @@ def test_wrong_commands(
     assert message in said
     assert said.count("\n") == 1
     assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("PongNoFrameskip-v44", "There is no environment 'PongNoFrameskip-v44': did you mean 'PongNoFrameskip-v4'?"),
+        ("gymnax/CartPol-v1", "gymnax/CartPole-v1"),
+        ("nothing like it", "There is no environment 'nothing like it', or its package is not installed."),
+    ],
+)
+def test_wrong_environments(env: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is made or started."""
+    suite = write(tmp_path / "mine.yml", games={"game": {"env": env, "low": 0, "high": 1}})
+    assert main(["run", str(suite), "-o", str(tmp_path / "runs")]) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_which_algorithms_are_usual(tmp_path: Path) -> None:
+    """Those that the file adds, or else the four that every suite has."""
+    assert load(write(tmp_path / "my.yml")).usual_algorithms == ["broken"]
+    assert load(find("minatar")).usual_algorithms == ["ppo", "deepmdp", "deepspi", "dreamspi"]
+    assert load(write(tmp_path / "my.yml", algorithms={"dreamspi": None})).usual_algorithms == [
+        "ppo", "deepmdp", "deepspi",
+    ]  # fmt: skip
 
 
 def folder_of(path: Path, **changes: Any) -> Folder:

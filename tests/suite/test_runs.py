@@ -1,6 +1,7 @@
 """Runs of a suite on a real Ray, with real kills; and RL Zoo's programs on what they leave."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from rl_zoo3 import ALGOS
 from stable_baselines3.common.monitor import load_results
@@ -47,11 +50,23 @@ def is_gone(pid: int) -> bool:
     return "Z" in Path(f"/proc/{pid}/stat").read_text().split(") ")[1][:1]
 
 
-def what_it_made(run: Run) -> tuple[Any, Any, Any]:
-    """Rows of progress but for times, the episodes, and the last model's parameters."""
-    rows = run.progress().drop(columns="seconds")
-    episodes = load_results(str(run.path))[["r", "l"]].reset_index(drop=True)
-    return rows, episodes, ALGOS[run.algorithm.algo].load(run.path / f"{run.env_name}.zip").get_parameters()
+def check_same(run: Run, other: Run) -> None:
+    """Rows of progress but for times, the episodes, evaluations, and the last model's parameters."""
+    rows, their_rows = (each.progress().drop(columns="seconds") for each in (run, other))
+    assert len(rows) == 100
+    assert rows.equals(their_rows)
+    episodes, their_episodes = (
+        load_results(str(each.path))[["r", "l"]].reset_index(drop=True) for each in (run, other)
+    )
+    assert episodes.equals(their_episodes)
+    with np.load(run.path / "evaluations.npz") as found, np.load(other.path / "evaluations.npz") as theirs:
+        assert found["timesteps"].tolist() == theirs["timesteps"].tolist()
+        np.testing.assert_array_equal(found["results"], theirs["results"])
+    parameters, their_parameters = (
+        ALGOS[each.algorithm.algo].load(each.path / f"{each.env_name}.zip").policy.learner.parameters
+        for each in (run, other)
+    )
+    jax.tree.map(np.testing.assert_array_equal, parameters, their_parameters)
 
 
 def check_failures(runs: list[Run], said: str) -> None:
@@ -60,6 +75,7 @@ def check_failures(runs: list[Run], said: str) -> None:
         assert (now["state"], now["attempts"]) == ("failed", 3)
         assert "Currently n_steps=-1" in now["error"]
         assert "sbx_deepspi/suite/training.py" in now["error"]
+        assert (run.path / "failures.txt").read_text().count("Currently n_steps=-1") >= 3
     assert said.count("Failed: broken") == len(runs)
 
 
@@ -78,11 +94,11 @@ def test_kills_and_failures(tmp_path: Path) -> None:
     bit what an undisturbed training makes.
     """
     suite = write(tmp_path / "tiny.yml", n_evaluations=3, eval_episodes=2)
-    words = ("--algos", "ppo", "broken")
+    words = ("--algos", "deepspi", "broken")
     first = start(suite, tmp_path / "runs", *words)
     wait_for(lambda: (tmp_path / "runs/asked.json").exists())
     folder = Folder(tmp_path / "runs")
-    runs, broken = folder.runs(["ppo"], [GAME], range(2)), folder.runs(["broken"], [GAME], range(2))
+    runs, broken = folder.runs(["deepspi"], [GAME], range(2)), folder.runs(["broken"], [GAME], range(2))
     last = runs[1]  # to save; where the first alone has its first checkpoint, they go on one by one
     worker = wait_for(has_run_for(last, 0))["pid"]
     os.kill(worker, signal.SIGKILL)
@@ -101,19 +117,15 @@ def test_kills_and_failures(tmp_path: Path) -> None:
     check_failures(broken, said)
 
     plain = Folder.of(tmp_path / "plain", load(suite))
-    undisturbed = plain.runs(["ppo"], [GAME], range(2))
+    undisturbed = plain.runs(["deepspi"], [GAME], range(2))
     train(undisturbed)
     for run, other in zip(runs, undisturbed, strict=True):
         assert run.read()["state"] == other.read()["state"] == "done"
         assert not run.checkpoints()
-        (rows, episodes, parameters), (their_rows, their_episodes, theirs) = what_it_made(run), what_it_made(other)
-        assert rows.equals(their_rows)
-        assert len(rows) == 100
-        assert episodes.equals(their_episodes)
-        assert str(parameters) == str(theirs)
+        check_same(run, other)
 
     began = {run: (run.path / "run.json").stat().st_mtime_ns for run in runs}
-    third = start(suite, tmp_path / "runs", "--algos", "ppo")
+    third = start(suite, tmp_path / "runs", "--algos", "deepspi")
     said, _ = third.communicate(timeout=60)
     assert third.returncode == 0, said
     assert {run: (run.path / "run.json").stat().st_mtime_ns for run in runs} == began  # nothing was done again
@@ -135,3 +147,26 @@ def test_what_lies_beside_a_run(tmp_path: Path) -> None:
     assert {"timesteps", "seconds", "episodes", "return", "length", *logged} <= {*rows.columns}
     assert (run.path / "evaluations.npz").exists()
     assert list((tmp_path / "runs/deepspi/tensorboard").rglob("events*"))
+
+
+@pytest.mark.slow
+def test_programs_of_rl_zoo(tmp_path: Path) -> None:
+    """The command that lies beside a run makes the same run elsewhere; enjoy and plot_train read the suite's folder."""
+    suite = load(write(tmp_path / "tiny.yml", n_evaluations=2, eval_episodes=2))
+    (run,) = Folder.of(tmp_path / "runs", suite).runs(["deepspi"], [GAME], [1])
+    train([run])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    python, *words = shlex.split((run.path / run.env_name / "command.txt").read_text())
+    assert python == "python"
+    subprocess.run([sys.executable, *words], cwd=elsewhere, check=True, capture_output=True)
+    other = ALGOS["deepspi"].load(elsewhere / f"logs/deepspi/{run.env_name}_1/{run.env_name}.zip")
+    parameters = ALGOS["deepspi"].load(run.path / f"{run.env_name}.zip").policy.learner.parameters
+    jax.tree.map(np.testing.assert_array_equal, parameters, other.policy.learner.parameters)
+
+    folder = str(tmp_path / "runs/deepspi")
+    enjoy = ["enjoy", "--algo", "deepspi", "--env", GAME, "-f", folder, "--exp-id", "2", "-n", "200", "--no-render"]
+    plot = ["plots.plot_train", "-a", "deepspi", "-e", "gymnax-CartPole", "-f", folder]
+    for program, *arguments in (enjoy, plot):
+        command = [sys.executable, "-m", f"rl_zoo3.{program}", *arguments]
+        subprocess.run(command, cwd=elsewhere, check=True, capture_output=True)

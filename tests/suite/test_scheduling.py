@@ -1,12 +1,13 @@
 """Which runs go together, and what is shown of them. Ray itself: test_runs.py."""
 
+from collections import defaultdict
 from pathlib import Path
 
 from rich.console import Console
 
 from sbx_deepspi.suite.definition import load
 from sbx_deepspi.suite.folder import DONE, FAILED, RUNNING, Folder, Run
-from sbx_deepspi.suite.scheduling import groups
+from sbx_deepspi.suite.scheduling import Ends, again, groups
 from sbx_deepspi.suite.table import RunsTable
 from tests.suite.helpers import write
 
@@ -44,6 +45,46 @@ def test_groups(tmp_path: Path) -> None:
     assert ("ppo", INSIDE, [1, 2]) in seeds_of(groups(runs))
     assert seeds_of(groups([second, third], at_once=1)) == [("ppo", INSIDE, [1]), ("ppo", INSIDE, [2])]
     assert groups([first]) == []
+
+
+def test_what_is_tried_again(tmp_path: Path) -> None:
+    """Own errors twice; lost workers as long as something new was saved, and from the second vain try on one by one."""
+    suite = load(write(tmp_path / "tiny.yml", seeds_at_once=2, games={INSIDE: {"low": 20, "high": 120}}))
+    runs = Folder.of(tmp_path / "runs", suite).runs(["ppo"], [INSIDE], range(2))
+    (together,) = groups(runs)
+
+    ends: defaultdict[Run, Ends] = defaultdict(Ends)
+    assert again(together, "ValueError: a", True, ends) == again(together, "ValueError: b", True, ends)
+    assert again(together, "ValueError: c", True, ends) == []
+    assert [(run.read()["state"], run.read()["attempts"]) for run in runs] == [(FAILED, 3)] * 2
+    kept = (runs[0].path / "failures.txt").read_text()
+    assert [line for line in kept.splitlines() if line.startswith("ValueError")] == [
+        "ValueError: a", "ValueError: b", "ValueError: c",
+    ]  # fmt: skip
+
+    ends = defaultdict(Ends)
+    for timesteps in range(100, 600, 100):  # preempted again and again
+        for run in runs:
+            run.checkpoint(timesteps).mkdir(parents=True)
+        assert again(together, "the worker died", False, ends) == [together]
+    assert again(together, "the worker died", False, ends) == [together]
+    one_by_one = [(run,) for run in runs]
+    assert again(together, "the worker died", False, ends) == one_by_one
+    runs[1].write(state=DONE)
+    assert again((runs[0],), "the worker died", False, ends) == []
+    assert [run.read()["state"] for run in runs] == [FAILED, DONE]
+    assert again((runs[1],), "the worker died", False, ends) == []
+
+
+def test_a_file_that_cannot_be_read_now(tmp_path: Path) -> None:
+    """On a disk that machines share: the table shows what was there before."""
+    (run,) = runs_of(tmp_path, ["ppo"], [INSIDE], 1)
+    run.write(state=RUNNING, timesteps=640)
+    console = Console(width=80, record=True, force_terminal=False, file=(tmp_path / "log").open("w"))
+    with RunsTable([run], console) as table:
+        (run.path / "run.json").write_text("")
+        table.tell()
+        assert table.states[run]["timesteps"] == 640
 
 
 def test_the_table(tmp_path: Path) -> None:

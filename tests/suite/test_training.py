@@ -78,6 +78,37 @@ def test_files_go_back_to_the_checkpoint_before(run: Run) -> None:
     assert run.checkpoints() == [10]
 
 
+def test_evaluations_go_back(run: Run) -> None:
+    """Those after the checkpoint are made again."""
+    (run.path / "progress.jsonl").write_text("")
+    for timesteps in (10, 20):
+        save(run, timesteps)
+        (run.checkpoint(timesteps) / "evaluations.npz").write_text(str(timesteps))
+    (run.path / "evaluations.npz").write_text("of the future")
+    go_back(run, 20)
+    assert (run.path / "evaluations.npz").read_text() == "20"
+    assert run.checkpoints() == [20]  # the monitors' files no longer fit the older one
+    (run.checkpoint(20) / "evaluations.npz").unlink()
+    go_back(run, 20)
+    assert not (run.path / "evaluations.npz").exists()
+
+
+def test_a_file_that_is_shorter_than_it_was(run: Run) -> None:
+    """Where a machine has lost its power, nothing is filled up with zeros."""
+    (run.path / "progress.jsonl").write_text("1\n2\n")
+    save(run, 10)
+    (run.path / "progress.jsonl").write_text("1\n")
+    go_back(run, 10)
+    assert (run.path / "progress.jsonl").read_text() == "1\n"
+
+
+def test_a_checkpoint_is_forgotten_where_that_was_interrupted(run: Run) -> None:
+    run.checkpoint(10).mkdir(parents=True)
+    (run.path / "checkpoints/gone_10/half").mkdir(parents=True)
+    run.forget_checkpoints()
+    assert not list((run.path / "checkpoints").iterdir())
+
+
 def test_a_run_begins_anew(run: Run) -> None:
     """Killed before the first checkpoint."""
     (run.path / "0.monitor.csv").write_text("a")

@@ -1,15 +1,15 @@
 """From a suite's folder to numbers: a score for each run, curves on common steps, and what is compared with what."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sbx_deepspi.suite.definition import Algorithm, Game
+from sbx_deepspi.suite.definition import Algorithm, Game, SuiteError
 from sbx_deepspi.suite.folder import DONE, WAITING, Folder, Run
 
 N_BINS = 50
@@ -17,6 +17,8 @@ N_BINS = 50
 LAST = 10
 """A final score is of the last 1/10 of a run's steps."""
 VERDICT, RETURN = "spi/verdict", "return"
+DAMAGED = "damaged"
+"""State of a run with a file that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Result:
     :param rows: of its progress: numbers, NaN where there is none, and verdicts
     :param score: mean over the last tenth of its steps if it is done; NaN: there is none, or it is not
     :param steps_per_second: of its program, with all runs that learned in it; NaN: unknown
+    :param made_by: the git commit, and the version of each package
     :param error: last line of what made it fail; empty: nothing did
     """
 
@@ -43,6 +46,7 @@ class Result:
     rows: pd.DataFrame
     score: float
     steps_per_second: float
+    made_by: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
     @property
@@ -64,7 +68,6 @@ def read(folder: Folder) -> list[Result]:
     """
     :param folder: of a suite
     :return: what there is of each run that was asked for
-    :raises SuiteError: a file in it is damaged
     """
     return [result_of(run) for run in folder.asked()]
 
@@ -73,9 +76,11 @@ def result_of(run: Run) -> Result:
     """
     :param run: of a suite
     :return: what there is of it
-    :raises SuiteError: one of its files is damaged
     """
-    known, rows = run.read(), numeric(run.progress())
+    try:
+        known, rows = run.read(), numeric(run.progress())
+    except SuiteError as error:
+        known, rows = {"state": DAMAGED, "error": str(error)}, numeric(pd.DataFrame())
     state = known.get("state", WAITING)
     error_lines = (known.get("error") or "").strip().splitlines()
     return Result(
@@ -87,6 +92,7 @@ def result_of(run: Run) -> Result:
         rows=rows,
         score=last_mean(rows, run.folder.suite.score) if state == DONE else np.nan,
         steps_per_second=float(known.get("steps_per_second") or np.nan) * known.get("together", 1),
+        made_by=known.get("versions", {}) | ({"commit": known["commit"]} if known.get("commit") else {}),
         error=error_lines[-1].strip() if error_lines else "",
     )
 

@@ -137,10 +137,37 @@ def findings(subject: Subject) -> list[str]:
     found = [f"{n_done:,} of {words.count(len(subject.results), 'run')} that were asked for are done."]
     if subject.matrices:
         found.append(what_is_compared(subject))
+    if different := made_differently(subject):
+        found.append(different)
     return found + [
         words.compared(x, y, (subject.aggregates[x][0], subject.aggregates[y][0]), improvement)
         for (x, y), improvement in subject.improvements.items()
     ]
+
+
+def made_differently(subject: Subject) -> str:
+    """
+    :param subject: what the report is about
+    :return: which commits and packages made the runs that are done, where these are several; else nothing
+    """
+    done = [run.made_by for run in subject.results if run.state == DONE]
+    several = []
+    for what in sorted({what for made_by in done for what in made_by}):
+        counts = Counter(made_by[what] for made_by in done if what in made_by)
+        if len(counts) > 1:
+            of_each = ", ".join(f"{shortened(version)} ({n:,})" for version, n in counts.most_common())
+            several.append(f"{what} {of_each}")
+    if not several:
+        return ""
+    return f"Not all runs were made by the same code, in brackets how many were by which: {'; '.join(several)}."
+
+
+def shortened(version: str) -> str:
+    """
+    :param version: of a package, or a git commit, with "+" where files were changed since
+    :return: the same, for people
+    """
+    return re.sub(r"^([0-9a-f]{7})[0-9a-f]{33}", r"\1", version)
 
 
 def of_what(suite: Suite) -> str:
@@ -170,7 +197,7 @@ def what_is_compared(subject: Subject) -> str:
         text += f" Left out of these numbers, not of those of single games: {'; '.join(left)}."
     if fewest == 1:
         text += " One run of a game does not say how much is chance: where there is no more, there is no interval."
-    elif fewest < FEW_SEEDS:
+    elif fewest <= FEW_SEEDS:
         text += (
             f" So few runs make bootstrap intervals too narrow: with {fewest}, those of a mean by about "
             f"{statistics.too_narrow(fewest):.0%}."
@@ -217,7 +244,7 @@ def missing(subject: Subject) -> Section:
     groups: dict[tuple[str, ...], list[Result]] = {}
     for run in subject.results:
         if not run.is_scored:
-            why = run.error if run.state == FAILED else NOT_SCORED if run.state == DONE else ""
+            why = run.error if run.state in (FAILED, scores.DAMAGED) else NOT_SCORED if run.state == DONE else ""
             groups.setdefault((run.algorithm.name, run.game.name, run.state, why), []).append(run)
     for (algorithm, game, state, why), runs in groups.items():
         most = max(run.timesteps for run in runs)
@@ -276,7 +303,7 @@ def aggregates(subject: Subject) -> Section:
             "runs of a game": np.array([n_seeds]), "games": np.array([len(subject.compared.games)]),
             "runs left out in these games": np.array([surplus(subject)[algorithm]]),
         }  # fmt: skip
-        if 1 < n_seeds < FEW_SEEDS:
+        if 1 < n_seeds <= FEW_SEEDS:
             numbers[algorithm]["share by which intervals are too narrow"] = np.array([statistics.too_narrow(n_seeds)])
         for i, metric in enumerate(metrics):
             numbers[algorithm] |= of_estimate(metric, estimates[i])
@@ -583,7 +610,7 @@ def certificates(subject: Subject) -> Section:
     """
     name, title = "certificates", "Certificates"
     rows: list[tuple[str, ...]] = [("algorithm", "game", "runs", "updates", "certified", "median ζ at the end",
-                                    "most frequent reason")]  # fmt: skip
+                                    "reasons")]  # fmt: skip
     numbers: Numbers = {}
     n_updates = n_certified = 0
     for algorithm in subject.algorithms:
@@ -605,7 +632,7 @@ def certificates(subject: Subject) -> Section:
                 why for run in runs if scores.VERDICT in run.rows
                 for verdict in run.rows[scores.VERDICT].dropna() for why in words.reasons(str(verdict))
             )  # fmt: skip
-            often = " ".join(f"{why} ({n} times)" for why, n in counts.most_common(1))
+            often = "; ".join(f"{why} ({n:,} times)" for why, n in counts.most_common())
             n_updates += len(certified)
             n_certified += int(certified.sum())
             rows.append((algorithm, game, str(len(runs)), f"{len(certified):,}", f"{certified.mean():.1%}",
