@@ -91,11 +91,13 @@ class DeepSPI(PPO):
     :param n_steps: steps of each environment per update; ``None``: about 1,024 transitions an update,
         spread over the environments there are
     :param batch_size: minibatch size; ``None``: the policy's. The last minibatch of an epoch is smaller if it does not
-        divide the rollout. Those of images are runs of up to eight successive steps, whose encodings are shared
+        divide the rollout. With a world model, those of images of at least 36 x 36 pixels are runs of up to eight
+        successive steps, whose encodings are shared
     :param n_epochs: passes over the rollout per update; ``None``: the policy's
     :param gamma: discount factor
     :param gae_lambda: bias-variance trade-off of the generalised advantages
-    :param clip_range: ε, or a function of the remaining progress; ``None``: the policy's. C is 1 + ε
+    :param clip_range: ε, or a function of the remaining progress; ``None``: the policy's. The neighbourhood is
+        [1 - ε, 1 + ε]
     :param clip_range_vf: largest change of a value in one update, or a function of the remaining progress;
         ``None``: no limit. It depends on the scale of the rewards.
     :param normalize_advantage: normalise advantages per minibatch

@@ -27,11 +27,12 @@ REACTIONS = ("stop", "restore")
 
 class SPICertificateCallback(BaseCallback):
     """
-    Write each update's certificate to a CSV file, and hold training to the conditions asked for.
+    Write certificates to a CSV file, and hold training to the conditions asked for. Every ``certificate_freq``-th update
+    has a certificate, and with ``require`` every update.
 
     In a list of callbacks it stands before those that save the model: they should find the parameters that it leaves.
 
-    :param path: of the CSV file, one row per update; rows are added to a file that exists. ``None``: no file
+    :param path: of the CSV file, one row per certificate; rows are added to a file that exists. ``None``: no file
     :param require: conditions, or one, that every update must meet: of
         :data:`~sbx_deepspi.guarantee.conditions.CONDITIONS`, and ``"neighbourhood"``, every importance ratio within
         [1 - ε, 1 + ε] (for Box, of the sampled actions)
@@ -65,7 +66,7 @@ class SPICertificateCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, DeepSPI):
-            raise ValueError(f"SPICertificateCallback needs DeepSPI or DeepMDP, but got {type(self.model).__name__}.")
+            raise ValueError(f"SPICertificateCallback needs DeepSPI, DeepMDP or DreamSPI, but got {type(self.model).__name__}.")
         policy, gamma = self.model.policy, self.model.gamma
         if not policy.world_model:
             raise ValueError(

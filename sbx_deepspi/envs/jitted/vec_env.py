@@ -28,8 +28,8 @@ class JaxVecEnv(BatchedVecEnv):
     """
     Copies of an environment inside jit, as one SB3 ``VecEnv``.
 
-    Each step of all copies is one compiled program, and episodes are reported as a ``Monitor`` reports them. DeepSPI
-    and DeepMDP do not even come here: they compile whole iterations, see ``fused`` of
+    Each step of all copies is one compiled program, and episodes are reported as a ``Monitor`` reports them. DeepSPI,
+    DeepMDP and DreamSPI do not step it at all: they compile whole iterations, see ``fused`` of
     :class:`~sbx_deepspi.DeepSPI`.
 
     :param env: two pure functions and two spaces, see :class:`~sbx_deepspi.collect.jax_env.JaxEnv`
