@@ -27,8 +27,8 @@ REACTIONS = ("stop", "restore")
 
 class SPICertificateCallback(BaseCallback):
     """
-    Write certificates to a CSV file, and hold training to the conditions asked for. Every ``certificate_freq``-th update
-    has a certificate, and with ``require`` every update.
+    Write certificates to a CSV file, and hold training to the conditions asked for. Every ``certificate_freq``-th
+    update has a certificate, and with ``require`` every update.
 
     In a list of callbacks it stands before those that save the model: they should find the parameters that it leaves.
 
@@ -66,7 +66,9 @@ class SPICertificateCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, DeepSPI):
-            raise ValueError(f"SPICertificateCallback needs DeepSPI, DeepMDP or DreamSPI, but got {type(self.model).__name__}.")
+            raise ValueError(
+                f"SPICertificateCallback needs DeepSPI, DeepMDP or DreamSPI, but got {type(self.model).__name__}."
+            )
         policy, gamma = self.model.policy, self.model.gamma
         if not policy.world_model:
             raise ValueError(

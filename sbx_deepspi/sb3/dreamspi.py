@@ -30,8 +30,8 @@ class DreamSPI(DeepSPI):
     :param n_dreams: dreams from each state of the rollout
     :param dyna: whether torso, actor and critic learn from the real data, too, as DeepSPI's do
     :param dream_weight: weight of the dreams' loss, or a function of the remaining progress, such as SB3's
-        ``LinearSchedule(0.0, 1.0, 1.0)``, which grows from 0 to 1. Optimisers like Adam do not see a constant factor: it counts where it
-        changes, at 0, and beside the gradients of ``dyna``
+        ``LinearSchedule(0.0, 1.0, 1.0)``, which grows from 0 to 1. Optimisers like Adam do not see a constant
+        factor: it counts where it changes, at 0, and beside the gradients of ``dyna``
     :param model_learning_rate: learning rate of encoder and world model, or a function of the remaining progress;
         ``None``: 2e-4, linearly to 0, for ``"CnnPolicy"``, else 3e-4, whatever ``learning_rate`` is
     :param termination_model: whether the world model learns where episodes end; if not, dreams never end
