@@ -110,7 +110,7 @@ def test_bad_input_of_the_callback() -> None:
         SPICertificateCallback(require=["K_Q"])
     with pytest.raises(ValueError, match="on_violation must be one of 'stop', 'restore', but got 'retry'"):
         SPICertificateCallback(on_violation="retry")
-    with pytest.raises(ValueError, match="needs DeepSPI or DeepMDP, but got PPO"):
+    with pytest.raises(ValueError, match="needs DeepSPI, DeepMDP or DreamSPI, but got PPO"):
         PPO("MlpPolicy", "CartPole-v1").learn(8, callback=SPICertificateCallback("certificates.csv"))
     with pytest.raises(ValueError, match="nothing to do: give it a path, or conditions to require"):
         SPICertificateCallback()
