@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -46,8 +46,8 @@ class Result:
     rows: pd.DataFrame
     score: float
     steps_per_second: float
-    made_by: Mapping[str, str] = field(default_factory=dict)
-    error: str = ""
+    made_by: Mapping[str, str]
+    error: str
 
     @property
     def is_scored(self) -> bool:
