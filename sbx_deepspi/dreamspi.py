@@ -22,8 +22,11 @@ from sbx_deepspi.rollout import Observations, Rollout, Transitions, to_transitio
 
 POLICY_PARTS = ("torso", "actor", "critic")
 MODEL_PARTS = ("encoder", "transition_model", "reward_model", "termination_model")
-GROUPS = dict.fromkeys(POLICY_PARTS, "policy") | dict.fromkeys(MODEL_PARTS, "model")
-"""Part of the parameters → the group that has an optimiser, a learning rate and a limit of the norm of its own."""
+GROUPS = {"model": MODEL_PARTS, "policy": POLICY_PARTS, "dreams": POLICY_PARTS}
+"""
+The groups that have an optimiser, a learning rate and a limit of the norm each: "policy" steps on real data, with dyna,
+"dreams" on what is dreamt. They share no momentum, or dreams of weight 0 would go on where the real data led.
+"""
 
 
 class PolicyMetrics(struct.PyTreeNode):
@@ -107,7 +110,7 @@ def model_step(
     """
     h = hyperparameters
     gradients, metrics = deepspi.gradient(model_loss, networks, learner.parameters, norms, minibatch, key, h)
-    return optimizer.step(learner, gradients, h.step_sizes, only="model"), metrics
+    return optimizer.of("model").step(learner, gradients, h.step_sizes), metrics
 
 
 def dream(
@@ -145,16 +148,15 @@ def policy_loss(
     networks: Networks, parameters: Parameters, transitions: Transitions, hyperparameters: Hyperparameters
 ) -> tuple[jax.Array, PolicyMetrics]:
     """
-    w (-E[min(ρ Â, clip(ρ, 1-ε, 1+ε) Â)] - c_e H(π) + c_v ½ (V - return)²) on what counts of a dream: PPO's loss.
+    -E[min(ρ Â, clip(ρ, 1-ε, 1+ε) Â)] - c_e H(π) + c_v ½ (V - return)² on what counts of a dream: PPO's loss.
 
     :param networks: see :class:`~sbx_deepspi.agent.Networks`
     :param parameters: what the loss is differentiated by
     :param transitions: B transitions of latents, their advantages already normalised
-    :param hyperparameters: ε, the coefficients, and the dream's weight w
+    :param hyperparameters: ε and the coefficients
     :return: the loss, and what to tell the user
     """
     h, counts = hyperparameters, transitions.counts
-    assert h.dream is not None
     policy = agent.policy_terms(networks, parameters, transitions.observations, transitions.actions)
     log_ratios = policy.log_probs - transitions.log_probs
     ratios = losses.importance_ratio(policy.log_probs, transitions.log_probs)
@@ -163,7 +165,7 @@ def policy_loss(
     entropy_loss = -losses.mean(policy.entropies, counts)
     value_losses = losses.value_loss(policy.values, transitions.returns, transitions.values, h.clip_range_vf)
     value_loss = losses.mean(value_losses, counts)
-    total = h.dream.weight * (surrogate_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss)
+    total = surrogate_loss + h.ent_coef * entropy_loss + h.vf_coef * value_loss
     return total, PolicyMetrics(
         loss=total,
         policy_gradient_loss=surrogate_loss,
@@ -197,7 +199,7 @@ def policy_step(
         minibatch = minibatch.replace(advantages=losses.normalize(minibatch.advantages, minibatch.counts))
     of_own = jax.grad(policy_loss, argnums=1, has_aux=True)(networks, learner.parameters, minibatch, h)
     gradients, metrics = devices.mean(of_own)
-    learner = optimizer.step(learner, gradients, h.step_sizes, only="policy")
+    learner = optimizer.of("dreams").step(learner, gradients, h.step_sizes)
     learner = learner.replace(parameters=agent.limit_policy(networks, learner.parameters))
     return learner, metrics.replace(gradient_norm=optax.tree.norm(gradients))
 
@@ -229,9 +231,9 @@ def update(
     assert h.dream is not None
     model_key, dream_key, policy_key = jax.random.split(key, 3)
     # with dyna, actor and critic learn from the real data, too, as DeepSPI's do
-    step = deepspi.step if h.dream.dyna else model_step
+    step, of_step = (deepspi.step, optimizer.of("model", "policy")) if h.dream.dyna else (model_step, optimizer)
     learner, report = deepspi.update(
-        step, networks, optimizer, learner, rollout, last_observations, reward_scale, model_key, h
+        step, networks, of_step, learner, rollout, last_observations, reward_scale, model_key, h
     )
 
     dreamt = dream(networks, learner.parameters, rollout, reward_scale, devices.own(dream_key), h)

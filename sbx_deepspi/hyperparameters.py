@@ -8,12 +8,9 @@ from sbx_deepspi.optimizer import StepSizes
 
 class DreamHyperparameters(struct.PyTreeNode):
     """
-    What DreamSPI's policy step depends on; :class:`~sbx_deepspi.DreamSPI` documents each by its name.
-
-    :param weight: of the dream's loss
+    What dreams are like; :class:`~sbx_deepspi.DreamSPI` documents each by its name.
     """
 
-    weight: float
     horizon: int = struct.field(pytree_node=False)
     n_dreams: int = struct.field(pytree_node=False)
     dyna: bool = struct.field(pytree_node=False)

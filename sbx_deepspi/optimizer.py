@@ -1,7 +1,7 @@
-"""The optimiser: one for all parameters, or one for each named part of them."""
+"""The optimiser: one for all parameters, or one for each group of their named parts."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ class StepSize(struct.PyTreeNode):
 
 
 StepSizes = StepSize | dict[str, StepSize]
-"""One for all parameters, or one for each group of parts, by its name."""
+"""One for all parameters, or one for each group, by its name."""
 
 
 class Learner(struct.PyTreeNode):
@@ -51,29 +51,38 @@ class Optimizer:
 
     :param make: an optax optimiser that takes ``learning_rate``, such as ``optax.adam``
     :param arguments: its further arguments, as (name, type, value): 1, 1.0 and True are equal, but not to an optimiser
-    :param groups: the group of each part, as (part, group), where groups have an optimiser and a norm of their own;
-        empty: one for all parts
+    :param groups: parts that have an optimiser and a norm of their own, as (group, parts). A part may be in several,
+        for steps of several kinds, each of which remembers its own gradients. Empty: one for all parts
+    :param stepping: the groups that step, while what is in no other stands still; empty: all
     """
 
     make: Callable[..., optax.GradientTransformation]
     arguments: tuple[tuple[str, type, Any], ...] = ()
-    groups: tuple[tuple[str, str], ...] = ()
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    stepping: tuple[str, ...] = ()
 
     @classmethod
     def create(
         cls,
         make: Callable[..., optax.GradientTransformation],
         arguments: Mapping[str, Any],
-        groups: Mapping[str, str] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
     ) -> "Optimizer":
         """
         :param make: an optax optimiser that takes ``learning_rate``
         :param arguments: its further arguments, by name
-        :param groups: part of the parameters → its group; ``None``: one optimiser for all
+        :param groups: group → its parts of the parameters; ``None``: one optimiser for all
         :return: the optimiser
         """
         typed = tuple((name, type(value), value) for name, value in arguments.items())
-        return cls(make, typed, tuple((groups or {}).items()))
+        return cls(make, typed, tuple((group, tuple(parts)) for group, parts in (groups or {}).items()))
+
+    def of(self, *stepping: str) -> "Optimizer":
+        """
+        :param stepping: groups
+        :return: this optimiser, with which these step, while all others stand still
+        """
+        return replace(self, stepping=stepping)
 
     def init(self, parameters: Parameters, step_sizes: StepSizes) -> Any:
         """
@@ -82,57 +91,46 @@ class Optimizer:
         :return: the optimiser's first state
         """
         # dtypes as a checkpoint has them: Python's numbers would be weakly typed, which is another type to the compiler
-        return jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), self._transformation(step_sizes).init(parameters)
-        )
+        if isinstance(step_sizes, StepSize):
+            state: Any = self._of(step_sizes).init(parameters)
+        else:
+            state = {group: self._of(step_sizes[group]).init(_only(parts, parameters)) for group, parts in self.groups}
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), state)
 
-    def step(self, learner: Learner, gradients: Parameters, step_sizes: StepSizes, only: str | None = None) -> Learner:
+    def step(self, learner: Learner, gradients: Parameters, step_sizes: StepSizes) -> Learner:
         """
         :param learner: parameters and optimiser
         :param gradients: of a loss, like the parameters
         :param step_sizes: as :meth:`init` takes them
-        :param only: the group that steps, while the others stand still; ``None``: all
         :return: both after one step
         """
-        before = self._with(step_sizes, learner.optimizer_state)
-        updates, state = self._transformation(step_sizes).update(gradients, before, learner.parameters)
-        parameters = optax.apply_updates(learner.parameters, updates)
-        if only is not None:
-            groups = dict(self.groups)
-            parameters = {
-                part: parameters[part] if groups[part] == only else old for part, old in learner.parameters.items()
-            }
-            state = before._replace(inner_states=before.inner_states | {only: state.inner_states[only]})
-        return Learner(parameters, state)
+        if isinstance(step_sizes, StepSize):
+            return self._step_of(learner, gradients, step_sizes)
+        parameters, states = learner.parameters, learner.optimizer_state
+        for group, parts in self.groups:
+            if not self.stepping or group in self.stepping:
+                of_group = Learner(_only(parts, parameters), states[group])
+                of_group = self._step_of(of_group, _only(parts, gradients), step_sizes[group])
+                parameters, states = parameters | of_group.parameters, states | {group: of_group.optimizer_state}
+        return Learner(parameters, states)
 
-    def _transformation(self, step_sizes: StepSizes) -> optax.GradientTransformation:
-        if not self.groups:
-            assert isinstance(step_sizes, StepSize)
-            return self._one(step_sizes)
-        assert isinstance(step_sizes, dict)
-        groups = dict(self.groups)
-
-        def labels(parameters: Parameters) -> Parameters:
-            return {part: groups[part] for part in parameters}
-
-        return optax.partition(
-            {group: self._one(step_sizes[group]) for group in dict.fromkeys(groups.values())}, labels
+    def _step_of(self, learner: Learner, gradients: Parameters, step_size: StepSize) -> Learner:
+        state = optax.tree_utils.tree_set(
+            learner.optimizer_state,
+            learning_rate=jnp.float32(step_size.learning_rate),
+            max_norm=jnp.float32(step_size.max_grad_norm),
         )
+        updates, state = self._of(step_size).update(gradients, state, learner.parameters)
+        return Learner(optax.apply_updates(learner.parameters, updates), state)
 
-    def _one(self, step_size: StepSize) -> optax.GradientTransformation:
+    def _of(self, step_size: StepSize) -> optax.GradientTransformation:
         arguments = {name: value for name, _, value in self.arguments}
         return optax.chain(
             optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=step_size.max_grad_norm),
             optax.inject_hyperparams(self.make)(learning_rate=step_size.learning_rate, **arguments),
         )
 
-    def _with(self, step_sizes: StepSizes, state: Any) -> Any:
-        """The optimiser's state with these learning rates and norms."""
-        if isinstance(step_sizes, dict):
-            inner = {group: self._with(size, state.inner_states[group]) for group, size in step_sizes.items()}
-            return state._replace(inner_states=inner)
-        return optax.tree_utils.tree_set(
-            state,
-            learning_rate=jnp.float32(step_sizes.learning_rate),
-            max_norm=jnp.float32(step_sizes.max_grad_norm),
-        )
+
+def _only(parts: Sequence[str], parameters: Parameters) -> Parameters:
+    """Those of these parts that there are."""
+    return {part: parameters[part] for part in parts if part in parameters}

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tensorflow_probability.substrates.jax as tfp
 from gymnasium import spaces
@@ -40,7 +39,7 @@ from sbx_deepspi.world_model.densities import Outputs, make_density
 from tests.helpers import CHANNELS_FIRST, TINY_RUN, VECTOR, ToyEnv, collected, params, same, updated
 
 POLICY, MODEL = dreamspi.POLICY_PARTS, dreamspi.MODEL_PARTS
-STEP_SIZES = {"policy": StepSize(1e-3, 0.5), "model": StepSize(1e-3, 0.5)}
+STEP_SIZES = {group: StepSize(1e-3, 0.5) for group in dreamspi.GROUPS}
 
 
 def tiny(
@@ -55,13 +54,13 @@ def tiny(
 
 
 def of_dream(h: Hyperparameters, **changes: Any) -> Hyperparameters:
-    dream = DreamHyperparameters(**dict(weight=1.0, horizon=3, n_dreams=1, dyna=False) | changes)
+    dream = DreamHyperparameters(**dict(horizon=3, n_dreams=1, dyna=False) | changes)
     return h.replace(dream=dream, step_sizes=STEP_SIZES, reward_loss_coef=0.5, transition_loss_coef=0.5)
 
 
 def moments(learner: Learner, group: str) -> Any:
     """Of a group's Adam."""
-    return jax.device_get(learner.optimizer_state.inner_states[group].inner_state[1].inner_state)
+    return jax.device_get(learner.optimizer_state[group][1].inner_state)
 
 
 # --- each step does what it says --------------------------------------------------------------------
@@ -83,7 +82,7 @@ def test_each_step_moves_its_own_parts_bit_for_bit() -> None:
         learned, _ = take_model_step(learned, norms, real, key)
     assert float(metrics.gradient_norm) > 0
     assert same([before.parameters[part] for part in POLICY], [learned.parameters[part] for part in POLICY])
-    assert same(moments(before, "policy"), moments(learned, "policy"))
+    assert all(same(moments(before, group), moments(learned, group)) for group in ("policy", "dreams"))
     assert not same(moments(before, "model"), moments(learned, "model"))
     for part in MODEL:
         assert not same(before.parameters[part], learned.parameters[part]), part
@@ -95,22 +94,24 @@ def test_each_step_moves_its_own_parts_bit_for_bit() -> None:
         after, metrics = take_policy_step(after, dreamt)
     assert float(metrics.gradient_norm) > 0
     assert same([learned.parameters[part] for part in MODEL], [after.parameters[part] for part in MODEL])
-    assert same(moments(learned, "model"), moments(after, "model"))
-    assert not same(moments(learned, "policy"), moments(after, "policy"))
+    assert all(same(moments(learned, group), moments(after, group)) for group in ("model", "policy"))
+    assert not same(moments(learned, "dreams"), moments(after, "dreams"))
     assert not same(learned.parameters["actor"], after.parameters["actor"])
     assert not same(learned.parameters["critic"], after.parameters["critic"])
 
 
 @pytest.mark.slow
 def test_with_dyna_the_real_data_teach_the_policy_too() -> None:
-    """Without the dreams' weight it is DeepSPI's update; with it, the dreams come on top."""
-    model = tiny(policy_kwargs=dict(optimizer_class=optax.sgd))  # which has no momentum to go on with
+    """Without the dreams' weight it is DeepSPI's update, momentum and all; with it, the dreams come on top."""
+    model = tiny()
     rollout, h = collected(model)
     networks, optimizer = model.policy.programs.networks, model.policy.programs.optimizer
     key = jax.random.split(jax.random.PRNGKey(0), 3)[0]
-    program = jax.jit(partial(deepspi.update, deepspi.step, networks, optimizer))
+    program = jax.jit(partial(deepspi.update, deepspi.step, networks, optimizer.of("model", "policy")))
     real, _ = program(model.policy.learner, rollout, model._last_obs, 1.0, key, of_dream(h))
-    (still, _), (moved, _) = (updated(model, rollout, of_dream(h, dyna=True, weight=w)) for w in (0.0, 1.0))
+    h = of_dream(h, dyna=True)
+    of_weight_0 = h.replace(step_sizes=STEP_SIZES | {"dreams": StepSize(0.0, 0.5)})
+    (still, _), (moved, _) = (updated(model, rollout, either) for either in (of_weight_0, h))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), real.parameters, still.parameters)
     before = model.policy.learner.parameters
     assert not same(before["actor"], still.parameters["actor"])
@@ -176,7 +177,7 @@ def test_the_policys_loss_is_ppos_on_what_counts() -> None:
     """Against NumPy: what comes behind an end changes neither the loss nor its gradient."""
     model = tiny()
     _, h = collected(model)
-    h = of_dream(h, weight=0.3).replace(clip_range=0.1)
+    h = of_dream(h).replace(clip_range=0.1)
     networks, parameters = model.policy.programs.networks, model.policy.learner.parameters
     random = np.random.default_rng(0)
     n, counts = 64, random.random(64) < 0.6
@@ -195,7 +196,7 @@ def test_the_policys_loss_is_ppos_on_what_counts() -> None:
     surrogate = np.minimum(ratios * advantages, np.clip(ratios, 0.9, 1.1) * advantages)[counts].mean()
     squares = 0.5 * ((np.asarray(terms.values) - returns) ** 2)[counts].mean()
     entropy = np.asarray(terms.entropies)[counts].mean()
-    assert float(loss) == pytest.approx(0.3 * (-surrogate - 0.01 * entropy + 0.5 * squares), rel=1e-4)
+    assert float(loss) == pytest.approx(-surrogate - 0.01 * entropy + 0.5 * squares, rel=1e-4)
     assert float(metrics.clip_fraction) == pytest.approx((np.abs(ratios - 1) > 0.1)[counts].mean())
     assert float(metrics.approx_kl) == pytest.approx((ratios - 1 - np.log(ratios))[counts].mean(), rel=1e-4)
 
@@ -246,7 +247,7 @@ def test_a_weight_of_0_leaves_the_policy_and_a_schedule_is_asked_where_a_rollout
 
     class Writer(KVWriter):
         def write(self, key_values: dict[str, Any], key_excluded: dict, step: int = 0) -> None:
-            seen.extend([key_values["dream/weight"]] if "dream/weight" in key_values else [])
+            seen.extend([key_values[name]] if (name := "dream/learning_rate") in key_values else [])
 
         def close(self) -> None:
             pass
@@ -257,7 +258,7 @@ def test_a_weight_of_0_leaves_the_policy_and_a_schedule_is_asked_where_a_rollout
     assert same([before[part] for part in POLICY], [params(model)[part] for part in POLICY])
     model.learn(48)
     assert not same(before["actor"], params(model)["actor"])
-    assert seen[-2:] == pytest.approx([0, 1 / 3])  # each table shows the update before it
+    assert seen[-2:] == pytest.approx([0, 1 / 3 * model.learning_rate])  # each table shows the update before it
 
 
 # --- a dream in a model with known tables -----------------------------------------------------------
@@ -345,7 +346,7 @@ def test_a_dream_has_the_exact_distribution() -> None:
         step_sizes=STEP_SIZES, gamma=GAMMA, gae_lambda=1.0, clip_range=0.1, clip_range_vf=None, ent_coef=0.0,
         vf_coef=0.5, reward_loss_coef=1.0, transition_loss_coef=1.0, target_kl=None, gradient_penalty_coef=None,
         batch_size=8, n_epochs=1, normalize_advantage=True, microbatch_size=8, segment_length=1,
-        dream=DreamHyperparameters(1.0, HORIZON, 1, False),
+        dream=DreamHyperparameters(HORIZON, 1, False),
     )  # fmt: skip
     dreamt = jax.jit(partial(dreamspi.dream, networks))(parameters, rollout, scale, jax.random.PRNGKey(1), h)
     shape = n, HORIZON
@@ -450,6 +451,9 @@ def test_a_file_that_lacks_a_schedule_loads_and_asks_for_it_where_it_is_needed(t
     model.save(tmp_path / "model")
     loaded = DreamSPI.load(tmp_path / "model", env=model.env)
     assert loaded.predict(np.zeros(3, np.float32))[0].shape == ()
+    with pytest.raises(CheckpointError, match="model_learning_rate"):
+        loaded.learn(16)
+    loaded.model_learning_rate = 1e-3
     with pytest.raises(CheckpointError, match="dream_weight"):
         loaded.learn(16)
 

@@ -12,6 +12,7 @@ from sbx_deepspi.report import make
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "confounding_grid.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,7 +141,7 @@ class DeepSPI(PPO):
         "MultiInputPolicy": MultiInputPolicy,
     }
     update: ClassVar[deepspi.Update] = staticmethod(partial(deepspi.update, deepspi.step))
-    optimizer_groups: ClassVar[dict[str, str] | None] = None
+    optimizer_groups: ClassVar[dict[str, tuple[str, ...]] | None] = None
     policy: DeepSPIPolicy  # type: ignore[assignment]
     certificate: Certificate | None = None
     certifies_each_update = False

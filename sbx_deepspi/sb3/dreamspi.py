@@ -22,16 +22,16 @@ class DreamSPI(DeepSPI):
     torso, actor and critic learn with PPO's from episodes that the model imagines ("dreams").
 
     ``learning_rate`` is that of torso, actor and critic; where it is not given, it is 2.75e-5, linearly to 0, for
-    ``"CnnPolicy"`` (the paper's for Atari), else 3e-4. The two groups have an optimiser and a limit of the gradient's
-    norm each.
+    ``"CnnPolicy"`` (the paper's for Atari), else 3e-4. Steps of the model, of the policy in dreams and, with ``dyna``,
+    of the policy on real data have an optimiser and a limit of the gradient's norm each.
 
     :param args: the first of :class:`~sbx_deepspi.DeepSPI`'s arguments
     :param imagination_horizon: H, steps of a dream, unless the model says that the episode ends before
     :param n_dreams: dreams from each state of the rollout
     :param dyna: whether torso, actor and critic learn from the real data, too, as DeepSPI's do
-    :param dream_weight: weight of the dreams' loss, or a function of the remaining progress, such as SB3's
-        ``LinearSchedule(0.0, 1.0, 1.0)``, which grows from 0 to 1. Optimisers like Adam do not see a constant
-        factor: it counts where it changes, at 0, and beside the gradients of ``dyna``
+    :param dream_weight: what dreams count: their steps have ``dream_weight`` times the ``learning_rate``, since Adam
+        does not see a factor of the loss. A number, or a function of the remaining progress, such as SB3's
+        ``LinearSchedule(0.0, 1.0, 1.0)``, which grows from 0 to 1
     :param model_learning_rate: learning rate of encoder and world model, or a function of the remaining progress;
         ``None``: 2e-4, linearly to 0, for ``"CnnPolicy"``, else 3e-4, whatever ``learning_rate`` is
     :param termination_model: whether the world model learns where episodes end; if not, dreams never end
@@ -40,7 +40,7 @@ class DreamSPI(DeepSPI):
     """
 
     update: ClassVar[deepspi.Update] = staticmethod(dreamspi.update)
-    optimizer_groups: ClassVar[dict[str, str] | None] = dreamspi.GROUPS
+    optimizer_groups: ClassVar[dict[str, tuple[str, ...]] | None] = dreamspi.GROUPS
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class DreamSPI(DeepSPI):
     @property
     def dream_weight_schedule(self) -> Callable[[float], float]:
         """
-        :return: the weight of the dreams' loss as a function of the remaining progress
+        :return: what dreams count as a function of the remaining progress
         """
         return checks.schedule("dream_weight", self.dream_weight)
 
@@ -114,10 +114,10 @@ class DreamSPI(DeepSPI):
         return {
             "policy": StepSize(self.lr_schedule(progress), self.max_grad_norm),
             "model": StepSize(self.model_lr_schedule(progress), self.max_grad_norm),
+            "dreams": StepSize(self.dream_weight_schedule(progress) * self.lr_schedule(progress), self.max_grad_norm),
         }
 
     def hyperparameters(self) -> Hyperparameters:
         self._check()  # they may have been set after construction
-        weight = self.dream_weight_schedule(self._current_progress_remaining)
-        of_dream = DreamHyperparameters(weight, self.imagination_horizon, self.n_dreams, self.dyna)
+        of_dream = DreamHyperparameters(self.imagination_horizon, self.n_dreams, self.dyna)
         return super().hyperparameters().replace(dream=of_dream)

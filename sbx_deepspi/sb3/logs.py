@@ -37,6 +37,7 @@ def record_update(
     else:
         record("train/learning_rate", h.step_sizes["policy"].learning_rate)
         record("train/model_learning_rate", h.step_sizes["model"].learning_rate)
+        record("dream/learning_rate", h.step_sizes["dreams"].learning_rate)
     record("train/entropy_loss", metrics.entropy_loss.item())
     record("train/policy_gradient_loss", metrics.policy_gradient_loss.item())
     record("train/value_loss", metrics.value_loss.item())
@@ -60,7 +61,7 @@ def record_update(
         record("world_model/reward_scale", float(rewards.scale))
     if h.gradient_penalty_coef is not None:
         record("world_model/gradient_penalty", metrics.gradient_penalty.item())
-    if report.dreams is not None and h.dream is not None:
+    if report.dreams is not None:
         of_policy = report.dreams.epochs.metrics
         record("dream/length", report.dreams.length.item())
         record("dream/reward", report.dreams.reward.item())
@@ -69,7 +70,6 @@ def record_update(
         record("dream/value_loss", of_policy.value_loss.item())
         record("dream/approx_kl", of_policy.approx_kl.item())
         record("dream/clip_fraction", of_policy.clip_fraction.item())
-        record("dream/weight", h.dream.weight)
 
 
 def penalty(report: UpdateReport, hyperparameters: Hyperparameters) -> float:

@@ -141,8 +141,8 @@ class DeepSPIPolicy(BaseJaxPolicy):
         ``"jensen_shannon"``
     :param world_model: whether to have one; the algorithm says no where both its coefficients are 0
     :param termination_model: whether the world model predicts ends; the algorithm says so
-    :param optimizer_groups: group of each part of the parameters, where groups have an optimiser of their own; the
-        algorithm says so. ``None``: one optimiser for all
+    :param optimizer_groups: parts of the parameters of each group that has an optimiser of its own; the algorithm says
+        so. ``None``: one optimiser for all
     :param unsupported: anything else is an error that names it
     :raises TypeError: an argument is not supported
     :raises ValueError: a value is not
@@ -186,7 +186,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
         categorical_cost: str = "huber",
         world_model: bool = True,
         termination_model: bool = False,
-        optimizer_groups: dict[str, str] | None = None,
+        optimizer_groups: dict[str, tuple[str, ...]] | None = None,
         **unsupported: Any,
     ):
         # what SB3 and SBX scripts may spell out, and DeepSPI does anyway, or what only counts with gSDE
@@ -495,7 +495,7 @@ class DeepSPIPolicy(BaseJaxPolicy):
         key, number = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
         make = partial(create, self.programs.networks, self.programs.optimizer)
         of_group = StepSize(number, number)  # type: ignore[arg-type]
-        groups = dict.fromkeys((self.optimizer_groups or {}).values(), of_group)
+        groups = dict.fromkeys(self.optimizer_groups or {}, of_group)
         learner = jax.eval_shape(make, key, *self._examples(), groups or of_group)
         own = {name: array for name, array in tensors.items() if name != "prediction_key"}
         learner = checkpoint.unflatten(own, learner, STATE)
