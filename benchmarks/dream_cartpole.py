@@ -1,11 +1,12 @@
 """
-DreamSPI on CartPole, with and without dyna, and DeepSPI beside it: learning curves of five seeds each.
+DreamSPI on CartPole, with dyna and without, and DeepSPI beside it: learning curves of five seeds each.
 
     python benchmarks/dream_cartpole.py
 
-Hyperparameters are RL Zoo's for gymnax/CartPole-v1 (rl_zoo_hyperparams/). Every reward is 1, so that ends are all there
-is to learn from. Writes a CSV after each algorithm, and goes on where it was; then it draws the curves and prints, for
-each seed, the best mean of 100 episodes in a row, when a mean of 400 was reached, and the mean of the last 100.
+Hyperparameters are RL Zoo's for gymnax/CartPole-v1 (rl_zoo_hyperparams/); without dyna, dreams weigh 1. Every reward
+is 1, so that ends are all there is to learn from. Writes a CSV after each algorithm, and goes on where it was; then it
+draws the curves and prints, for each seed, the best mean of 100 episodes in a row, when a mean of 400 was reached, and
+the mean of the last 100.
 """
 
 import argparse
@@ -51,8 +52,8 @@ ROOT = Path(__file__).parent.parent
 ENV = "gymnax/CartPole-v1"
 WINDOW, GOAL = 100, 400
 ALGORITHMS: dict[str, tuple[type[DeepSPI], str, dict[str, Any]]] = {
-    "DreamSPI": (DreamSPI, "dreamspi", {}),
-    "DreamSPI, dyna": (DreamSPI, "dreamspi", {"dyna": True}),
+    "DreamSPI": (DreamSPI, "dreamspi", {"dyna": False, "dream_weight": 1.0}),
+    "DreamSPI, dyna": (DreamSPI, "dreamspi", {}),
     "DeepSPI": (DeepSPI, "deepspi", {}),
 }
 
