@@ -56,6 +56,7 @@ import numpy as np
 import pandas as pd
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
@@ -84,10 +85,17 @@ ALGORITHMS: dict[str, tuple[type[DeepSPI], dict[str, Any], dict[str, Any]]] = {
         ),
         dict(lipschitz_constant=4.0, optimizer_kwargs=dict(eps=1e-8)),
     ),
+    # real data outweigh dreams, and the policy explores until the model knows the cells apart
     "DreamSPI, dyna": (
-        DreamSPI, dict(dyna=True, learning_rate=2.75e-5, model_learning_rate=2.5e-4, ent_coef=0.05), {}
+        DreamSPI,
+        dict(
+            dyna=True, dream_weight=0.1, learning_rate=LinearSchedule(1e-4, 0.0, 1.0),
+            model_learning_rate=LinearSchedule(2.5e-4, 0.0, 1.0),
+        ),
+        dict(lipschitz_constant=None),
     ),
 }  # fmt: skip
+ENTROPY = {"DreamSPI, dyna": LinearSchedule(0.052, 0.002, 1.0)}  # the coefficient over training, where it changes
 VALUES = {"right": 4.8035, "up at the top": 8.0103}
 
 
@@ -103,13 +111,20 @@ class NumberedGrid(ConfoundingGridVecEnv):
 
 
 class Watch(BaseCallback):
-    """After each update, note the exact value of the stochastic policy, and how far apart the choice cells are."""
+    """
+    After each update, note the exact value of the stochastic policy, and how far apart the choice cells are.
 
-    def __init__(self) -> None:
+    :param entropy: the entropy coefficient as a function of the remaining progress; ``None``: it stays as it is
+    """
+
+    def __init__(self, entropy: Schedule | None) -> None:
         super().__init__()
+        self.entropy = entropy
         self.rows: list[dict[str, float]] = []
 
     def _on_rollout_start(self) -> None:
+        if self.entropy is not None:
+            self.model.ent_coef = self.entropy(self.model._current_progress_remaining)
         policy = self.model.policy
         log_policy, latents = jax.device_get(look(policy.programs.networks, policy.learner.parameters, STATES))
         ratio_sup = 1.0
@@ -150,7 +165,7 @@ class Run(NamedTuple):
             GridPolicy, NumberedGrid(128, self.seed), gamma=GAMMA, policy_kwargs=policy_kwargs | of_policy,
             seed=self.seed, **coefs | changes,
         )  # fmt: skip
-        watch = Watch()
+        watch = Watch(ENTROPY.get(self.algorithm))
         model.learn(self.steps, callback=watch)
         return pd.DataFrame(watch.rows).assign(algorithm=self.algorithm, seed=self.seed)
 
