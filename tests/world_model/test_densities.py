@@ -36,6 +36,15 @@ def test_mixture_sample_by_numpy() -> None:
     np.testing.assert_allclose(sample, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_softplus_and_its_gradient_by_numpy() -> None:
+    x = np.concatenate([np.linspace(-30, 30, 2001), [-1e4, -200, 200, 1e4]]).astype(np.float32)
+    exact = np.logaddexp(0, x.astype(np.float64))
+    np.testing.assert_allclose(densities.softplus(x), exact, rtol=2e-7, atol=1.5e-7)
+    slopes = jax.vmap(jax.grad(densities.softplus))(x)
+    np.testing.assert_allclose(slopes, np.exp(x - exact), rtol=1e-5, atol=1e-37)
+    np.testing.assert_array_equal(densities.softplus(np.array([-np.inf, np.inf, np.nan])), [0, np.inf, np.nan])
+
+
 @pytest.mark.parametrize("groups", [1, n_groups(64)])
 def test_density_over_groups_of_channels(groups: int) -> None:
     """Moved back channel by channel, with the noise of its groups; the losses are those of the latents as they come."""
