@@ -85,8 +85,8 @@ ALGORITHMS: dict[str, tuple[type[DeepSPI], dict[str, Any], dict[str, Any]]] = {
         ),
         dict(lipschitz_constant=4.0, optimizer_kwargs=dict(eps=1e-8)),
     ),
-    # Real data outweigh dreams, and the policy explores until the model knows the cells apart. A low limit of the norm, as
-    # DeepSPI's policy has beside a model with larger gradients: the rare -47 would teach it too soon never to go up
+    # Real data outweigh dreams, and the policy explores until the model knows the cells apart. A low limit of the norm,
+    # as DeepSPI's policy has beside a model with larger gradients: the rare -47 would teach it too soon never to go up
     "DreamSPI, dyna": (
         DreamSPI,
         dict(
