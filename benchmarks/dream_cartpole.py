@@ -104,6 +104,7 @@ def means(curve: LearningCurve) -> pd.DataFrame:
 
 def main() -> None:
     arguments = parser().parse_args()
+    arguments.results.mkdir(parents=True, exist_ok=True)
     path = arguments.results / "dream_cartpole.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["algorithm", "seed", "step", "return"])
     for algorithm in arguments.algorithms:

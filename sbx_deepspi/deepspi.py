@@ -179,7 +179,7 @@ def gradient_step(
 
     :param loss: see :func:`loss`
     :param networks: see :class:`~sbx_deepspi.agent.Networks`
-    :param optimizer: of all parameters
+    :param optimizer: of all parameters, or of those groups that step
     :param hyperparameters: see :class:`Hyperparameters`
     :param learner: parameters and optimiser, before the step
     :param norms: what is known of the Lipschitz kernels' norms

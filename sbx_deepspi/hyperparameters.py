@@ -7,9 +7,7 @@ from sbx_deepspi.optimizer import StepSizes
 
 
 class DreamHyperparameters(struct.PyTreeNode):
-    """
-    What dreams are like; :class:`~sbx_deepspi.DreamSPI` documents each by its name.
-    """
+    """What DreamSPI's update depends on beside; :class:`~sbx_deepspi.DreamSPI` documents each by its name."""
 
     horizon: int = struct.field(pytree_node=False)
     n_dreams: int = struct.field(pytree_node=False)

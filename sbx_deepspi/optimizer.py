@@ -53,7 +53,7 @@ class Optimizer:
     :param arguments: its further arguments, as (name, type, value): 1, 1.0 and True are equal, but not to an optimiser
     :param groups: parts that have an optimiser and a norm of their own, as (group, parts). A part may be in several,
         for steps of several kinds, each of which remembers its own gradients. Empty: one for all parts
-    :param stepping: the groups that step, while what is in no other stands still; empty: all
+    :param stepping: the groups that step, while all else stands still; empty: all
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -82,6 +82,7 @@ class Optimizer:
         :param stepping: groups
         :return: this optimiser, with which these step, while all others stand still
         """
+        assert set(stepping) <= {group for group, _ in self.groups}, stepping
         return replace(self, stepping=stepping)
 
     def init(self, parameters: Parameters, step_sizes: StepSizes) -> Any:
@@ -92,8 +93,10 @@ class Optimizer:
         """
         # dtypes as a checkpoint has them: Python's numbers would be weakly typed, which is another type to the compiler
         if isinstance(step_sizes, StepSize):
+            assert not self.groups
             state: Any = self._of(step_sizes).init(parameters)
         else:
+            assert set(parameters) <= {part for _, parts in self.groups for part in parts}, "a part would never learn"
             state = {group: self._of(step_sizes[group]).init(_only(parts, parameters)) for group, parts in self.groups}
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), state)
 

@@ -70,7 +70,9 @@ def test_each_group_has_a_rate_and_a_norm_of_its_own() -> None:
 
 def test_groups_of_the_same_parts_share_no_momentum() -> None:
     """A step of either is what it would be if the other, whose last gradients pull elsewhere, had never been made."""
-    optimizer = Optimizer.create(optax.adam, {"eps": 1e-5}, {"first": ["encoder", "actor"], "second": ["actor"]})
+    optimizer = Optimizer.create(
+        optax.adam, {"eps": 1e-5}, {"first": ["encoder", "torso", "actor"], "second": ["actor"]}
+    )
     sizes = {"first": StepSize(0.1, 0.5), "second": StepSize(0.2, 3.0)}
     learner = Learner(PARAMETERS, optimizer.init(PARAMETERS, sizes))
     learner = optimizer.of("first").step(learner, gradients(0), sizes)

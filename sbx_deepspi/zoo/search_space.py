@@ -64,6 +64,7 @@ def sample_dream_hyperparams(
         "model_learning_rate": trial.suggest_float("model_learning_rate", 1e-5, 2e-3, log=True),
         "imagination_horizon": trial.suggest_categorical("imagination_horizon", [4, 8, 16]),
         "dyna": trial.suggest_categorical("dyna", [False, True]),
+        "dream_weight": trial.suggest_float("dream_weight", 0.03, 1.0, log=True),
     }
     return sample_hyperparams(trial, n_actions, n_envs, additional_args) | of_dreams
 
