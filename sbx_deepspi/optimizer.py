@@ -94,10 +94,10 @@ class Optimizer:
         # dtypes as a checkpoint has them: Python's numbers would be weakly typed, which is another type to the compiler
         if isinstance(step_sizes, StepSize):
             assert not self.groups
-            state: Any = self._chain(step_sizes).init(parameters)
+            state: Any = self._one(step_sizes).init(parameters)
         else:
             assert set(parameters) <= {part for _, parts in self.groups for part in parts}, "a part would never learn"
-            state = {group: self._chain(step_sizes[group]).init(_only(parts, parameters)) for group, parts in self.groups}
+            state = {group: self._one(step_sizes[group]).init(_only(parts, parameters)) for group, parts in self.groups}
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), state)
 
     def step(self, learner: Learner, gradients: Parameters, step_sizes: StepSizes) -> Learner:
@@ -123,10 +123,10 @@ class Optimizer:
             learning_rate=jnp.float32(step_size.learning_rate),
             max_norm=jnp.float32(step_size.max_grad_norm),
         )
-        updates, state = self._chain(step_size).update(gradients, state, learner.parameters)
+        updates, state = self._one(step_size).update(gradients, state, learner.parameters)
         return Learner(optax.apply_updates(learner.parameters, updates), state)
 
-    def _chain(self, step_size: StepSize) -> optax.GradientTransformation:
+    def _one(self, step_size: StepSize) -> optax.GradientTransformation:
         arguments = {name: value for name, _, value in self.arguments}
         return optax.chain(
             optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=step_size.max_grad_norm),
