@@ -38,6 +38,7 @@ if __name__ == "__main__":
     parser().parse_args()  # --help and mistakes are answered before the rest is imported
 
 import csv
+import itertools
 import os
 import statistics
 import subprocess
@@ -135,9 +136,9 @@ def take_turns(codes: dict[str, Path], setting: str, rounds: int) -> dict[str, d
     times: dict[str, dict[str, list[float]]] = {
         measure: {name: [] for name in workers} for measure in ("rollout and update", "update")
     }
+    orders = itertools.cycle(itertools.permutations(workers))  # nobody always comes after the same
     for turn in range(rounds + 2):  # what compiles, and the first certificate, come before the turns that count
-        names = list(workers)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody always comes after the same
+        for name in next(orders):
             _, both, update = ask(workers[name])
             if turn > 1:
                 times["rollout and update"][name].append(both)
