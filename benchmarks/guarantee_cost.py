@@ -49,20 +49,19 @@ def main() -> None:
     env = make_envpool_env(arguments.env, 128, seed=0) if is_atari else make_vec_env(arguments.env, 8, seed=0)
     # in the very first updates kernels move farther, and their norms are computed more often
     lipschitz, plain = (prepared(env, n_updates=arguments.updates, lipschitz_constant=c) for c in (1.0, None))
-    key = jax.random.PRNGKey(0)
 
     def update_of(model: DeepSPI) -> Callable[[], Any]:
         arguments = jax.device_put((model.state, model.rollout_buffer, model._last_obs))
         iteration = partial(model.policy.programs.iteration, update=type(model).update, projects=False)
         return lambda: iteration(*arguments, model.hyperparameters())
 
-    programs, before = lipschitz.policy.programs, lipschitz.policy.learner.parameters
-    after = update_of(lipschitz)()[0].learner.parameters
+    programs, before = lipschitz.policy.programs, jax.device_put(lipschitz.state)
+    after = update_of(lipschitz)()[0]
     rollout = jax.device_put(lipschitz.rollout_buffer)
     calls = {
         "update": update_of(lipschitz),  # what follows it finds the caches as in training
-        "certificate": lambda: programs.certify(before, after, rollout, 100.0, (1.0, 1.0), key, lipschitz.gamma),
-        "importance ratios": lambda: programs.importance_ratios(after, rollout),
+        "certificate": lambda: programs.certify(before, after, rollout, lipschitz.gamma),
+        "importance ratios": lambda: programs.importance_ratios(after.learner.parameters, rollout),
         "update, plain layers": update_of(plain),
     }
     times = in_turn(calls, arguments.rounds)

@@ -97,7 +97,7 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
     iteration = partial(
         programs.iteration, state, rollout, last_observations, h, update=type(model).update, projects=False
     )
-    updated = iteration()[0].learner.parameters
+    updated = iteration()[0]
     transitions = to_transitions(rollout, np.zeros(model.n_envs, np.float32), h.gamma, h.gae_lambda)
     transitions = transitions.replace(segment_length=h.segment_length)
     batches = microbatches(transitions, min(h.microbatch_size, h.batch_size))
@@ -183,7 +183,7 @@ def parts(model: DeepSPI) -> dict[str, Callable[[], Any]]:
         "  of which noise": times(h.n_epochs, lambda: noise(noise_keys)),
         "Lipschitz norms": lambda: normalize(lipschitz),
         "optimiser": times(n_minibatches, lambda: optimiser(state.learner)),
-        "certificate": lambda: programs.certify(parameters, updated, rollout, 100.0, (1.0, 1.0), key, h.gamma),
+        "certificate": lambda: programs.certify(state, updated, rollout, h.gamma),
         "the whole update": iteration,
     }
 

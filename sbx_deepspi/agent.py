@@ -413,8 +413,9 @@ def model_losses(
         outputs = apply(model.transition_model, parameters["transition_model"], latents, actions)
         return model.density.loss(outputs, model.transition_model.as_outputs(next_latents), keys[0])
 
-    # one key per transition, so that parts have their own
-    arguments = latents, actions, next_latents, jax.random.split(key, len(latents))
+    # where there are parts, one key per transition, so that each has its own
+    keys = jax.random.split(key, len(latents) if networks.latent_map else 1)
+    arguments = latents, actions, next_latents, keys
     transition = (
         in_parts(transition_losses, *arguments, n_numbers=networks.n_predicted)
         if networks.latent_map

@@ -54,7 +54,7 @@ class Programs:
     def __init__(self, networks: Networks, optimizer: Optimizer) -> None:
         self.networks, self.optimizer = networks, optimizer
         self.create = jax.jit(partial(create, networks, optimizer), compiler_options=ops.QUICKLY)
-        self.certify = OnDevices(partial(certify, networks), layouts_of_certify, compiler_options=ops.QUICKLY)
+        self.certify = OnDevices(partial(certify_update, networks), layouts_of_certify, compiler_options=ops.QUICKLY)
         self.decide = jax.jit(partial(agent.decide, networks))
         self.most_likely_actions = jax.jit(partial(agent.most_likely_actions, networks))
         self.values = jax.jit(partial(agent.values, networks))
@@ -116,12 +116,13 @@ def layouts_of_collect(parameters: Parameters, state: CopiesState, *_: Any) -> L
     return (WHOLE, state.layout, WHOLE), (PER_STEP, PER_STEP, state.layout, WHOLE)
 
 
-def layouts_of_certify(*arguments: Any) -> Layouts:
+def layouts_of_certify(before: TrainerState, after: TrainerState, *_: Any) -> Layouts:
     """
-    :param arguments: of :func:`~sbx_deepspi.guarantee.measure.certify`, of which the third is the rollout
-    :return: their layouts, and that of the certificate
+    :param before: the state before the update
+    :param after: the state after it
+    :return: layouts of :func:`certify_update`
     """
-    return tuple(PER_STEP if index == 2 else WHOLE for index in range(len(arguments))), WHOLE
+    return (before.layout, after.layout, PER_STEP, WHOLE), WHOLE
 
 
 def create(
@@ -209,9 +210,8 @@ def fused_iteration(
     :return: what :func:`iteration` returns, the certificate (``None`` without a world model, zeros where there was none
         to be), and what the host is told of the rollout
     """
-    parameters = state.learner.parameters
     rollout, episodes, copies, key = collect(
-        networks, parameters, state.environments, state.key, environments=environments
+        networks, state.learner.parameters, state.environments, state.key, environments=environments
     )
     lengths = state.episodes.including(episodes.lengths, rollout.dones)
     before = state.replace(key=key, episodes=lengths, environments=copies)
@@ -223,16 +223,7 @@ def fused_iteration(
         return after, report, kept, None, episodes
 
     def certificate() -> Certificate:
-        return certify(
-            networks,
-            parameters,
-            after.learner.parameters,
-            rollout,
-            lengths.mean_length,
-            (before.rewards.scale, after.rewards.scale),
-            certificate_key(before),
-            hyperparameters.gamma,
-        )
+        return certify_update(networks, before, after, rollout, hyperparameters.gamma)
 
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(certificate))
     return after, report, kept, jax.lax.cond(is_certified, certificate, lambda: none), episodes
@@ -270,10 +261,29 @@ def fused_iterations(
     return [jax.tree.map(lambda leaf: leaf[index], made) for index in range(len(states))]  # noqa: B023
 
 
-def certificate_key(state: TrainerState) -> jax.Array:
+def certify_update(
+    networks: Networks, before: TrainerState, after: TrainerState, rollout: Rollout, gamma: float | jax.Array
+) -> Certificate:
     """
-    :param state: before the update
-    :return: randomness of the update's certificate: of its own, so that the run is the same however often it is
-        certified
+    What is known of the step from one policy and world model to the next.
+
+    :param networks: without parameters
+    :param before: the state before the update
+    :param after: the state after it
+    :param rollout: of the policy before, T steps of N environments
+    :param gamma: discount factor
+    :return: the certificate
     """
-    return jax.random.fold_in(state.key, 2)  # an iteration splits it into those of 0 and 1
+    # randomness of its own, so that the run is the same however often it is certified: an iteration splits the key
+    # into those of 0 and 1
+    key = jax.random.fold_in(before.key, 2)
+    return certify(
+        networks,
+        before.learner.parameters,
+        after.learner.parameters,
+        rollout,
+        before.episodes.mean_length,
+        (before.rewards.scale, after.rewards.scale),
+        key,
+        gamma,
+    )

@@ -108,7 +108,7 @@ class RewardStatistics(struct.PyTreeNode):
         """
         :return: σ = max(1, root mean square of all rewards so far)
         """
-        return jnp.maximum(1.0, self.root_mean_square)
+        return self.root_mean_square.clip(1.0)  # type: ignore[return-value]  # a number of NumPy's on the host
 
 
 class TrainerState(struct.PyTreeNode):

@@ -148,14 +148,20 @@ def check_certificate() -> dict[str, Any]:
     model = model_of(DeepSPI, termination_model=True, policy_kwargs=kwargs)
     state, rollout, _, h = arguments_of(model)
     rollout = rollout.replace(terminated=rollout.truncated, truncated=np.zeros_like(rollout.truncated))
-    before, key = state.learner.parameters, jax.random.PRNGKey(1)
-    after = jax.tree.map(lambda leaf: leaf + np.float32(0.01), before)
-    arguments = before, after, rollout, np.float32(4), (np.float32(1), np.float32(1.5)), key, h.gamma
+    parameters = jax.tree.map(lambda leaf: leaf + np.float32(0.01), state.learner.parameters)
+    rewards = state.rewards.replace(root_mean_square=np.float32(1.5))
+    episodes = state.episodes
+    state = state.replace(
+        episodes=episodes.replace(lengths=np.full_like(episodes.lengths, 4), n_ended=np.ones_like(episodes.n_ended))
+    )
+    after = state.replace(learner=state.learner.replace(parameters=parameters), rewards=rewards)
+    arguments = state, after, rollout, h.gamma
     takes, _ = programs.layouts_of_certify(*arguments)
     ours = model.policy.programs.certify(*model.put(arguments, takes), mesh=model.mesh)
     networks = model.policy.programs.networks
-    grouped = in_groups(partial(programs.certify, networks), programs.layouts_of_certify(*arguments))(*arguments)
-    alone = jax.jit(partial(programs.certify, networks))(*arguments)
+    program = partial(programs.certify_update, networks)
+    grouped = in_groups(program, programs.layouts_of_certify(*arguments))(*arguments)
+    alone = jax.jit(program)(*arguments)
     exact = [
         difference(one(ours), one(alone))
         for one in (

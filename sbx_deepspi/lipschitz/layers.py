@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sbx_deepspi.ops import patches
 
@@ -43,6 +44,29 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return inputs @ kernel + bias
+
+
+class DenseParts(nn.Module):
+    """
+    A dense layer whose output comes in parts.
+
+    :param features: sizes of the parts
+    """
+
+    features: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> list[jax.Array]:
+        """
+        :param inputs: shape (..., n)
+        :return: the parts, each of shape (..., features)
+        """
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs.shape[-1], sum(self.features)))
+        bias = self.param("bias", nn.initializers.zeros, (sum(self.features),))
+        # kernels are split, not outputs: the gradient would concatenate these, which is slow on CPUs
+        ends = np.cumsum(self.features)[:-1]
+        kernels, biases = jnp.split(kernel, ends, axis=-1), jnp.split(bias, ends)
+        return [inputs @ kernel + bias for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 class DensePerAction(nn.Module):

@@ -30,7 +30,6 @@ from sbx_deepspi.guarantee.measure import Certificate
 from sbx_deepspi.hyperparameters import Hyperparameters
 from sbx_deepspi.optimizer import StepSize, StepSizes
 from sbx_deepspi.processes import Processes, is_first_process, processes, waits_for_others
-from sbx_deepspi.programs import certificate_key
 from sbx_deepspi.rollout import Rollout, automatic_n_steps
 from sbx_deepspi.saving import format as checkpoint
 from sbx_deepspi.saving import trainer
@@ -650,14 +649,7 @@ class DeepSPI(PPO):
             certificate = None
             if self.is_certified():
                 certificate = self.policy.programs.certify(
-                    before.learner.parameters,
-                    state.learner.parameters,
-                    rollout,
-                    self.episodes.mean_length,
-                    (before.rewards.scale, state.rewards.scale),
-                    certificate_key(before),
-                    hyperparameters.gamma,
-                    mesh=self.mesh,
+                    before, state, rollout, hyperparameters.gamma, mesh=self.mesh
                 )
             return Made.to_host(state, hyperparameters, report, kept, certificate)[0]
 

@@ -18,6 +18,7 @@ import numpy as np
 from sbx_deepspi.lipschitz.layers import (
     Convolution,
     Dense,
+    DenseParts,
     DensePerAction,
     GroupedConvolutionPerAction,
     by_group,
@@ -77,7 +78,7 @@ class TransitionModel(nn.Module):
         if is_map:
             parts = GroupedConvolutionPerAction(slices, features, groups, name="outputs")(hidden, taken)
         else:
-            parts = jnp.split(Dense(sum(features), name="outputs")(hidden), np.cumsum(features)[:-1], axis=-1)
+            parts = DenseParts(features, name="outputs")(hidden)
         weights = None
         if density.n_weights:
             weights = DensePerAction(slices, density.n_weights, name="logits")(hidden, taken)
