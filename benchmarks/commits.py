@@ -5,8 +5,9 @@ Time DeepSPI as it stands, DeepSPI of an earlier commit, and SBX's PPO, in turn.
     python benchmarks/commits.py HEAD --settings CartPole    # the last one
 
 Each trains in a process of its own; the processes take turns, one rollout and update at a time, so that all of them
-see the same machine. A start-up is a new process with an empty cache: from the constructor to the end of the first
-update, imports aside. With ``--name`` the times go to docs/results.
+see the same machine. New processes follow, since a program of small products is up to 5 % faster or slower from one
+process to the next. A start-up is a process with an empty cache: from the constructor to the end of the first update,
+imports aside. With ``--name`` the times go to docs/results.
 """
 
 import argparse
@@ -28,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
         "--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="NAME",
         help=f"some of {', '.join(SETTINGS)}",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=7, help="updates of each that count")
-    parser.add_argument("--starts", type=int, default=3, help="start-ups of each")
+    parser.add_argument("--rounds", type=int, default=7, help="updates of each process that count")
+    parser.add_argument("--processes", type=int, default=3, help="of each, one after the other, and start-ups of each")
     parser.add_argument("--name", help="of the file; without one, nothing is written")
     return parser
 
@@ -125,26 +126,28 @@ def end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def take_turns(codes: dict[str, Path], setting: str, rounds: int) -> dict[str, dict[str, list[float]]]:
+def take_turns(codes: dict[str, Path], setting: str, rounds: int, processes: int) -> dict[str, dict[str, list[float]]]:
     """
     :param codes: worker → folder that holds its package
     :param setting: one of ``SETTINGS``
-    :param rounds: turns of each that count
+    :param rounds: turns of each process that count
+    :param processes: of each worker, one after the other
     :return: ``"rollout and update"`` and ``"update"`` → worker → seconds
     """
-    workers = {name: start(name, code, setting) for name, code in codes.items()}
     times: dict[str, dict[str, list[float]]] = {
-        measure: {name: [] for name in workers} for measure in ("rollout and update", "update")
+        measure: {name: [] for name in codes} for measure in ("rollout and update", "update")
     }
-    orders = itertools.cycle(itertools.permutations(workers))  # nobody always comes after the same
-    for turn in range(rounds + 2):  # what compiles, and the first certificate, come before the turns that count
-        for name in next(orders):
-            _, both, update = ask(workers[name])
-            if turn > 1:
-                times["rollout and update"][name].append(both)
-                times["update"][name].append(update)
-    for worker in workers.values():
-        end(worker)
+    for _ in range(processes):
+        workers = {name: start(name, code, setting) for name, code in codes.items()}
+        orders = itertools.cycle(itertools.permutations(workers))  # nobody always comes after the same
+        for turn in range(rounds + 2):  # what compiles, and the first certificate, come before the turns that count
+            for name in next(orders):
+                _, both, update = ask(workers[name])
+                if turn > 1:
+                    times["rollout and update"][name].append(both)
+                    times["update"][name].append(update)
+        for worker in workers.values():
+            end(worker)
     return times
 
 
@@ -188,10 +191,10 @@ def main() -> None:
         subprocess.run(["git", "-C", str(before), "checkout", "--quiet", arguments.commit], check=True)
         codes = {"now": HERE, "before": before, "sbx_ppo": HERE}
         for setting in arguments.settings:
-            for measure, times in take_turns(codes, setting, arguments.rounds).items():
+            for measure, times in take_turns(codes, setting, arguments.rounds, arguments.processes).items():
                 tell(setting, measure, times)
                 rows += [[setting, measure, name, f"{s:.4f}"] for name, of_one in times.items() for s in of_one]
-        times = start_up(codes, arguments.starts)
+        times = start_up(codes, arguments.processes)
         tell("CartPole", "start-up", times)
         rows += [["CartPole", "start-up", name, f"{s:.4f}"] for name, of_one in times.items() for s in of_one]
     if arguments.name:

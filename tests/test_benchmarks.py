@@ -80,7 +80,7 @@ def test_throughput_compares_and_draws(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_commits_times_both_and_sbx_in_turn() -> None:
-    process = run("commits.py", "HEAD", "--settings", "CartPole", "--rounds", "1", "--starts", "1")
+    process = run("commits.py", "HEAD", "--settings", "CartPole", "--rounds", "1", "--processes", "1")
     assert process.returncode == 0, process.stderr
     for worker in ("now", "before", "sbx_ppo"):
         assert len(re.findall(rf"^ +{worker} +\d+\.\d+ s +\d+\.\d\d ", process.stdout, re.M)) == 3, process.stdout
