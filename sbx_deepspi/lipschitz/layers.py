@@ -1,5 +1,7 @@
 """Layers that are 1-Lipschitz once their kernels are divided by a bound of their operator norm, and GroupSort."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,10 +65,7 @@ class DenseParts(nn.Module):
         """
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs.shape[-1], sum(self.features)))
         bias = self.param("bias", nn.initializers.zeros, (sum(self.features),))
-        # kernels are split, not outputs: the gradient would concatenate these, which is slow on CPUs
-        ends = np.cumsum(self.features)[:-1]
-        kernels, biases = jnp.split(kernel, ends, axis=-1), jnp.split(bias, ends)
-        return [inputs @ kernel + bias for kernel, bias in zip(kernels, biases, strict=True)]
+        return [inputs @ kernel + bias for kernel, bias in split(kernel, bias, self.features)]
 
 
 class DensePerAction(nn.Module):
@@ -157,10 +156,22 @@ class GroupedConvolutionPerAction(nn.Module):
             outputs = windows @ kernel[actions] + bias[actions][:, :, None]
             return outputs.reshape(batch, groups, height, width, -1)
 
-        # kernels are split, not outputs: the gradient would concatenate these, which is slow on CPUs
-        ends = [sum(self.features[: i + 1]) // groups for i in range(len(self.features) - 1)]
-        kernels = jnp.split(kernel.reshape(self.n_actions, groups, 4 * group_in, group_out), ends, axis=-1)
-        return [part(*both) for both in zip(kernels, jnp.split(bias, ends, axis=-1), strict=True)]
+        kernel = kernel.reshape(self.n_actions, groups, 4 * group_in, group_out)
+        return [part(*both) for both in split(kernel, bias, [size // groups for size in self.features])]
+
+
+def split(kernel: jax.Array, bias: jax.Array, sizes: Sequence[int]) -> list[tuple[jax.Array, jax.Array]]:
+    """
+    A layer whose output comes in parts, as one layer for each. Kernels are split, not outputs: the gradient would
+    concatenate these, which is slow on CPUs.
+
+    :param kernel: shape (..., n, features)
+    :param bias: shape (..., features)
+    :param sizes: of the parts, together the features
+    :return: kernel and bias of each part
+    """
+    ends = np.cumsum(sizes)[:-1]
+    return list(zip(jnp.split(kernel, ends, axis=-1), jnp.split(bias, ends, axis=-1), strict=True))
 
 
 def by_group(maps: jax.Array, n_groups: int) -> jax.Array:
