@@ -161,12 +161,13 @@ def certify(
     :param gamma: γ
     :return: scalars, in the rewards' own units
     """
+    key = devices.own(key)
+
+    def measure_one(parameters: Parameters, reward_scale: jax.Array) -> tuple[Parameters, Measurement]:
+        return updated, measure(networks, parameters, reward_scale, rollout, average_episode_length, key, gamma)
+
     # one after the other through one program, not two copies of it
-    both, key = jax.tree.map(lambda *leaves: jnp.stack(leaves), behaviour, updated), devices.own(key)
-    measurements = jax.lax.map(
-        lambda model: measure(networks, model[0], model[1], rollout, average_episode_length, key, gamma),
-        (both, jnp.stack(reward_scales)),
-    )
+    _, measurements = jax.lax.scan(measure_one, behaviour, jnp.stack(reward_scales))
     before, after = (jax.tree.map(lambda leaf: leaf[i], measurements) for i in (0, 1))  # noqa: B023
     model, behaviour_model = after.model, before.model
 

@@ -81,16 +81,18 @@ def _gram_iteration(
     ``square`` takes and returns the parts; products must be as exact as float32 is.
     """
     scale = _frobenius(*gram)
-    power = gram = tuple(part / scale[..., None, None] for part in gram)
-    log_power_scale = jnp.zeros_like(scale)
-    for i in range(n_squarings):
-        # keeps float32 in range, for two squarings
-        if i > 0 and i % 2 == 0:
-            power_scale = _frobenius(*power)
-            power = tuple(part / power_scale[..., None, None] for part in power)
-            log_power_scale += jnp.log(power_scale)
+    gram = tuple(part / scale[..., None, None] for part in gram)
+
+    def square_once(
+        _: jax.Array, state: tuple[tuple[jax.Array, ...], jax.Array]
+    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        power, log_scale = state
         power = square(*power)
-        log_power_scale *= 2
+        power_scale = _frobenius(*power)  # keeps float32 in range
+        return tuple(part / power_scale[..., None, None] for part in power), 2 * log_scale + jnp.log(power_scale)
+
+    # a loop: written out, it would be most of what an update compiles
+    power, log_power_scale = jax.lax.fori_loop(0, n_squarings, square_once, (gram, jnp.zeros_like(scale)))
     log_trace = log_power_scale + jnp.log(_inner(power, gram) + TINY)
     return jnp.sqrt(scale) * jnp.exp(log_trace / (2 * (2**n_squarings + 1))), power
 
