@@ -9,9 +9,9 @@ Steps a second on environments inside jit, beside rejax's PPO, and beside the sa
 All take turns, a process for each, in every round; figures are medians of the rounds, ratios are taken within a round.
 Rounds are added to those that the CSV has.
 What is compiled is not kept from process to process; compiling is timed apart. 4 epochs, minibatches of 512, two hidden
-layers of 64 with ReLU. Ours share the first one; rejax's actor and critic share nothing, so that theirs have up to
-twice the multiplications ("macs" in the CSV: those of one forward pass of policy and values). "ppo_wide" has 128 units
-in the first layer, as many as rejax's two have together.
+layers of 64 with ReLU. Ours share the first one; rejax's actor and critic share nothing. "ppo_wide" has 128 units in
+the first layer, as many as rejax's two have together. "at_most" in the CSV: steps a second if the update's products of
+matrices, at the rate of large ones measured in the same round, were all there is to do.
 """
 
 import argparse
@@ -43,6 +43,7 @@ if __name__ == "__main__":
 import csv
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -62,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "deepspi": {},
     "deepspi_deterministic": dict(policy_kwargs=dict(transition_density="deterministic")),
 }
+N_EPOCHS = 4
 SECONDS = 5.0  # of a measurement, about
 
 
@@ -79,7 +81,7 @@ def measure_ours(variant: str, env_id: str, n_envs: int, n_steps: int, seconds: 
 
     from sbx_deepspi import DeepSPI, make_jax_env
 
-    settings: dict[str, Any] = dict(n_steps=n_steps, batch_size=512, n_epochs=4, ent_coef=0.01, seed=0)
+    settings: dict[str, Any] = dict(n_steps=n_steps, batch_size=512, n_epochs=N_EPOCHS, ent_coef=0.01, seed=0)
     settings |= {name: value for name, value in VARIANTS[variant].items() if name != "policy_kwargs"}
     networks = dict(net_arch=[64], activation_fn=jax.nn.relu) | VARIANTS[variant].get("policy_kwargs", {})
     env = make_vec_env("CartPole-v1", n_envs, seed=0) if env_id == "host" else make_jax_env(env_id, n_envs, seed=0)
@@ -108,8 +110,8 @@ def measure_rejax(python: str, game: str, n_envs: int, n_steps: int, steps: int)
     :return: seconds to compile, and steps a second
     """
     settings = dict(
-        env=game, n_envs=n_envs, n_steps=n_steps, batch_size=512, n_epochs=4, learning_rate=3e-4, steps=steps, seed=0,
-        n_points=1, activation="relu", evaluates=False,
+        env=game, n_envs=n_envs, n_steps=n_steps, batch_size=512, n_epochs=N_EPOCHS, learning_rate=3e-4, steps=steps,
+        seed=0, n_points=1, activation="relu", evaluates=False,
     )  # fmt: skip
     command = [python, str(Path(__file__).with_name("rejax_ppo.py")), json.dumps(settings)]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
@@ -127,16 +129,43 @@ def in_a_process(*arguments: str) -> dict[str, float]:
     return json.loads(output.splitlines()[-1])
 
 
-def macs(variant: str, game: str) -> int:
+def measure_product(size: int = 2048, times: int = 20) -> dict[str, float]:
+    """
+    :param size: rows and columns
+    :param times: how often to multiply
+    :return: multiplications and additions a second of a product of two large matrices
+    """
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return {"flop_per_s": 2 * size**3 / statistics.median(seconds)}
+
+
+def flop_of_a_step(variant: str, game: str) -> int:
     """
     :param variant: of :data:`VARIANTS`, or ``"rejax"``
     :param game: gymnax's id
-    :return: multiplications of one forward pass of policy and values
+    :return: multiplications and additions of the products of matrices that an update does for one step: forward, for
+        the kernels' gradients and, but in the first layer, for the inputs'; the encoding of the next observation, which
+        is mostly another step's, is not counted
     """
     observed, actions = GAMES[game]
     width = 128 if variant == "ppo_wide" else 64
-    first, second, last = observed * width, 2 * width * 64, 64 * actions + 64
-    return (2 * first if variant == "rejax" else first) + second + last
+    first = observed * width * (2 if variant == "rejax" else 1)
+    others = 2 * width * 64 + 64 * actions + 64
+    if variant.startswith("deepspi"):
+        n_outputs, n_weights = (1, 0) if variant == "deepspi_deterministic" else (2 * 5, 5)
+        transition = 64 * 128 + 128 * (64 * n_outputs + n_weights)
+        others += transition + 64 * 64 + 64 * 64 + 64
+    return N_EPOCHS * 2 * (2 * first + 3 * others)
 
 
 def compare(rejax: str | None, rounds: int, path: Path) -> None:
@@ -148,6 +177,7 @@ def compare(rejax: str | None, rounds: int, path: Path) -> None:
     rows: list[dict[str, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
     done = max((row["round"] for row in rows), default=-1) + 1
     for round_ in range(done, done + rounds):
+        flop_per_s = in_a_process("product")["flop_per_s"]
         for game in GAMES:
             for setting, (n_envs, n_steps) in SETTINGS.items():
                 measured = {}
@@ -159,8 +189,8 @@ def compare(rejax: str | None, rounds: int, path: Path) -> None:
                 for name, result in measured.items():
                     base = measured["rejax"]["steps_per_s"] if rejax is not None else float("nan")
                     rows.append(
-                        dict(round=round_, game=game, setting=setting, name=name, macs=macs(name, game), **result)
-                        | {"to_rejax": result["steps_per_s"] / base}
+                        dict(round=round_, game=game, setting=setting, name=name, **result)
+                        | {"to_rejax": result["steps_per_s"] / base, "at_most": flop_per_s / flop_of_a_step(name, game)}
                     )
                     print({key: round(v, 2) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
         for name in ("deepspi", "ppo"):
@@ -169,7 +199,7 @@ def compare(rejax: str | None, rounds: int, path: Path) -> None:
             print(rows[-1], flush=True)
         pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
     table = pd.DataFrame(rows).groupby(["game", "setting", "name"], sort=False)
-    print(table[["steps_per_s", "to_rejax", "compile_s"]].median().round(2).to_string())
+    print(table[["steps_per_s", "at_most", "to_rejax", "compile_s"]].median().round(2).to_string())
 
 
 def sweep(path: Path) -> None:
@@ -207,6 +237,9 @@ def sweep(path: Path) -> None:
 
 def main() -> None:
     arguments = parser().parse_args()
+    if arguments.measure == ["product"]:
+        print(json.dumps(measure_product()))
+        return
     if arguments.measure:
         variant, env_id, n_envs, n_steps, *seconds = arguments.measure
         seconds = float(seconds[0]) if seconds else SECONDS

@@ -1,5 +1,6 @@
 """The commands behind the figures of docs/results, with very few steps."""
 
+import math
 import re
 import subprocess
 import sys
@@ -19,10 +20,10 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, LearningCurve, agent, deepspi, losses
+from sbx_deepspi import ConfoundingGridVecEnv, DeepSPI, LearningCurve, agent, deepspi, losses, make_jax_env
 from sbx_deepspi.envs.confounding_grid import make_frames
 from sbx_deepspi.lipschitz import normalizer
-from sbx_deepspi.rollout import to_transitions
+from sbx_deepspi.rollout import Transitions, to_transitions
 from tests.helpers import CHANNELS_FIRST, ToyEnv, collected, updated
 from tests.jax_envs import needs_gymnax
 
@@ -333,6 +334,46 @@ def test_points_of_a_learning_curve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_gymnax
+@pytest.mark.parametrize("variant", ["ppo_wide", "deepspi"])
+def test_products_of_an_update_are_counted(monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    """Against those in the gradient of the loss itself."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import jax_envs
+
+    settings = jax_envs.VARIANTS[variant].copy()
+    networks = dict(net_arch=[64], activation_fn=jax.nn.relu) | settings.pop("policy_kwargs", {})
+    model = DeepSPI("MlpPolicy", make_jax_env("gymnax/CartPole-v1", 2), policy_kwargs=networks, **settings)
+    learner, h, rows = model.policy.learner, model.hyperparameters(), 8
+    zeros = jnp.zeros(rows)
+    transitions = Transitions(
+        observations=jnp.zeros((rows, 4)), next_observations=jnp.zeros((rows, 4)), actions=jnp.zeros(rows, jnp.int32),
+        rewards=zeros, terminated=zeros > 0, truncated=zeros > 0, values=zeros, log_probs=zeros, advantages=zeros,
+        returns=zeros,
+    )  # fmt: skip
+    loss = partial(deepspi.loss, model.policy.programs.networks)
+    slope = jax.make_jaxpr(jax.grad(lambda parameters: loss(parameters, transitions, jax.random.PRNGKey(0), h)[0]))
+    of_all = multiplications(slope(learner.parameters).jaxpr)
+    counted = jax_envs.flop_of_a_step(variant, "CartPole-v1") / (2 * jax_envs.N_EPOCHS) * rows
+    # what is not counted: the next observation's encoding and the action's embedding
+    assert counted <= of_all <= 1.02 * counted
+
+
+def multiplications(jaxpr: Any) -> int:
+    """Of numbers, in all products of matrices of a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+        for parameter in equation.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                total += multiplications(inner)
+    return total
+
+
+@needs_gymnax
 @pytest.mark.slow
 def test_speeds_of_environments_inside_jit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -341,8 +382,7 @@ def test_speeds_of_environments_inside_jit(monkeypatch: pytest.MonkeyPatch) -> N
     for arguments in (("ppo", "gymnax/CartPole-v1", "8", "64", "0.1"), ("deepspi", "host", "8", "64", "0.1")):
         measured = jax_envs.in_a_process(*arguments)
         assert measured["steps_per_s"] > 10 and measured["compile_s"] > 0
-    # two layers, apart and with the first shared
-    assert jax_envs.macs("rejax", "CartPole-v1") - jax_envs.macs("ppo", "CartPole-v1") == 4 * 64
+    assert jax_envs.in_a_process("product")["flop_per_s"] > 1e9
 
 
 @pytest.mark.slow
