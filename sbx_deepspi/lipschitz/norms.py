@@ -91,7 +91,7 @@ def _gram_iteration(
         power_scale = _frobenius(*power)  # keeps float32 in range
         return tuple(part / power_scale[..., None, None] for part in power), 2 * log_scale + jnp.log(power_scale)
 
-    # a loop: written out, it would be most of what an update compiles
+    # a loop, since it is compiled for each kernel: written out, it would take several times as long
     power, log_power_scale = jax.lax.fori_loop(0, n_squarings, square_once, (gram, jnp.zeros_like(scale)))
     log_trace = log_power_scale + jnp.log(_inner(power, gram) + TINY)
     return jnp.sqrt(scale) * jnp.exp(log_trace / (2 * (2**n_squarings + 1))), power
